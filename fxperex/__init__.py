@@ -1,0 +1,12 @@
+"""Differentially private training at the price of ordinary training.
+
+model, loss, batch --capture--> Capture --analyse--> Analysis --plan--> Plan --rewrite--> step graph
+--compile--> PerExampleModule --step--> .grad
+"""
+
+from fxperex.errors import FxperexError
+from fxperex.runtime import PerExampleModule, StepResult
+from fxperex.transform import transform
+
+__all__ = ["FxperexError", "PerExampleModule", "StepResult", "transform"]
+__version__ = "0.1.0"

@@ -1,0 +1,177 @@
+"""loss as people write it -> loss [B].
+
+Before: the program ends in a scalar, a mean or sum over the batch. After: it ends in one loss per
+example, the loss that the user's own code gives for a batch of that example alone. A reduction over
+`[B * T]` positions becomes the example's own; a normaliser that couples examples (class weights,
+`ignore_index`) becomes the example's own, and a warning says so.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxperex.analysis.rules.layers import CLASSIFY, REDUCTION, loss_name
+from fxperex.analysis.state import Reduced
+from fxperex.capture import Capture, Program, source_line
+from fxperex.errors import CaptureError, CoverageError, ShapeError, SemanticsWarning
+from fxperex.registry import BatchAxis
+
+aten = torch.ops.aten
+
+
+def per_example_loss(capture: Capture, axes: dict[str, Any], program: Program) -> fx.GraphModule:
+    """Returns a copy of `program` whose last output is the loss `[B]`; the others are new buffer values."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in program.nodes:
+        if node.op != "output":
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    output = program.nodes[-1]
+    outputs = list(output.args[0])  # type: ignore[arg-type]
+    losses = outputs[len(capture.mutated):]
+    if len(losses) != 1 or not isinstance(losses[0], fx.Node):
+        raise CaptureError(f"forward and loss must return one tensor, the loss; found {len(losses)} outputs")
+    rewriter = _Rewriter(capture, axes, program, graph, copies)
+    loss = rewriter.final(losses[0])
+    graph.output((*[copies.get(v, v) for v in outputs[: len(capture.mutated)]], loss))
+    graph.eliminate_dead_code()
+    return fx.GraphModule(program.graph, graph)
+
+
+class _Rewriter:
+    def __init__(self, capture: Capture, axes: dict[str, Any], program: Program, graph: fx.Graph,
+                 copies: dict[fx.Node, fx.Node]) -> None:
+        self.axes, self.rows, self.graph, self.copies = axes, program.rows, graph, copies
+        self.twins = dict(zip((n.name for n in capture.main.nodes), capture.twin.nodes, strict=True))
+        self.mains = {n.name: n for n in capture.main.nodes}
+        self.made: dict[str, fx.Node] = {}
+
+    def final(self, node: fx.Node) -> fx.Node:
+        state, value = self.axes[node.name], node.meta["val"]
+        if not value.dtype.is_floating_point:
+            raise ShapeError(f"the loss has dtype {value.dtype}; it must be a real floating point number")
+        if isinstance(state, Reduced):
+            return self.rebuild(node)
+        if not isinstance(state, BatchAxis):
+            raise CaptureError(f"the loss at {source_line(node)} does not depend on the batch")
+        if tuple(value.shape) != (self.rows,):
+            raise ShapeError(f"the loss at {source_line(node)} has shape {list(value.shape)}, examples in dimension "
+                             f"{state.dim}; reduce it to one number per example, shape [B], or to a mean or sum")
+        return self.copies[node]
+
+    def rebuild(self, node: fx.Node) -> fx.Node:
+        if node.name not in self.made:
+            self.made[node.name] = self._rebuild(node)
+        return self.made[node.name]
+
+    def _rebuild(self, node: fx.Node) -> fx.Node:
+        name = loss_name(node.target)
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        if name in REDUCTION:
+            return self._loss(node, name)
+        if name in {"sum", "mean"} and not isinstance(self.axes[source.name], Reduced):
+            return self._own(self.copies[source], self.axes[source.name], source.meta["val"], name)
+        if name in {"clone", "alias", "view", "squeeze", "sum", "mean", "reshape"}:
+            return self.rebuild(source)
+        if any(isinstance(a, fx.Node) and not isinstance(self.axes[a.name], Reduced) for a in node.args):
+            self._no_parameters(node)
+        args = tuple(self._tail(node, i, a) for i, a in enumerate(node.args))
+        return self.graph.call_function(node.target, args, dict(node.kwargs))  # type: ignore[arg-type]
+
+    def _no_parameters(self, node: fx.Node) -> None:
+        seen, todo = set(), [a for a in node.all_input_nodes if not isinstance(self.axes[a.name], Reduced)]
+        while todo:
+            at = todo.pop()
+            if at.op == "placeholder" and at.name.startswith("p_"):
+                raise CoverageError(f"the loss at {source_line(node)} adds a penalty on parameters, which does not "
+                                    "depend on data and must not be clipped with it: use the optimizer's weight_decay")
+            if at not in seen:
+                seen.add(at)
+                todo.extend(at.all_input_nodes)
+
+    def _tail(self, node: fx.Node, index: int, arg: Any) -> Any:
+        if isinstance(arg, fx.Node):
+            return self.rebuild(arg) if isinstance(self.axes[arg.name], Reduced) else self.copies[arg]
+        main, twin = self.mains[node.name].args[index], self.twins[node.name].args[index]
+        if main == twin or not isinstance(main, int | float):
+            return arg
+        # A sum divided by the number of examples: for one example the number is its share.
+        share = twin - main  # type: ignore[operator]
+        if loss_name(node.target) not in {"div", "mul"} or not math.isclose(
+                main, share * len_of(self.mains[node.name], self.axes, main, share)):
+            raise CaptureError(f"the loss at {source_line(node)} computes with the batch size in a way that has no "
+                               "meaning for one example; return one loss per example instead")
+        return share
+
+    def _own(self, value: fx.Node, axis: BatchAxis, fake: torch.Tensor, kind: str) -> fx.Node:
+        """One number per example: its own mean or sum over everything but the batch."""
+        shape, d = list(fake.shape), axis.dim
+        split = [*shape[:d], axis.outer, self.rows, axis.inner, *shape[d + 1:]]
+        order = [d + 1, *(i for i in range(len(split)) if i != d + 1)]
+        call = self.graph.call_function
+        flat = call(aten.reshape.default, (value, split))
+        flat = call(aten.reshape.default, (call(aten.permute.default, (flat, order)), [self.rows, -1]))
+        return call(aten.sum.dim_IntList if kind == "sum" else aten.mean.dim, (flat, [1]))
+
+    def _loss(self, node: fx.Node, name: str) -> fx.Node:
+        at = REDUCTION[name]
+        schema = node.target._schema.arguments  # type: ignore[union-attr]
+        given = {s.name: a for s, a in zip(schema, node.args, strict=False)} | dict(node.kwargs)
+        kind = "mean" if given.get("reduction", 1) == 1 else "sum"
+        score, target = given[schema[0].name], given[schema[1].name]
+        named = {k: self.copies[v] if isinstance(v, fx.Node) else v for k, v in given.items()}
+        named["reduction"] = 0
+        args = [named.pop(s.name, s.default_value) for s in schema[: at + 1]]
+        value = self.graph.call_function(node.target, tuple(args), named)  # type: ignore[arg-type]
+        axis, shape = self._place(score, target)
+        if name in CLASSIFY and not target.meta["val"].dtype.is_floating_point:
+            axis, shape = self.axes[target.name], target.meta["val"]
+            if kind == "mean":
+                return self._normalised(node, given, value, axis, shape)
+        elif name in CLASSIFY:
+            # Class probabilities: the loss drops dimension 1 of the scores, behind the batch.
+            fake = score.meta["val"]
+            shape = fake.new_empty([s for i, s in enumerate(fake.shape) if i != min(1, fake.dim() - 1)])
+        return self._own(value, axis, shape, kind)
+
+    def _place(self, score: fx.Node, target: fx.Node) -> tuple[BatchAxis, torch.Tensor]:
+        axis = self.axes[score.name] or self.axes[target.name]
+        if score.meta["val"].shape != target.meta["val"].shape and score.meta["val"].dim() == target.meta["val"].dim():
+            shape = torch.broadcast_shapes(score.meta["val"].shape, target.meta["val"].shape)
+            return axis, score.meta["val"].new_empty(shape)
+        return axis, score.meta["val"]
+
+    def _normalised(self, node: fx.Node, given: dict[str, Any], value: fx.Node, axis: BatchAxis,
+                    fake: torch.Tensor) -> fx.Node:
+        weight, ignore = given.get("weight"), given.get("ignore_index", -100)
+        if weight is not None or ignore != -100:
+            what = "class weights" if weight is not None else f"ignore_index={ignore}"
+            warnings.warn(SemanticsWarning(
+                f"the mean of the loss at {source_line(node)} divides by a total over the batch ({what}), which couples "
+                "examples. Each example is divided by its own total instead, as in a batch of one."), stacklevel=5)
+        call = self.graph.call_function
+        target = self.copies[given["target"]]
+        kept = call(aten.ne.Scalar, (target, ignore))
+        if weight is None:
+            mass = call(aten.to.dtype, (kept, value_dtype(given)))
+        else:
+            ids = call(aten.where.ScalarOther, (kept, target, 0))
+            mass = call(aten.mul.Tensor, (call(aten.index.Tensor, (self.copies[weight], [ids])), kept))
+        total = self._own(mass, axis, fake, "sum")
+        total = call(aten.where.ScalarOther, (call(aten.ne.Scalar, (total, 0)), total, 1))
+        return call(aten.div.Tensor, (self._own(value, axis, fake, "sum"), total))
+
+
+def value_dtype(given: dict[str, Any]) -> torch.dtype:
+    return given["self"].meta["val"].dtype
+
+
+def len_of(node: fx.Node, axes: dict[str, Any], main: Any, share: Any) -> float:
+    """Number of examples if `main` is a multiple of it: `main / share` with `share = twin - main`."""
+    return round(main / share) if share else 0

@@ -1,0 +1,221 @@
+"""Views and copies that move dimensions: the axis is re-factored, never split."""
+
+from __future__ import annotations
+
+import math
+
+from fxperex.analysis.rules.pointwise import agree, created
+from fxperex.analysis.rules.table import rule
+from fxperex.analysis.state import Context, Mixes, Reduced, State, dim
+from fxperex.registry import BatchAxis
+
+
+@rule("aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.unflatten", "aten._reshape_copy",
+      "aten.view_copy", "aten.ravel")
+def view(context: Context) -> State:
+    if isinstance(context.state(0), Reduced):
+        if context.out != ():
+            raise Mixes("a loss that was summed over the batch is reshaped")
+        return context.state(0)
+    axis = context.axis(0)
+    if axis is None:
+        return created(context)
+    return refactor(axis, context.shape(context.arg(0)), context.out, context.rows)
+
+
+def refactor(axis: BatchAxis, before: tuple[int, ...], after: tuple[int, ...], rows: int) -> BatchAxis:
+    """Returns where the B-major axis lies after a reshape; refuses one that cuts through it."""
+    inner = axis.inner * math.prod(before[axis.dim + 1:])
+    right = 1
+    for d in reversed(range(len(after))):
+        size = after[d]
+        if right * size >= inner * rows:
+            if inner % right == 0 and right * size % (inner * rows) == 0:
+                return BatchAxis(d, right * size // (inner * rows), inner // right, axis.fresh, axis.rows)
+            break
+        right *= size
+    raise Mixes(f"reshaping {list(before)} to {list(after)} cuts through the {rows} examples of dimension {axis.dim} "
+                "and deals their rows out anew")
+
+
+@rule("aten.permute", "aten.permute_copy")
+def permute(context: Context) -> State:
+    axis = context.axis(0)
+    order = [dim(d, len(context.out)) for d in context.arg(1)]
+    return axis and axis.moved(order.index(axis.dim))
+
+
+@rule("aten.transpose", "aten.swapaxes", "aten.t", "aten.numpy_T", "aten.adjoint", "aten.mT")
+def transpose(context: Context) -> State:
+    axis, rank = context.axis(0), len(context.out)
+    if axis is None or rank < 2:
+        return axis
+    one, two = dim(context.arg(1, default=-2), rank), dim(context.arg(2, default=-1), rank)
+    return axis.moved({one: two, two: one}.get(axis.dim, axis.dim))
+
+
+@rule("aten.movedim")
+def movedim(context: Context) -> State:
+    axis, rank = context.axis(0), len(context.out)
+    if axis is None:
+        return None
+    def listed(v: int | list[int]) -> list[int]:
+        return [dim(d, rank) for d in ([v] if isinstance(v, int) else v)]
+    source, target = listed(context.arg(1)), listed(context.arg(2))
+    order = [d for d in range(rank) if d not in source]
+    for place, d in sorted(zip(target, source, strict=True)):
+        order.insert(place, d)
+    return axis.moved(order.index(axis.dim))
+
+
+@rule("aten.unsqueeze")
+def unsqueeze(context: Context) -> State:
+    axis, at = context.axis(0), dim(context.arg(1), len(context.out))
+    return axis and axis.moved(axis.dim + (at <= axis.dim))
+
+
+@rule("aten.squeeze")
+def squeeze(context: Context) -> State:
+    state = context.state(0)
+    if not isinstance(state, BatchAxis):
+        return state
+    return refactor(state, context.shape(context.arg(0)), context.out, context.rows)
+
+
+@rule("aten.expand", "aten.broadcast_to", "aten.expand_as")
+def expand(context: Context) -> State:
+    axis = context.axis(0)
+    if axis is None:
+        return created(context)
+    moved = axis.moved(axis.dim + len(context.out) - len(context.shape(context.arg(0))))
+    if any(d != moved.dim for d in context.scaling):
+        raise Mixes("it repeats the batch along a second, batch-sized dimension: a table of pairs of examples")
+    return moved
+
+
+@rule("aten.repeat")
+def repeat(context: Context) -> State:
+    axis = context.axis(0)
+    if axis is None:
+        return created(context)
+    moved = axis.dim + len(context.out) - len(context.shape(context.arg(0)))
+    times = context.arg(1)[moved]
+    if any(d != moved for d in context.scaling):
+        raise Mixes("it repeats the batch along a second, batch-sized dimension: a table of pairs of examples")
+    return BatchAxis(moved, axis.outer * times, axis.inner, axis.fresh)
+
+
+@rule("aten.repeat_interleave")
+def repeat_interleave(context: Context) -> State:
+    axis, times, at = context.axis(0), context.arg(1), context.arg(2, "dim")
+    if axis is None:
+        return created(context)
+    if not isinstance(times, int) or at is None:
+        raise Mixes("repeats that depend on data, or on the flattened batch, have no fixed place for an example")
+    inside = dim(at, len(context.out)) == axis.dim
+    return BatchAxis(axis.dim, axis.outer, axis.inner * (times if inside else 1), axis.fresh)
+
+
+@rule("aten.slice", "aten.narrow")
+def slice_(context: Context) -> State:
+    axis = context.axis(0)
+    if axis is None:
+        return created(context)
+    at = dim(context.arg(1, default=0), len(context.out))
+    if at == axis.dim and context.out != context.shape(context.arg(0)):
+        raise Mixes("it keeps some examples of the batch and drops others")
+    return axis
+
+
+@rule("aten.select")
+def select(context: Context) -> State:
+    axis, rank = context.axis(0), len(context.shape(context.arg(0)))
+    if axis is None:
+        return created(context)
+    at = dim(context.arg(1), rank)
+    if at == axis.dim:
+        raise Mixes(f"it picks entry {context.arg(2)} of the batch dimension: one example for all")
+    return axis.moved(axis.dim - (at < axis.dim))
+
+
+@rule("aten.split", "aten.chunk", "aten.split_with_sizes", "aten.tensor_split")
+def split(context: Context) -> State:
+    axis, value = context.axis(0), context.node.meta["val"]
+    at = dim(context.arg(2, "dim", 0), len(value[0].shape))
+    if axis is not None and at == axis.dim and len(value) > 1:
+        raise Mixes("it splits the batch into groups of examples")
+    return tuple(axis for _ in value)
+
+
+@rule("aten.unbind")
+def unbind(context: Context) -> State:
+    axis, value = context.axis(0), context.node.meta["val"]
+    at = dim(context.arg(1, "dim", 0), len(value[0].shape) + 1)
+    if axis is not None and at == axis.dim:
+        raise Mixes("it takes the batch apart, example by example")
+    return tuple(axis and axis.moved(axis.dim - (at < axis.dim)) for _ in value)
+
+
+@rule("aten.slice_scatter", "aten.select_scatter")
+def scatter_view(context: Context) -> State:
+    base, source = context.axis(0), context.axis(1)
+    rank = len(context.out)
+    is_select = "select" in str(context.node.target)
+    at = dim(context.arg(2, "dim", 0), rank)
+    if source is not None and is_select:
+        source = source.moved(source.dim + (at <= source.dim))
+    found = base if source is None else source if base is None else agree(base, source)
+    whole = not is_select and context.shape(context.arg(1)) == context.out
+    if found is not None and at == found.dim and not whole:
+        raise Mixes("it writes into some examples of the batch and not into others")
+    return found
+
+
+@rule("aten.cat", "aten.concat")
+def cat(context: Context) -> State:
+    from fxperex.analysis.rules.pointwise import meet
+
+    tensors, rank = list(context.arg(0)), len(context.out)
+    axis = meet(context, [t for t in tensors if len(context.shape(t)) == rank], rank)
+    if axis is not None and dim(context.arg(1, "dim", 0), rank) == axis.dim and len(tensors) > 1:
+        raise Mixes("it joins tensors along the batch dimension")
+    return axis
+
+
+@rule("aten.stack")
+def stack(context: Context) -> State:
+    from fxperex.analysis.rules.pointwise import meet
+
+    tensors, rank = list(context.arg(0)), len(context.out)
+    at = dim(context.arg(1, "dim", 0), rank)
+    axis = meet(context, tensors, rank - 1)
+    return axis and axis.moved(axis.dim + (at <= axis.dim))
+
+
+@rule("aten.flip", "aten.roll")
+def flip(context: Context) -> State:
+    axis, rank = context.axis(0), len(context.out)
+    dims = context.arg(1) if "flip" in str(context.node.target) else context.arg(2, "dims", [])
+    if axis is not None and (not dims or axis.dim in [dim(d, rank) for d in dims]):
+        raise Mixes("it moves rows along the batch dimension, so an example gets another's place")
+    return axis
+
+
+@rule("aten.pad", "aten.constant_pad_nd", "aten.reflection_pad1d", "aten.reflection_pad2d", "aten.reflection_pad3d",
+      "aten.replication_pad1d", "aten.replication_pad2d", "aten.replication_pad3d")
+def pad(context: Context) -> State:
+    axis, widths = context.axis(0), context.arg(1)
+    rank = len(context.out)
+    if axis is not None and axis.dim >= rank - len(widths) // 2:
+        at = 2 * (rank - 1 - axis.dim)
+        if widths[at] or widths[at + 1]:
+            raise Mixes("it pads the batch dimension")
+    return axis
+
+
+@rule("aten.unfold")
+def unfold(context: Context) -> State:
+    axis = context.axis(0)
+    if axis is not None and dim(context.arg(1), len(context.out) - 1) == axis.dim:
+        raise Mixes("it slides a window over the batch dimension")
+    return axis

@@ -1,0 +1,276 @@
+"""model + loss + batch -> Capture: the functional ATen graph, at two batch sizes.
+
+`torch.export` with a symbolic batch dimension is tried first. Code that specialises the batch size
+(`x.view(len(x), -1)`) is exported at two concrete sizes instead, and both must give the same program.
+Either way the capture holds two copies of one graph, at `rows` and at `rows + 1` examples: a size that
+differs between them is the batch's, which is how later stages tell a batch-sized number from a constant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fxperex.errors import CaptureError
+
+Forward = Callable[..., Tensor]
+
+
+@dataclass
+class Program:
+    """One functional graph at a fixed number of examples; `meta["val"]` holds fake values."""
+
+    graph: fx.GraphModule
+    rows: int
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        return list(self.graph.graph.nodes)
+
+
+@dataclass
+class Capture:
+    """What `capture` returns: the program at `rows` examples and its twin at `rows + 1`.
+
+    `inputs`: placeholder name -> ("parameter" | "buffer" | "constant", name) or ("batch", index).
+    `mutated`: buffer names whose new values are the first outputs of the graph.
+    """
+
+    main: Program
+    twin: Program
+    inputs: dict[str, tuple[str, Any]]
+    constants: dict[str, Tensor]
+    mutated: list[str]
+    symbolic: bool
+    make: Callable[[int], Program] = field(repr=False)
+    fakes: FakeTensorMode = field(repr=False)
+
+    def at(self, rows: int) -> Program:
+        """Returns the same program at another number of examples; CaptureError if it becomes another."""
+        for known in (self.main, self.twin):
+            if rows == known.rows:
+                return known
+        program = self.make(rows)
+        _same(self.main, program)
+        return program
+
+
+class _Whole(nn.Module):
+    """The user's model beside its loss, as one module for export. The model itself is not changed."""
+
+    def __init__(self, model: nn.Module, forward: Forward) -> None:
+        super().__init__()
+        self.model = model
+        self.run = forward
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        return self.run(self.model, *batch)
+
+
+def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows: int) -> Capture:
+    """Returns the Capture of `forward(model, *batch)`. Raises CaptureError with the user's line."""
+    size = max(rows, 2)  # one example has no visible batch axis
+    whole = _Whole(model, forward)
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        exported = _export(whole, _resize(batch, size), symbolic=True)
+        symbolic = True
+    except Exception as error:  # export raises many unrelated classes
+        if _is_data_dependent(error):
+            raise _explain(error, "control flow that depends on data cannot be captured") from error
+        exported, symbolic = None, False
+
+    def make(count: int) -> Program:
+        source = exported
+        if source is None:
+            try:
+                source = _export(whole, _resize(batch, count), symbolic=False)
+            except Exception as error:
+                raise _explain(error, f"the model could not be captured with {count} examples; "
+                               "does it hard-code its batch size or branch on data?") from error
+        return Program(_specialise(source, model, _resize(batch, count), fakes, count), count)
+
+    main, twin = make(size), make(size + 1)
+    _same(main, twin)
+    source = exported if exported is not None else _export(whole, _resize(batch, size), symbolic=False)
+    inputs, constants = _inputs(source, batch)
+    mutated = [_strip(name) for name in source.graph_signature.buffers_to_mutate.values()]
+    return Capture(main, twin, inputs, constants, mutated, symbolic, make, fakes)
+
+
+def _resize(batch: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:
+    # Values are used for shape and dtype only; an empty batch has no row to repeat.
+    def one(x: Tensor) -> Tensor:
+        if len(x) == 0:
+            return x.new_zeros((rows, *x.shape[1:]))
+        return x[torch.arange(rows, device=x.device) % len(x)]
+
+    return tuple(one(x.detach()) for x in batch)
+
+
+def _export(whole: nn.Module, batch: tuple[Tensor, ...], *, symbolic: bool) -> Any:
+    shapes = None
+    if symbolic:
+        rows = torch.export.Dim("B", min=2)
+        shapes = (tuple({0: rows} for _ in batch),)
+    with _quiet():
+        exported = torch.export.export(whole, batch, dynamic_shapes=shapes, strict=False)
+        _detach_no_grad(exported.graph_module)
+        return exported.run_decompositions({})
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # Export logs and warns about its own internals; what matters comes back as an exception.
+    import logging
+
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _detach_no_grad(graph: fx.GraphModule) -> None:
+    """`with torch.no_grad()` region -> the same region with detached outputs.
+
+    Decomposition inlines the region and forgets that no gradient flows through it: without this the
+    captured program would have another gradient than the user's.
+    """
+    for node in list(graph.graph.nodes):
+        if "wrap_with_set_grad_enabled" not in str(node.target):
+            continue
+        body = getattr(graph, node.args[1].target)
+        if node.args[0] or any("wrap_with_set_grad_enabled" in str(n.target) for n in body.graph.nodes):
+            raise CaptureError("enable_grad inside no_grad is not supported: "
+                               f"{node.meta.get('stack_trace', '')}. Call .detach() where it is meant instead.")
+        for item in list(node.users):
+            with graph.graph.inserting_after(item):
+                cut = graph.graph.call_function(torch.ops.aten.detach.default, (item,))
+            cut.meta.update(item.meta)
+            item.replace_all_uses_with(cut, delete_user_cb=lambda user, cut=cut: user is not cut)
+    graph.recompile()
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph on fake tensors and keeps every node's value."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph, garbage_collect_values=False)
+        self.values: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.values[n] = value = super().run_node(n)
+        return value
+
+
+def _specialise(source: Any, model: nn.Module, batch: tuple[Tensor, ...],
+                fakes: FakeTensorMode, rows: int) -> fx.GraphModule:
+    """Graph with symbolic sizes -> the same graph with every size a number, fake values in `meta`."""
+    inputs, constants = _inputs(source, batch)
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    tensors.update(model.named_buffers(remove_duplicate=False))
+    args = []
+    for kind, key in inputs.values():
+        real = batch[key] if kind == "batch" else constants[key] if kind == "constant" else tensors[key]
+        args.append(fakes.from_tensor(real.detach(), static_shapes=True))
+    shapes = _Shapes(source.graph_module)
+    with fakes, torch.no_grad(), _quiet():
+        shapes.run(*args)
+    return _copy_with_numbers(source.graph_module, shapes.values)
+
+
+def _copy_with_numbers(source: fx.GraphModule, values: dict[fx.Node, Any]) -> fx.GraphModule:
+    graph = fx.Graph()
+    made: dict[fx.Node, Any] = {}
+    for node in source.graph.nodes:
+        value = values[node]
+        if node.op == "call_function" and isinstance(value, int | float | torch.SymInt):
+            made[node] = int(value) if isinstance(value, torch.SymInt) else value
+        elif node.op == "call_function" and "_assert" in str(node.target):
+            continue
+        else:
+            made[node] = graph.create_node(node.op, node.target, fx.map_arg(node.args, made.__getitem__),
+                                           fx.map_arg(node.kwargs, made.__getitem__), node.name)
+            made[node].meta = {**node.meta, "val": value}
+    graph.eliminate_dead_code()
+    return fx.GraphModule(source, graph)
+
+
+def _same(one: Program, two: Program) -> None:
+    pairs = zip(one.nodes, two.nodes, strict=False)
+    differs = next(((a, b) for a, b in pairs if a.op != b.op or a.target != b.target and a.op != "placeholder"), None)
+    if differs or len(one.nodes) != len(two.nodes):
+        at = source_line(differs[0]) if differs else "the end of the program"
+        raise CaptureError(f"the model runs another program with {one.rows} examples than with {two.rows}: they "
+                           f"part at {at}. A private step needs one program for every batch size.")
+
+
+def _inputs(source: Any, batch: tuple[Tensor, ...]) -> tuple[dict[str, tuple[str, Any]], dict[str, Tensor]]:
+    from torch.export.graph_signature import InputKind
+
+    names = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.CONSTANT_TENSOR: "constant"}
+    inputs: dict[str, tuple[str, Any]] = {}
+    constants: dict[str, Tensor] = {}
+    for index, item in enumerate(s for s in source.graph_signature.input_specs if s.kind == InputKind.USER_INPUT):
+        inputs[item.arg.name] = ("batch", index)
+    for item in source.graph_signature.input_specs:
+        if item.kind in names:
+            kind = names[item.kind]
+            inputs[item.arg.name] = (kind, item.target if kind == "constant" else _strip(item.target))
+            if kind == "constant":
+                constants[item.target] = source.constants[item.target]
+        elif item.kind != InputKind.USER_INPUT:
+            raise CaptureError(f"the model needs an input of kind {item.kind}, which is not supported: {item.arg}")
+    order = [node.name for node in source.graph_module.graph.nodes if node.op == "placeholder"]
+    return {name: inputs[name] for name in order}, constants
+
+
+def _strip(name: str) -> str:
+    return name.removeprefix("model.")
+
+
+def source_line(node: fx.Node) -> str:
+    """Returns 'file:line "code"' of the innermost frame outside torch that made `node`."""
+    lines = (node.meta.get("stack_trace") or "").strip().splitlines()
+    frames = [(lines[i].strip(), lines[i + 1].strip() if i + 1 < len(lines) else "")
+              for i in range(len(lines)) if lines[i].lstrip().startswith("File ")]
+    own = [f for f in frames if "/torch/" not in f[0] and "/fxperex/" not in f[0]] or frames
+    if not own:
+        return f"node {node.name}"
+    place, code = own[-1]
+    parts = place.split(", ")
+    return f'{parts[0].removeprefix("File ").strip(chr(34))}:{parts[1].removeprefix("line ")} "{code}"'
+
+
+def module_path(node: fx.Node) -> str:
+    """Returns the qualified name of the user's module that made `node`, '' for the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values() if path]
+    return _strip(paths[-1]) if paths and paths[-1] != "model" else ""
+
+
+def _is_data_dependent(error: Exception) -> bool:
+    names = {"GuardOnDataDependentSymNode", "DataDependentOutputException", "PendingUnbackedSymbolNotFound"}
+    return type(error).__name__ in names or "data-dependent" in str(error)
+
+
+def _explain(error: Exception, what: str) -> CaptureError:
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "/torch/" not in f.filename and "/fxperex/" not in f.filename]
+    at = f' at {own[-1].filename}:{own[-1].lineno} "{own[-1].line}"' if own else ""
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return CaptureError(f"{what}{at}: {first}")

@@ -1,0 +1,51 @@
+"""The one family of errors.
+
+Every message says what was asked, what was found (node, parameter, the user's source line, shapes)
+and what to do. Whatever raises leaves the model, its `.grad` and the privacy spent as they were.
+"""
+
+from __future__ import annotations
+
+
+class FxperexError(Exception):
+    """Base class: `except FxperexError` catches every refusal of this library and nothing else."""
+
+
+class ConfigError(FxperexError, ValueError):
+    """An argument has no meaning here: a clip of zero, an unknown strategy, a glob that matches nothing."""
+
+
+class ShapeError(FxperexError, ValueError):
+    """A batch or a loss has another shape, dtype or device than it must have."""
+
+
+class CaptureError(FxperexError):
+    """The model could not be turned into one graph: control flow on data, a hard-coded batch size."""
+
+
+class BatchMixingError(FxperexError):
+    """An operation lets one example see another, or no proof exists that it does not."""
+
+
+class MutationError(FxperexError):
+    """The forward pass writes into a buffer, a parameter or its input, depending on the batch."""
+
+
+class CoverageError(FxperexError):
+    """A trainable parameter has no per-example gradient here: no site, complex or integer, random."""
+
+
+class StateError(FxperexError, RuntimeError):
+    """The model is no longer the one that was transformed: parameter replaced, moved, mode changed."""
+
+
+class PrivacyError(FxperexError):
+    """A step, a sampler or an account was used in a way the privacy claim does not cover."""
+
+
+class BackendWarning(UserWarning):
+    """The compiled backend was not available or lost; the step runs eagerly, and this says why."""
+
+
+class SemanticsWarning(UserWarning):
+    """A loss whose normaliser couples examples was given each example's own normaliser."""

@@ -1,0 +1,37 @@
+"""Biases of linear maps and convolutions: `grad_b = sum_t g_bt`, formed exactly."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from fxperex.layers.shapes import packet, unbroadcast
+from fxperex.registry import BatchAxis, Uses, layer_kind
+
+# op -> (place of the bias, channel dimension of the output)
+PLACES = {"linear": (2, -1), "addmm": (0, -1), "conv1d": (2, 1), "conv2d": (2, 1), "conv3d": (2, 1),
+          "conv_transpose1d": (2, 1), "conv_transpose2d": (2, 1), "conv_transpose3d": (2, 1)}
+
+
+@layer_kind("bias")
+class Bias:
+    ops = tuple(f"aten.{op}" for op in PLACES)
+
+    def claims(self, node: fx.Node, arg: int) -> bool:
+        place = PLACES.get(packet(node))
+        if place is None or arg != place[0] or not isinstance(node.args[arg], fx.Node):
+            return False
+        return node.args[arg].meta["val"].dim() == 1 and not dict(node.kwargs)  # type: ignore[union-attr]
+
+    def dims(self, node: fx.Node, arg: int, rows: int, axis: BatchAxis) -> None:
+        return None
+
+    def per_example(self, uses: Uses) -> Tensor:
+        g, site = uses.grad, uses.site
+        behind = 0 if PLACES[packet(uses.node)][1] == -1 else g.dim() - 2
+        return unbroadcast(g, uses.out_axis, (*site.shape, *(1,) * behind), site.rows).reshape(site.rows, *site.shape)
+
+    def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
+        nn = torch.nn
+        return [(nn.Linear(3, 4), (torch.randn(3, 2, 3),)), (nn.Conv2d(2, 3, 2), (torch.randn(3, 2, 4, 4),)),
+                (nn.ConvTranspose1d(2, 3, 2), (torch.randn(3, 2, 4),))]

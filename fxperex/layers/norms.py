@@ -1,0 +1,57 @@
+"""The affine part of layer, RMS, group, instance and (in eval mode) batch normalisation.
+
+`y = xhat * w + b`: `grad_b w = sum_t g_bt xhat_bt`, `grad_b b = sum_t g_bt`; `xhat` is the same operation
+run without its affine part.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from fxperex.layers.shapes import packet, unbroadcast
+from fxperex.registry import BatchAxis, Uses, layer_kind
+
+# op -> (place of the weight, place of the bias or None)
+PLACES: dict[str, tuple[int, int | None]] = {"layer_norm": (2, 3), "rms_norm": (2, None), "group_norm": (2, 3),
+                                             "instance_norm": (1, 2), "batch_norm": (1, 2)}
+
+
+@layer_kind("norm")
+class Norm:
+    ops = tuple(f"aten.{op}" for op in PLACES)
+
+    def claims(self, node: fx.Node, arg: int) -> bool:
+        return arg == self._flat(node, 0) or arg == self._flat(node, 1)
+
+    def _flat(self, node: fx.Node, which: int) -> int | None:
+        """Place of weight (0) or bias (1) among the flat arguments, which unroll `normalized_shape`."""
+        place = PLACES.get(packet(node), (None, None))[which]
+        if place is None:
+            return None
+        return place + sum(len(a) - 1 for a in node.args[:place] if isinstance(a, list | tuple))
+
+    def dims(self, node: fx.Node, arg: int, rows: int, axis: BatchAxis) -> None:
+        return None
+
+    def per_example(self, uses: Uses) -> Tensor:
+        site, g = uses.site, uses.grad
+        if site.arg == self._flat(uses.node, 0):
+            args = list(uses.args)
+            for which in (0, 1):
+                at = self._flat(uses.node, which)
+                if at is not None and at < len(args):
+                    args[at] = None
+            g = g * uses.call(args)
+        trailing = packet(uses.node) in {"layer_norm", "rms_norm"}
+        shape = site.shape if trailing else (*site.shape, *(1,) * (g.dim() - 2))
+        return unbroadcast(g, uses.out_axis, shape, site.rows).reshape(site.rows, *site.shape)
+
+    def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
+        nn = torch.nn
+        return [(nn.LayerNorm(5), (torch.randn(3, 4, 5),)), (nn.LayerNorm((4, 5), bias=False), (torch.randn(3, 4, 5),)),
+                (nn.RMSNorm(5), (torch.randn(3, 4, 5),)), (nn.GroupNorm(2, 4), (torch.randn(3, 4, 5, 2),)),
+                (nn.GroupNorm(1, 3), (torch.randn(3, 3, 6),)),
+                (nn.InstanceNorm1d(3, affine=True), (torch.randn(3, 3, 6),)),
+                (nn.InstanceNorm2d(3, affine=True), (torch.randn(3, 3, 4, 2),)),
+                (nn.BatchNorm2d(3).eval(), (torch.randn(4, 3, 2, 2),))]

@@ -1,0 +1,195 @@
+"""Sites, costs, the two protocols (layer kind, strategy) and the two tables.
+
+Letters, defined once: B examples, G groups, T positions, D inputs per group, P outputs per group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, fx
+
+from fxperex.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class BatchAxis:
+    """Where the examples are: dimension `dim` of size `outer * B * inner`, B-major inside `inner`.
+
+    `fresh`: the rows are exchangeable (zeros, random numbers), so any factorisation holds.
+    `rows`: the values are the row numbers themselves (`arange(B)`).
+    """
+
+    dim: int
+    outer: int = 1
+    inner: int = 1
+    fresh: bool = False
+    rows: bool = False
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        return (self.dim, self.outer, self.inner)
+
+    def moved(self, dim: int) -> BatchAxis:
+        return BatchAxis(dim, self.outer, self.inner, self.fresh, self.rows)
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Shapes of a site's factors: `a [B,G,T,D]`, `g [B,G,T,P]`, `grad_b = g_b^T a_b`."""
+
+    B: int
+    G: int
+    T: int
+    D: int
+    P: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """One use of a parameter-only tensor by a node that carries the batch.
+
+    `name` is the parameter's qualified name (with `@2`, `@3` for further uses); `weight` the graph node
+    of the parameter-only tensor; `arg` its place in the flat arguments of `node`; `isometric`: the
+    pull-back to the parameters keeps norms; `alone`: no other site reaches the same parameter entries.
+    """
+
+    name: str
+    node: str
+    weight: str
+    arg: int
+    kind: str
+    op: str
+    params: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    rows: int
+    dims: Dims | None = None
+    isometric: bool = True
+    alone: bool = True
+    where: str = ""
+
+    @property
+    def direct_norm(self) -> bool:
+        """True where the squared norm of the parameters' gradient is the sum over sites."""
+        return self.isometric and self.alone
+
+    @property
+    def size(self) -> int:
+        return torch.Size(self.shape).numel()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work of one site: flops by class of kernel, bytes moved, bytes held to the end, launches."""
+
+    flops: Mapping[str, float] = field(default_factory=dict)
+    bytes: float = 0.0
+    held: float = 0.0
+    launches: int = 1
+
+
+@dataclass
+class Uses:
+    """Values of one site while the step graph is traced.
+
+    `node`: the captured node; `args`: its evaluated flat arguments (weights included); `axes`: their batch
+    axes; `grad`: gradient of the summed loss with respect to the node's (first) output; `out_axis`.
+    """
+
+    site: Site
+    node: fx.Node
+    args: list[Any]
+    axes: list[BatchAxis | None]
+    call: Callable[..., Any]
+    out_axis: BatchAxis
+    grads: list[Tensor | None]
+    cache: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def grad(self) -> Tensor:
+        assert self.grads[0] is not None
+        return self.grads[0]
+
+
+class LayerKind(Protocol):
+    """How one kind of node uses a parameter. Registered by `@layer_kind("name", ops)`."""
+
+    name: str
+    ops: tuple[str, ...]
+
+    def claims(self, node: fx.Node, arg: int) -> bool:
+        """True where this kind knows argument `arg` of `node` exactly, options included."""
+        ...
+
+    def dims(self, node: fx.Node, arg: int, rows: int, axis: BatchAxis) -> Dims | None:
+        """Shapes of the factors, or None where the kind has none."""
+        ...
+
+
+class Strategy(Protocol):
+    """One way to per-example gradients. Registered by `@strategy("name")`."""
+
+    name: str
+
+    def illegal(self, site: Site) -> str | None:
+        """None, or the reason why this strategy cannot serve `site`."""
+        ...
+
+    def cost(self, site: Site) -> Cost: ...
+
+    def stored(self, uses: Uses) -> Tensor | None:
+        """Per-example gradients `[B, *shape]`, or None where the strategy never forms them."""
+        ...
+
+    def sq_norm(self, uses: Uses) -> Tensor:
+        """Squared norms `[B]`, float64, never below the true ones but for rounding."""
+        ...
+
+    def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
+        """`sum_b factors[b] grad_b`, the shape of the weight; rows with `valid` False add nothing."""
+        ...
+
+
+_KINDS: dict[str, Any] = {}
+_STRATEGIES: dict[str, Any] = {}
+_T = TypeVar("_T", bound=type)
+
+
+def _register(table: dict[str, Any], name: str, what: str) -> Callable[[_T], _T]:
+    def add(cls: _T) -> _T:
+        if name in table:
+            raise ConfigError(f"{what} {name!r} is registered already, by {type(table[name]).__module__}")
+        instance = cls()
+        instance.name = name
+        table[name] = instance
+        return cls
+
+    return add
+
+
+def layer_kind(name: str) -> Callable[[_T], _T]:
+    """Class decorator: adds a layer kind to the table under `name`. A duplicate raises ConfigError."""
+    return _register(_KINDS, name, "layer kind")
+
+
+def strategy(name: str) -> Callable[[_T], _T]:
+    """Class decorator: adds a strategy to the table under `name`. A duplicate raises ConfigError."""
+    return _register(_STRATEGIES, name, "strategy")
+
+
+def kinds() -> dict[str, Any]:
+    """Returns {name: layer kind}, in order of registration; `generic` comes last."""
+    import fxperex.layers  # noqa: F401  (registers the library's own)
+
+    return {k: v for k, v in sorted(_KINDS.items(), key=lambda item: item[0] == "generic")}
+
+
+def strategies() -> dict[str, Any]:
+    """Returns {name: strategy}, in order of registration."""
+    import fxperex.strategies  # noqa: F401  (registers the library's own)
+
+    return dict(_STRATEGIES)

@@ -1,0 +1,40 @@
+"""The step graph as a GraphModule whose printout names, at every site, who made the nodes."""
+
+from __future__ import annotations
+
+from torch import fx
+
+
+class StepGraph(fx.GraphModule):
+    """A GraphModule; `print_readable()` groups nodes under `# site: strategy (role)` lines."""
+
+    def print_readable(self, print_output: bool = True, *args: object, **kwargs: object) -> str:
+        text = readable(self.graph)
+        if print_output:
+            print(text)
+        return text
+
+
+def readable(graph: fx.Graph) -> str:
+    """Returns the graph, one node a line with shape and dtype, under a comment line per site and role."""
+    lines: list[str] = []
+    at: object = None
+    for node in graph.nodes:
+        mark = node.meta.get("fxperex")
+        if mark != at and node.op == "call_function":
+            lines.append(f"\n# {mark[0]}: {mark[1]} ({mark[2]})" if mark else "\n# forward, backward, clip")
+            at = mark
+        lines.append(f"{node.name}{_type(node)} = {_call(node)}")
+    return "\n".join(lines)
+
+
+def _type(node: fx.Node) -> str:
+    value = node.meta.get("val")
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f": {str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return ""
+
+
+def _call(node: fx.Node) -> str:
+    args = ", ".join([str(a) for a in node.args] + [f"{k}={v}" for k, v in node.kwargs.items()])
+    return f"{node.op}({args})" if node.op in {"placeholder", "output"} else f"{node.target}({args})"

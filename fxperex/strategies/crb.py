@@ -1,0 +1,56 @@
+"""The paper's `crb`: per node, one convolution whose groups are the examples (arXiv 1912.06015, section 3.2).
+
+`dL_b/dw[o,c,k] = sum_t x_b[c, s t + d k] g_b[o,t]`: a convolution of x by g with stride and dilation
+swapped, examples and channels as groups. On a linear layer: the batched outer product `g_b^T a_b`, stored.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fxperex.layers.conv import Geometry, geometry, padded
+from fxperex.registry import Cost, Site, Uses, strategy
+from fxperex.strategies.stored import Stored, kind_of
+
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+@strategy("crb")
+class Crb(Stored):
+    def illegal(self, site: Site) -> str | None:
+        return None if site.kind in {"conv", "linear"} else f"kind {site.kind} is neither convolution nor linear"
+
+    def cost(self, site: Site) -> Cost:
+        d = site.dims
+        assert d is not None
+        flops, grads = 2.0 * d.B * d.G * d.T * d.D * d.P, 4.0 * d.B * site.size
+        kernel = "conv_grouped" if site.kind == "conv" else "bmm"
+        return Cost({kernel: flops}, 4.0 * d.B * d.G * d.T * (d.D + d.P) + 4 * grads, grads, 5)
+
+    def gradients(self, uses: Uses) -> Tensor:
+        if uses.site.kind == "linear":
+            kind = kind_of(uses.site)
+            a, g = kind.factors(uses)
+            return kind.fold(uses, torch.einsum("bgtp,bgtd->bgpd", g, a))
+        axis = uses.out_axis
+        each = per_input(uses.args[0], uses.grad, geometry(uses.node), uses.site.shape)
+        each = each.reshape(axis.outer, uses.site.rows, axis.inner, *uses.site.shape)
+        return each.sum((0, 2)) if axis.outer * axis.inner > 1 else each.squeeze(2).squeeze(0)
+
+
+def per_input(x: Tensor, g: Tensor, shape: Geometry, weight: tuple[int, ...]) -> Tensor:
+    """Returns the weight gradient of every input `[N, *weight]` by one grouped convolution."""
+    n, channels, groups = len(x), x.shape[1], shape.groups
+    inputs, before = channels // groups, shape.before
+    if not shape.even:
+        x, before = padded(x, shape), (0,) * len(shape.kernel)
+    # Groups are (example, group); the group's inputs play the batch, its outputs the filters.
+    x = x.reshape(n * groups, inputs, *x.shape[2:]).transpose(0, 1)
+    filters = g.reshape(n * g.shape[1], 1, *g.shape[2:])
+    out = CONV[len(shape.kernel)](x, filters, None, shape.dilation, before, shape.stride, n * groups)
+    # The floor in the output size can leave positions behind the kernel.
+    for i, k in enumerate(shape.kernel):
+        out = out.narrow(2 + i, 0, k)
+    return out.reshape(inputs, n, weight[0], *shape.kernel).permute(1, 2, 0, *range(3, 3 + len(shape.kernel)))

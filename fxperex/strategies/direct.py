@@ -1,0 +1,25 @@
+"""The kind's own closed formula, stored: biases, affine parts of norms, bare parameters, embeddings.
+
+These gradients are sums over positions of the output gradient (times something known), so forming them
+costs one pass over the activations and no product.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fxperex.registry import Cost, Site, Uses, strategy
+from fxperex.strategies.stored import Stored, kind_of
+
+
+@strategy("direct")
+class Direct(Stored):
+    def illegal(self, site: Site) -> str | None:
+        return None if hasattr(kind_of(site), "per_example") else f"kind {site.kind} has no closed formula"
+
+    def cost(self, site: Site) -> Cost:
+        grads = 4.0 * site.rows * site.size
+        return Cost({}, 4 * grads, grads, 3)
+
+    def gradients(self, uses: Uses) -> Tensor:
+        return kind_of(uses.site).per_example(uses)

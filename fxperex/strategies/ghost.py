@@ -1,0 +1,54 @@
+"""`|g_b^T a_b|^2 = <a_b a_b^T, g_b g_b^T>`: norms from Gram matrices, the sum by one ordinary weight gradient.
+
+Ghost clipping (arXiv 2110.05679), mixed (2205.10683) and book-keeping (2210.00038). The Gram form cancels, so it
+is formed in float64 and the result is the certified bound `n^2 + gamma S^2`, `S = sum_t |a_t||g_t|`
+(`config.gamma`), never below what the weighted sum can emit. Embedding: `<a_t, a_s> = [id_t = id_s]`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxperex.config import gamma
+from fxperex.registry import Cost, Site, Uses, strategy
+from fxperex.strategies.stored import kind_of
+
+GRAM_ROUNDING = 2.0**-50  # float64 products and their blocked sums, in units of S^2
+
+
+@strategy("ghost")
+class Ghost:
+    def illegal(self, site: Site) -> str | None:
+        return None if site.dims is not None else f"kind {site.kind} has no factors a, g to multiply"
+
+    def cost(self, site: Site) -> Cost:
+        d = site.dims
+        assert d is not None
+        inputs = 0 if site.kind == "embedding" else d.D
+        gram, positions = 2.0 * d.B * d.G * d.T**2 * (inputs + d.P), d.B * d.G * d.T
+        kernel = "conv_weight" if site.kind == "conv" else "mm"
+        flops = {"gram": gram}
+        if site.kind != "embedding":
+            flops[kernel] = 2.0 * positions * d.D * d.P
+        moved = 4.0 * (positions * (6 * inputs + 8 * d.P) + 8 * d.T * positions + site.size)
+        return Cost(flops, moved, 4.0 * positions * d.P, 10)
+
+    def stored(self, uses: Uses) -> None:
+        return None
+
+    def sq_norm(self, uses: Uses) -> Tensor:
+        kind = kind_of(uses.site)
+        if uses.site.kind == "embedding":
+            ids, g = kind.tokens(uses)
+            same, lengths = (ids[:, None, :, None] == ids[:, None, None, :]), 1.0
+            g = g.double()[:, None]
+        else:
+            a, g = (x.double() for x in kind.factors(uses))
+            same, lengths = a @ a.transpose(2, 3), a.square().sum(3).sqrt()
+        squared = (same * (g @ g.transpose(2, 3))).sum((1, 2, 3)).clamp(min=0)
+        spread = (lengths * g.square().sum(3).sqrt()).sum((1, 2))
+        return squared + (gamma(uses.grad.dtype) + GRAM_ROUNDING) * spread.square()
+
+    def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
+        return kind_of(uses.site).weighted_sum(uses, factors, valid)

@@ -1,0 +1,34 @@
+"""T = 1: `|grad_b|^2 = |a_b|^2 |g_b|^2`, the sum by one ordinary product (Goodfellow 2015, arXiv 1510.01799)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fxperex.numerics import sq_norm
+from fxperex.registry import Cost, Site, Uses, strategy
+from fxperex.strategies.stored import kind_of
+
+
+@strategy("outer")
+class Outer:
+    def illegal(self, site: Site) -> str | None:
+        if site.dims is None or not hasattr(kind_of(site), "fold"):
+            return f"kind {site.kind} has no factors a, g to multiply"
+        return None if site.dims.T == 1 else f"T = {site.dims.T} positions; the product of norms holds for T = 1"
+
+    def cost(self, site: Site) -> Cost:
+        d = site.dims
+        assert d is not None
+        kernel = "conv_weight" if site.kind == "conv" else "mm"
+        return Cost({kernel: 2.0 * d.B * d.G * d.D * d.P}, 4.0 * (2 * d.B * d.G * (d.D + d.P) + site.size), 0.0, 4)
+
+    def stored(self, uses: Uses) -> None:
+        return None
+
+    def sq_norm(self, uses: Uses) -> Tensor:
+        a, g = kind_of(uses.site).factors(uses)
+        b, groups = a.shape[:2]
+        return (sq_norm(a.reshape(b * groups, -1)) * sq_norm(g.reshape(b * groups, -1))).reshape(b, groups).sum(1)
+
+    def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
+        return kind_of(uses.site).weighted_sum(uses, factors, valid)

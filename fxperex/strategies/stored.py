@@ -1,0 +1,45 @@
+"""What strategies that store per-example gradients share: their norm and weighted sum read the store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxperex.config import accumulator
+from fxperex.numerics import sq_norm
+from fxperex.registry import Uses
+
+
+def weighted_sum(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
+    """Returns `sum_b factors[b] grads[b]` of `[B, ...]`; rows with `valid` False add exactly nothing."""
+    flat = grads.reshape(len(grads), -1)
+    flat = torch.where(valid[:, None], flat, torch.zeros((), dtype=flat.dtype, device=flat.device))
+    dtype = accumulator(flat.dtype)
+    return (flat.to(dtype).t() @ factors.to(dtype)).reshape(grads.shape[1:])
+
+
+class Stored:
+    """Base of the strategies that form per-example gradients once and keep them."""
+
+    def gradients(self, uses: Uses) -> Tensor:
+        raise TypeError("a stored strategy defines gradients()")
+
+    def stored(self, uses: Uses) -> Tensor:
+        key = type(self).__name__
+        if key not in uses.cache:
+            uses.cache[key] = self.gradients(uses)
+        return uses.cache[key]
+
+    def sq_norm(self, uses: Uses) -> Tensor:
+        return sq_norm(self.stored(uses))
+
+    def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
+        return weighted_sum(self.stored(uses), factors, valid)
+
+
+def kind_of(site: Any) -> Any:
+    from fxperex.registry import kinds
+
+    return kinds()[site.kind]

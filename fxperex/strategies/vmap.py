@@ -1,0 +1,49 @@
+"""`torch.func.vmap(vjp)` of one node: anything with a parameter works; the last resort."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxperex.layers.generic import single
+from fxperex.layers.shapes import split
+from fxperex.registry import Cost, Site, Uses, strategy
+from fxperex.strategies.multi import as_one
+from fxperex.strategies.stored import Stored
+
+
+@strategy("vmap")
+class Vmap(Stored):
+    def illegal(self, site: Site) -> str | None:
+        if site.op in {"aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu"}:
+            return "torch has no batching rule for fused recurrent layers"
+        return None
+
+    def cost(self, site: Site) -> Cost:
+        d = site.dims
+        flops = 2.0 * d.B * d.G * d.T * d.D * d.P if d is not None else 10.0 * site.rows * site.size
+        grads = 4.0 * site.rows * site.size
+        return Cost({"conv_grouped" if site.kind == "conv" else "bmm": 2 * flops}, 6 * grads, grads, 8)
+
+    def gradients(self, uses: Uses) -> Tensor:
+        site = uses.site
+        moving = [i for i, axis in enumerate(uses.axes) if axis is not None and isinstance(uses.args[i], Tensor)]
+        inputs = [split(uses.args[i].detach(), uses.axes[i], site.rows) for i in moving]
+        outs = [(i, axis) for i, axis in enumerate(uses.cache["out_axes"]) if uses.grads[i] is not None]
+        grads = [split(uses.grads[i], axis, site.rows) for i, axis in outs]  # type: ignore[arg-type]
+        weight = uses.args[site.arg].detach()
+
+        def one(rows: list[Tensor], backs: list[Tensor]) -> Tensor:
+            values = [s if isinstance(s, int) else a for s, a in zip(uses.cache["single"], uses.args, strict=True)]
+            for i, row in zip(moving, rows, strict=True):
+                values[i] = as_one(row, uses.axes[i])  # type: ignore[arg-type]
+
+            def run(w: Tensor) -> list[Tensor]:
+                made = single(uses, values, w)
+                made = [made] if isinstance(made, Tensor) else list(made)
+                return [made[i] for i, _ in outs]
+
+            _, pull = torch.func.vjp(run, weight)
+            return pull([as_one(b, axis) for b, (_, axis) in zip(backs, outs, strict=True)])[0]
+
+        return torch.func.vmap(one, randomness="different")(inputs, grads)

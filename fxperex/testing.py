@@ -1,0 +1,72 @@
+"""The numeric checker: the float64 loop of single-example backwards, for the library's rules and for yours."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Call(nn.Module):
+    """A module used through a function: `function(module, *batch)`."""
+
+    def __init__(self, function: Callable[..., Tensor], module: nn.Module) -> None:
+        super().__init__()
+        self.function, self.module = function, module
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        return self.function(self.module, *batch)
+
+
+class Bare(nn.Module):
+    """A bare parameter of `shape` used through `function(parameter, *batch)`."""
+
+    def __init__(self, function: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.randn(shape) * 0.5 + 1)
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        return self.function(self.weight, *batch)
+
+
+def loop(model: nn.Module, forward: Callable[..., Tensor], batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Returns the truth, {parameter: `[B, *shape]`} in float64, by one backward per example.
+
+    `forward(model, *rows)` gives the loss of a batch of one, as the user writes it.
+    """
+    exact = copy.deepcopy(model).double()
+    named = {n: p for n, p in exact.named_parameters() if p.requires_grad}
+    rows: dict[str, list[Tensor]] = {n: [] for n in named}
+    for b in range(len(batch[0])):
+        one = tuple(x[b:b + 1].double() if x.is_floating_point() else x[b:b + 1] for x in batch)
+        loss = forward(exact, *one).sum()
+        grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+        for (name, p), g in zip(named.items(), grads, strict=True):
+            rows[name].append(torch.zeros_like(p) if g is None else g)
+    return {n: torch.stack(v) if v else p.new_zeros((0, *p.shape)) for (n, v), p in
+            zip(rows.items(), named.values(), strict=True)}
+
+
+def clipped(truth: dict[str, Tensor], clip: float) -> tuple[dict[str, Tensor], Tensor]:
+    """Returns (the clipped sum by parameter, norms `[B]`) of per-example gradients `truth`, in float64."""
+    rows = len(next(iter(truth.values())))
+    norms = torch.stack([g.reshape(rows, -1).square().sum(1) for g in truth.values()]).sum(0).sqrt()
+    factors = (clip / norms).clamp(max=1.0)
+    return {n: torch.einsum("b,b...->...", factors, g) for n, g in truth.items()}, norms
+
+
+def error(found: Tensor, truth: Tensor, scale: float | None = None) -> float:
+    """Returns |found - truth| / |truth| in the Euclidean norm (or over `scale`, if given and larger)."""
+    size = max(float(truth.double().norm()), scale or 0.0, 1e-30)
+    return float((found.double() - truth.double()).norm()) / size
+
+
+def as_forward(loss: Callable[..., Any] | None) -> Callable[..., Tensor]:
+    """Returns forward(model, *batch) of a model and `loss(output, target)`."""
+    if loss is None:
+        return lambda model, *batch: model(*batch)
+    return lambda model, *batch: loss(model(*batch[:-1]), batch[-1])

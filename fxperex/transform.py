@@ -1,0 +1,120 @@
+"""`transform`: the whole pipeline in one function, read from top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxperex.analysis import find_sites, prove
+from fxperex.capture import capture
+from fxperex.clipping import Clip, as_rule
+from fxperex.compiler import BACKENDS
+from fxperex.devices import profile
+from fxperex.errors import ConfigError, CoverageError, ShapeError
+from fxperex.planner import make_plan, parse_memory
+from fxperex.runtime import PerExampleModule
+from fxperex.testing import as_forward
+
+
+def transform(
+    model: nn.Module,
+    batch: tuple[Tensor, ...],
+    loss: Callable[[Any, Tensor], Tensor] | None = None,
+    *,
+    forward: Callable[..., Tensor] | None = None,
+    clip: float | Clip = 1.0,
+    strategy: str | Mapping[str, str] = "auto",
+    memory: int | str | None = None,
+    physical_batch: int | None = None,
+    autocast: torch.dtype | None = None,
+    backend: str = "auto",
+) -> PerExampleModule:
+    """Returns the private step of `model`: per-example gradients, clipped and summed, as one compiled graph.
+
+    model: any module on one device; its own parameters are used and only their `.grad` is ever written.
+    batch: tuple of tensors, examples first; values are used for shape and dtype only.
+    loss: `loss(output, target)` with `output = model(*batch[:-1])`, `target = batch[-1]`; mean, sum or `[B]`.
+    forward: instead of `loss`, `forward(model, *batch) -> loss`. With neither, the model returns its loss.
+    clip: bound of one example's gradient norm, or a rule of `fxperex.clipping`.
+    strategy: "auto", a strategy's name for every node where it is legal, or {glob of parameter names: name}.
+    memory: bytes, or "16GiB", for what the plan keeps until the clip factors are known.
+    physical_batch: rows of one compiled step; default those of `batch`.
+    autocast: forward and backward under `torch.autocast` of this dtype.
+    backend: "auto" (measured once), "inductor" or "eager".
+
+    Raises an FxperexError, leaving everything as it was: ConfigError, ShapeError, CaptureError,
+    BatchMixingError, MutationError, CoverageError.
+    """
+    rule, budget = as_rule(clip), parse_memory(memory)
+    device = _check_batch(batch)
+    trainable = _check_model(model, device)
+    rows = _check_rows(physical_batch, batch)
+    if backend not in BACKENDS:
+        raise ConfigError(f"unknown backend {backend!r}; valid: {', '.join(BACKENDS)}")
+    if loss is not None and forward is not None:
+        raise ConfigError("give loss or forward, not both")
+    run = _autocast(forward or as_forward(loss), autocast, device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        captured = capture(model, run, batch, rows)
+        axes = prove(captured)
+        analysis = find_sites(captured, axes, trainable)
+        if not analysis.sites:
+            raise CoverageError("the loss does not depend on any trainable parameter of the model")
+        plan = make_plan(analysis, profile(device), rows, strategy, budget)
+        return PerExampleModule(model, batch, captured, analysis, plan, rule, backend)
+
+
+def _check_batch(batch: object) -> torch.device:
+    if not isinstance(batch, tuple) or not batch or not all(isinstance(x, Tensor) for x in batch):
+        raise ShapeError(f"batch must be a tuple of tensors, examples first; got {type(batch).__name__}"
+                         + (f" of {[type(x).__name__ for x in batch]}" if isinstance(batch, tuple | list) else ""))
+    if any(x.dim() == 0 for x in batch):
+        raise ShapeError("a batch tensor has no dimensions; every tensor needs the examples in dimension 0")
+    if len({len(x) for x in batch}) != 1:
+        raise ShapeError(f"batch tensors have different numbers of examples: {[list(x.shape) for x in batch]}")
+    if len({x.device for x in batch}) != 1:
+        raise ShapeError(f"batch tensors are on different devices: {[str(x.device) for x in batch]}")
+    return batch[0].device
+
+
+def _check_model(model: object, device: torch.device) -> set[str]:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    trainable = {n: p for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    if not trainable:
+        raise CoverageError("the model has no trainable parameter (requires_grad=True): nothing to train privately")
+    for name, p in trainable.items():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise CoverageError(f"parameter {name!r} is lazy and has no shape yet; run the model once first")
+        if not p.dtype.is_floating_point:
+            raise CoverageError(f"parameter {name!r} has dtype {p.dtype}; per-example gradients need real floating point")
+    for name, t in [*model.named_parameters(), *model.named_buffers()]:
+        if t.device != device:
+            raise ConfigError(f"the batch is on {device}, {name!r} on {t.device}; move the model or the batch")
+    # A parameter under two names is one parameter: the first name stands for it.
+    first = {id(p): n for n, p in reversed(list(trainable.items()))}
+    return set(first.values())
+
+
+def _check_rows(physical_batch: int | None, batch: tuple[Tensor, ...]) -> int:
+    if physical_batch is None:
+        return max(len(batch[0]), 1)
+    if isinstance(physical_batch, bool) or not isinstance(physical_batch, int) or physical_batch < 1:
+        raise ConfigError(f"physical_batch must be a whole number of rows above 0; got {physical_batch!r}")
+    return physical_batch
+
+
+def _autocast(run: Callable[..., Tensor], dtype: torch.dtype | None, device: torch.device) -> Callable[..., Tensor]:
+    if dtype is None:
+        return run
+    if dtype not in (torch.bfloat16, torch.float16):
+        raise ConfigError(f"autocast must be torch.bfloat16 or torch.float16; got {dtype!r}")
+
+    def cast(model: nn.Module, *batch: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype):
+            return run(model, *batch)
+
+    return cast
