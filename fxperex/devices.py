@@ -18,22 +18,24 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-VERSION = 2
-FLOPS = ("mm", "bmm", "gram", "conv_weight", "conv_grouped", "conv_single")
+VERSION = 3
+# Classes of work. Products in flop/s; `im2col` in bytes of patches per second; `store` in bytes per second
+# of memory touched for the first time, which large stored gradients always are.
+RATES = ("mm", "bmm", "gram", "conv_weight", "conv_grouped", "conv_single", "im2col", "store")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """`rates` in flop/s by class of kernel, `bandwidth` in byte/s, `launch` in seconds per operation."""
+    """`rates` by class of work (see RATES), `bandwidth` in byte/s, `launch` in seconds per operation."""
 
     device: str
     rates: dict[str, float]
     bandwidth: float
     launch: float
 
-    def seconds(self, flops: dict[str, float], moved: float, launches: int) -> float:
+    def seconds(self, work: dict[str, float], moved: float, launches: int) -> float:
         """Returns predicted seconds: work of each class at its rate, traffic, launches."""
-        return sum(f / self.rates[k] for k, f in flops.items()) + moved / self.bandwidth + launches * self.launch
+        return sum(w / self.rates[k] for k, w in work.items()) + moved / self.bandwidth + launches * self.launch
 
 
 def profile(device: torch.device) -> Profile:
@@ -42,7 +44,7 @@ def profile(device: torch.device) -> Profile:
     path = _folder() / f"{name}.json"
     try:
         found = json.loads(path.read_text())
-        if found["version"] == VERSION and found["device"] == name and set(found["rates"]) == set(FLOPS) \
+        if found["version"] == VERSION and found["device"] == name and set(found["rates"]) == set(RATES) \
                 and min(found["bandwidth"], found["launch"], *found["rates"].values()) > 0:
             return Profile(name, found["rates"], found["bandwidth"], found["launch"])
         warnings.warn(f"device profile {path} is of another version or device; measuring anew", stacklevel=2)
@@ -65,6 +67,7 @@ def measure(device: torch.device) -> Profile:
     x, y, big = make(64, 768), make(768, 768), make(1 << 23)
     a, b = make(16, 64, 64), make(16, 64, 576)
     d = make(16, 16, 640, dtype=torch.float64)
+    small = make(16, 64, 8, 8)
     image, grad, weight = make(16, 64, 16, 16), make(16, 64, 16, 16), make(64, 64, 3, 3)
 
     def conv_weight(images: torch.Tensor, grads: torch.Tensor) -> None:
@@ -82,8 +85,12 @@ def measure(device: torch.device) -> Profile:
             "conv_weight": conv / run(lambda: conv_weight(image, grad)),
             "conv_grouped": conv / run(lambda: F.conv2d(grouped, filters, padding=1, groups=16)),
             "conv_single": conv / 16 / run(lambda: conv_weight(image[:1], grad[:1])),
+            "im2col": 4.0 * 16 * 576 * 64 / run(lambda: F.unfold(small, 3, 1, 1)),
+            "store": 4.0 * (1 << 24) / run(lambda: torch.empty(1 << 24, device=device).fill_(1.0)),
         }
-        return Profile(_name(device), rates, 8.0 * big.numel() / run(lambda: big + 1), run(lambda: tiny + 1))
+        out = torch.empty_like(big)
+        copied = run(lambda: torch.add(big, 1, out=out))
+        return Profile(_name(device), rates, 8.0 * big.numel() / copied, run(lambda: tiny + 1, 50))
 
 
 class _Timer:

@@ -115,7 +115,7 @@ def _choose(site: Site, profile: Profile, known: dict[str, Any], forced: str | N
 
 
 def _seconds(cost: Cost, profile: Profile) -> float:
-    return profile.seconds(dict(cost.flops), cost.bytes, cost.launches)
+    return profile.seconds(dict(cost.work), cost.bytes, cost.launches)
 
 
 def _fit(plan: Plan, memory: int, profile: Profile, known: dict[str, Any], tied: set[str],

@@ -84,9 +84,9 @@ class Site:
 
 @dataclass(frozen=True)
 class Cost:
-    """Work of one site: flops by class of kernel, bytes moved, bytes held to the end, launches."""
+    """Work of one site: amounts by class (`devices.RATES`), bytes moved, bytes held to the end, launches."""
 
-    flops: Mapping[str, float] = field(default_factory=dict)
+    work: Mapping[str, float] = field(default_factory=dict)
     bytes: float = 0.0
     held: float = 0.0
     launches: int = 1

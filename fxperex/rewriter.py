@@ -9,6 +9,7 @@ Nodes made for a site carry `(site, strategy, role)` in `meta["fxperex"]`.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,7 +42,9 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, want: 
     build = _naive if plan.whole == "naive" else _graph
     step = build(capture, analysis, plan, clip, loss_graph, want, rows)
     values = [n.meta["val"] for n in program.nodes if n.op == "placeholder"]
-    with capture.fakes:
+    with capture.fakes, warnings.catch_warnings():
+        # vmap says so where torch loops over examples inside; the plan knows what the strategy costs.
+        warnings.filterwarnings("ignore", message="There is a performance drop")
         mask = torch.ones(rows, dtype=torch.bool, device=values[-1].device)
         traced = make_fx(step, tracing_mode="real", _allow_non_fake_inputs=True)(*values, mask)
     traced.graph.eliminate_dead_code()

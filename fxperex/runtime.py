@@ -84,11 +84,15 @@ class PerExampleModule:
             outputs = self._step(*self._inputs(rows), mask)
             found = outputs[3:3 + len(self._order)]
             buffers = outputs[3 + len(self._order):]
-            sums = [s.clone() for s in found] if sums is None else [s.add_(f) for s, f in zip(sums, found, strict=True)]
+            sums = self._keep(found) if sums is None else [s.add_(f) for s, f in zip(sums, found, strict=True)]
             for part, value in zip(parts, outputs[:3], strict=True):
                 part.append(value[:count].clone())
         self._write(sums or [], buffers)
         return StepResult(*(torch.cat(p) for p in parts))
+
+    def _keep(self, found: Sequence[Tensor]) -> list[Tensor]:
+        # A CUDA graph writes the same memory at every replay; elsewhere the outputs are ours.
+        return [s.clone() for s in found] if found[0].is_cuda else list(found)
 
     def norms(self, *batch: Tensor) -> Tensor:
         """Returns the per-example gradient norms `[B]`, float64; writes nothing."""

@@ -37,7 +37,7 @@ def test_against_the_loop(kind: str, index: int, dtype: torch.dtype) -> None:
     model, batch = _sample(kind, index, dtype)
     truth = loop(model, _loss, batch)
     # A clip below most norms, so that the factors matter.
-    clip = float(sum(g.flatten(1).square().sum(1) for g in truth.values()).sqrt().median()) * 0.7
+    clip = float(sum(g.reshape(len(g), -1).square().sum(1) for g in truth.values()).sqrt().median()) * 0.7
     total, norms = clipped(truth, clip)
     ran = set()
     for name in STRATEGIES:

@@ -19,12 +19,24 @@ import torch
 from torch import fx
 
 from fxperex.analysis.rules import RULES
+from fxperex.analysis.rules.table import Rule
 from fxperex.analysis.state import Context, Mixes, Reduced, State
 from fxperex.capture import Capture, module_path, source_line
 from fxperex.errors import BatchMixingError, MutationError
 from fxperex.registry import BatchAxis
 
 Axes = dict[str, Any]
+
+# Operations that may take the batch size as a number: it says a size, and the result's size is checked.
+SIZED = {f"aten.{op}" for op in (
+    "view", "reshape", "_unsafe_view", "_reshape_copy", "view_copy", "unflatten", "expand", "broadcast_to", "repeat",
+    "slice", "narrow", "arange", "zeros", "ones", "empty", "rand", "randn", "new_zeros", "new_ones", "new_empty", "full",
+    "new_full", "randint", "split", "split_with_sizes", "slice_scatter", "add", "sub", "mul", "div", "rsub")}
+# Operations that may see `arange(len(x))`: they move it, or index the batch with it.
+COUNTED = {f"aten.{op}" for op in (
+    "index", "_unsafe_index", "view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "expand", "permute", "transpose",
+    "t", "_to_copy", "to", "clone", "alias", "detach", "contiguous", "lift_fresh_copy", "zeros_like", "ones_like",
+    "new_zeros", "new_ones", "flatten", "unflatten")}
 
 
 @dataclass(frozen=True)
@@ -37,13 +49,23 @@ class _Where:
 
 
 def prove(capture: Capture) -> Axes:
-    """Returns {node name: state}; raises BatchMixingError or MutationError naming op, module and line."""
+    """Returns {node name: state}; raises BatchMixingError or MutationError naming op, module and line.
+
+    The proof is made at both sizes of the capture and must come out the same: what holds only because some
+    constant happens to equal the number of examples (`x.view(4, -1)` at a batch of 4) holds at one alone.
+    """
     states: dict[fx.Node, State] = {}
+    twins: dict[fx.Node, State] = {}
+    sizes = capture.main.rows, capture.twin.rows
     for node, twin in zip(capture.main.nodes, capture.twin.nodes, strict=True):
         if node.op == "placeholder":
-            states[node] = BatchAxis(0) if capture.inputs[node.name][0] == "batch" else None
+            states[node] = twins[twin] = BatchAxis(0) if capture.inputs[node.name][0] == "batch" else None
         elif node.op == "call_function":
-            states[node] = _apply(Context(node, twin, states, capture.main.rows, capture.twin.rows))
+            context = Context(node, twin, states, *sizes)
+            states[node] = _apply(context)
+            twins[twin] = _apply(Context(twin, node, twins, *reversed(sizes)))
+            if states[node] != twins[twin]:
+                raise _refusal(context, "the examples end in another place with one example more")
         elif node.op == "output":
             _check_mutations(capture, node, states)
         else:
@@ -57,17 +79,57 @@ def _apply(context: Context) -> State:
         if node.target is operator.getitem:
             whole = context.state(0)
             return whole[node.args[1]] if isinstance(whole, tuple) else whole
-        if not context.touched:
-            return None
         name = _name(node.target)
-        if name in RULES:
-            return RULES[name](context)
-        if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
-            return RULES["pointwise"](context)
-        raise Mixes("this library has no batch rule for it, and assumes nothing. Register one with "
-                    "fxperex.analysis.rules.rule, or write the line with other operations")
+        if name not in SIZED:
+            context.refuse_batch_numbers()
+        if not context.touched:
+            context.refuse_batch_numbers()
+            return None
+        _check_inputs(context, name)
+        state = _rule(node, name)(context)
+        _check_output(context, name, state)
+        return state
     except Mixes as refusal:
-        raise BatchMixingError(f"{_name(node.target)} at {_Where(node)}: {refusal}. {_inputs(context)}") from None
+        raise _refusal(context, str(refusal)) from None
+
+
+def _rule(node: fx.Node, name: str) -> Rule:
+    if name in RULES:
+        return RULES[name]
+    if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
+        return RULES["pointwise"]
+    raise Mixes("this library has no batch rule for it, and assumes nothing. Register one with "
+                "fxperex.analysis.rules.rule, or write the line with other operations")
+
+
+def _check_inputs(context: Context, name: str) -> None:
+    counts = [s for n in context.node.all_input_nodes if isinstance(s := context.states.get(n), BatchAxis) and s.rows]
+    if counts and name not in COUNTED:
+        raise Mixes("it computes with an example's place in the batch, torch.arange(len(x)), which changes with "
+                    "every other example; use it as an index of the batch dimension only")
+
+
+def _check_output(context: Context, name: str, state: State) -> None:
+    """What every rule must leave true: the batch is where the sizes say, and nothing of it is forgotten."""
+    value, other = context.node.meta["val"], context.twin.meta["val"]
+    if isinstance(value, torch.Tensor):
+        value, other, state = [value], [other], (state,)  # type: ignore[assignment]
+    states = state if isinstance(state, tuple) else (state,)
+    for one, two, at in zip(value, other, states, strict=True):
+        scaling = [d for d, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b]
+        if scaling != ([at.dim] if isinstance(at, BatchAxis) else []) or (
+                isinstance(at, BatchAxis) and one.shape[at.dim] != at.outer * context.rows * at.inner):
+            raise Mixes(f"its result {list(one.shape)} has no fixed place for each example")
+    given = [context.states.get(n) for n in context.node.all_input_nodes]
+    if any(isinstance(s, Reduced) for s in given) and not all(isinstance(s, Reduced) for s in states):
+        raise Mixes("an input was already summed or averaged over the batch, so every example would see all")
+    if all(s is None for s in states) and any(s is not None for s in given) and not name.startswith("aten.new_"):
+        raise Mixes("its result has lost the batch")
+
+
+def _refusal(context: Context, why: str) -> BatchMixingError:
+    node = context.node
+    return BatchMixingError(f"{_name(node.target)} at {_Where(node)}: {why}. {_inputs(context)}")
 
 
 def _name(target: Any) -> str:

@@ -16,6 +16,11 @@ from fxperex.layers.shapes import clean, packet, scaled
 from fxperex.registry import BatchAxis, Dims, Uses, layer_kind
 
 
+# Up to this many positions an image is mostly padding to a convolution; a product over patches does no such work
+# (512 channels, 1 x 1 pixels, kernel 3, 16 examples on a CPU: 1.9 ms against 10 ms).
+SMALL = 8
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Options of one convolution, one number per spatial dimension; `before`/`after` pad each side."""
@@ -89,10 +94,13 @@ class Conv:
         return Dims(rows, groups, positions, weight[1:].numel(), weight[0] // groups)
 
     def factors(self, uses: Uses) -> tuple[Tensor, Tensor]:
+        if "factors" in uses.cache:
+            return uses.cache["factors"]
         shape, rows = geometry(uses.node), uses.site.rows
         a = unfold(uses.args[0], shape)
         a = self._per_example(a, uses.axes[0], rows, shape.groups)
         g = self._per_example(uses.grad.flatten(2), uses.out_axis, rows, shape.groups)
+        uses.cache["factors"] = a, g
         return a, g
 
     def _per_example(self, x: Tensor, axis: BatchAxis | None, rows: int, groups: int) -> Tensor:
@@ -107,8 +115,18 @@ class Conv:
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         assert uses.axes[0] is not None
+        assert uses.site.dims is not None
+        if uses.site.dims.T <= SMALL and uses.site.dims.G == 1:
+            return self._from_patches(uses, factors, valid)
         g = scaled(uses.grad, uses.out_axis, factors, valid)
         return weight_gradient(clean(uses.args[0], uses.axes[0], valid), g, uses.args[1], geometry(uses.node))
+
+    def _from_patches(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
+        a, g = self.factors(uses)
+        g = g * factors.to(g.dtype)[:, None, None, None]
+        zero = torch.zeros((), dtype=a.dtype, device=a.device)
+        a, g = (torch.where(valid[:, None, None, None], v, zero).flatten(0, 2) for v in (a, g))
+        return (g.t() @ a).reshape(uses.site.shape)
 
     def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
         from fxperex.testing import Call

@@ -45,6 +45,6 @@ class Elementwise:
         return [(Bare(lambda p, x: x + p, (5,)), (torch.randn(3, 4, 5),)),
                 (Bare(lambda p, x: x * p, (4, 1)), (torch.randn(3, 4, 5),)),
                 (Bare(lambda p, x: x / (p.exp() + 1), ()), (torch.randn(3, 4, 5),)),
-                (Bare(lambda p, x: p - x.transpose(0, 1), (4, 1, 5)), (torch.randn(3, 4, 5),)),
+                (Bare(lambda p, x: (p - x.transpose(0, 1)).transpose(0, 1), (4, 1, 5)), (torch.randn(3, 4, 5),)),
                 (Bare(lambda p, x: torch.cat([p.expand(x.shape[0], -1, -1), x], 1), (1, 1, 5)), (torch.randn(3, 4, 5),)),
                 (Call(lambda m, x: x * m.weight, torch.nn.LayerNorm(5, bias=False)), (torch.randn(3, 4, 5),))]

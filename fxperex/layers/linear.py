@@ -68,4 +68,5 @@ class Linear:
             (Call(lambda m, x: m(x.reshape(-1, 5)).reshape(-1, 6, 3), nn.Linear(5, 3)), (torch.randn(4, 6, 5),)),
             (Call(lambda m, x: x @ m.weight.t(), nn.Linear(5, 3, bias=False)), (torch.randn(4, 6, 5),)),
             (Call(lambda m, x: torch.addmm(m.bias, x, m.weight.t()), nn.Linear(5, 3)), (torch.randn(4, 5),)),
+            (Call(lambda m, x: x @ m.weight[0], nn.Conv1d(4, 2, 5, bias=False)), (torch.randn(3, 6, 4),)),
         ]

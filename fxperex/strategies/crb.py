@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fxperex.layers.conv import Geometry, geometry, padded
 from fxperex.registry import Cost, Site, Uses, strategy
-from fxperex.strategies.stored import Stored, kind_of
+from fxperex.strategies.stored import Stored, kind_of, stored_work
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -27,7 +27,7 @@ class Crb(Stored):
         assert d is not None
         flops, grads = 2.0 * d.B * d.G * d.T * d.D * d.P, 4.0 * d.B * site.size
         kernel = "conv_grouped" if site.kind == "conv" else "bmm"
-        return Cost({kernel: flops}, 4.0 * d.B * d.G * d.T * (d.D + d.P) + 4 * grads, grads, 5)
+        return Cost({kernel: flops, **stored_work(grads)}, 4.0 * d.B * d.G * d.T * (d.D + d.P) + 4 * grads, grads, 5)
 
     def gradients(self, uses: Uses) -> Tensor:
         if uses.site.kind == "linear":

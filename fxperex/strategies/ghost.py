@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fxperex.config import gamma
+from fxperex.layers.conv import SMALL
 from fxperex.registry import Cost, Site, Uses, strategy
-from fxperex.strategies.stored import kind_of
+from fxperex.strategies.stored import kind_of, patches_work
 
 GRAM_ROUNDING = 2.0**-50  # float64 products and their blocked sums, in units of S^2
 
@@ -27,12 +28,12 @@ class Ghost:
         assert d is not None
         inputs = 0 if site.kind == "embedding" else d.D
         gram, positions = 2.0 * d.B * d.G * d.T**2 * (inputs + d.P), d.B * d.G * d.T
-        kernel = "conv_weight" if site.kind == "conv" else "mm"
-        flops = {"gram": gram}
+        work = {"gram": gram, **patches_work(site)}
         if site.kind != "embedding":
-            flops[kernel] = 2.0 * positions * d.D * d.P
+            kernel = "conv_weight" if site.kind == "conv" and d.T > SMALL else "mm"
+            work[kernel] = 2.0 * positions * d.D * d.P
         moved = 4.0 * (positions * (6 * inputs + 8 * d.P) + 8 * d.T * positions + site.size)
-        return Cost(flops, moved, 4.0 * positions * d.P, 10)
+        return Cost(work, moved, 4.0 * positions * d.P, 12)
 
     def stored(self, uses: Uses) -> None:
         return None

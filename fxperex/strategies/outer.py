@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fxperex.numerics import sq_norm
 from fxperex.registry import Cost, Site, Uses, strategy
-from fxperex.strategies.stored import kind_of
+from fxperex.strategies.stored import kind_of, patches_work
 
 
 @strategy("outer")
@@ -19,8 +19,8 @@ class Outer:
     def cost(self, site: Site) -> Cost:
         d = site.dims
         assert d is not None
-        kernel = "conv_weight" if site.kind == "conv" else "mm"
-        return Cost({kernel: 2.0 * d.B * d.G * d.D * d.P}, 4.0 * (2 * d.B * d.G * (d.D + d.P) + site.size), 0.0, 4)
+        work = {"mm": 2.0 * d.B * d.G * d.D * d.P, **patches_work(site)}
+        return Cost(work, 4.0 * (2 * d.B * d.G * (d.D + d.P) + site.size), 0.0, 5)
 
     def stored(self, uses: Uses) -> None:
         return None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fxperex.config import accumulator
 from fxperex.numerics import sq_norm
-from fxperex.registry import Uses
+from fxperex.registry import Site, Uses, kinds
 
 
 def weighted_sum(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
@@ -39,7 +39,21 @@ class Stored:
         return weighted_sum(self.stored(uses), factors, valid)
 
 
-def kind_of(site: Any) -> Any:
-    from fxperex.registry import kinds
+SPILL = 16 * 2**20  # bytes from which an allocator hands out untouched memory every time
 
+
+def stored_work(grads: float) -> dict[str, float]:
+    """Returns the work of writing `grads` bytes of per-example gradients, beyond plain traffic."""
+    return {"store": grads} if grads > SPILL else {}
+
+
+def patches_work(site: Site) -> dict[str, float]:
+    """Returns the work of unfolding a convolution's input; none for a kernel of one element or a linear map."""
+    d = site.dims
+    if site.kind != "conv" or d is None or torch.Size(site.shape[2:]).numel() == 1:
+        return {}
+    return {"im2col": 4.0 * d.B * d.G * d.T * d.D}
+
+
+def kind_of(site: Site) -> Any:
     return kinds()[site.kind]

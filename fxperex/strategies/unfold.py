@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fxperex.registry import Cost, Site, Uses, strategy
-from fxperex.strategies.stored import Stored, kind_of
+from fxperex.strategies.stored import Stored, kind_of, patches_work, stored_work
 
 
 @strategy("unfold")
@@ -19,9 +19,9 @@ class Unfold(Stored):
     def cost(self, site: Site) -> Cost:
         d = site.dims
         assert d is not None
-        grads, patches = 4.0 * d.B * d.G * d.P * d.D, 4.0 * d.B * d.G * d.T * (d.D + d.P)
-        copies = 3 if site.kind == "conv" else 1
-        return Cost({"bmm": 2.0 * d.B * d.G * d.T * d.D * d.P}, copies * patches + 4 * grads, grads, 5)
+        grads = 4.0 * d.B * d.G * d.P * d.D
+        work = {"bmm": 2.0 * d.B * d.G * d.T * d.D * d.P, **patches_work(site), **stored_work(grads)}
+        return Cost(work, 4.0 * d.B * d.G * d.T * (d.D + d.P) + 3 * grads, grads, 6)
 
     def gradients(self, uses: Uses) -> Tensor:
         kind = kind_of(uses.site)

@@ -9,7 +9,7 @@ from fxperex.layers.generic import single
 from fxperex.layers.shapes import split
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.multi import as_one
-from fxperex.strategies.stored import Stored
+from fxperex.strategies.stored import Stored, stored_work
 
 
 @strategy("vmap")
@@ -23,7 +23,7 @@ class Vmap(Stored):
         d = site.dims
         flops = 2.0 * d.B * d.G * d.T * d.D * d.P if d is not None else 10.0 * site.rows * site.size
         grads = 4.0 * site.rows * site.size
-        return Cost({"conv_grouped" if site.kind == "conv" else "bmm": 2 * flops}, 6 * grads, grads, 8)
+        return Cost({"conv_grouped" if site.kind == "conv" else "bmm": 2 * flops, **stored_work(2 * grads)}, 6 * grads, grads, 8)
 
     def gradients(self, uses: Uses) -> Tensor:
         site = uses.site

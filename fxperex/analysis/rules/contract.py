@@ -92,7 +92,10 @@ def einsum(context: Context) -> State:
     for term, arg in zip(inputs.split(","), operands, strict=True):
         state = context.states.get(arg) if isinstance(arg, fx.Node) else None
         if isinstance(state, BatchAxis):
-            letters[term[state.dim]] = state
+            letter = term[state.dim]
+            if letter in letters and letters[letter].place[1:] != state.place[1:]:
+                raise Mixes("its inputs hold the examples in another order")
+            letters[letter] = state
         elif state is not None:
             raise Mixes("an input was already summed over the batch")
     if not letters:

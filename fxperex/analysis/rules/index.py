@@ -27,7 +27,7 @@ def index(context: Context) -> State:
     base, indices = context.axis(0), list(context.arg(1))
     given = [(d, i) for d, i in enumerate(indices) if i is not None]
     states = {d: context.states.get(i) for d, i in given if isinstance(i, fx.Node)}
-    if any("bool" in str(i.meta["val"].dtype) for _, i in given):
+    if any(str(i.meta["val"].dtype) in {"torch.bool", "torch.uint8"} for _, i in given):
         raise Mixes("a boolean mask gives a result whose size depends on data; use torch.where")
     rank = max(len(context.shape(i)) for _, i in given)
     places = [d for d, _ in given]
@@ -35,6 +35,8 @@ def index(context: Context) -> State:
     first = places[0] if adjacent else 0
     chosen = meet(context, [i for _, i in given], rank)
     if base is None:
+        if any(isinstance(s, BatchAxis) and s.rows for s in states.values()):
+            raise Mixes("it looks up torch.arange(len(x)), an example's place in the batch, in something that is no batch")
         return chosen and chosen.moved(chosen.dim + first)
     if base.dim in states:
         return _by_row(base, states[base.dim], chosen, first)
@@ -59,6 +61,8 @@ def gather(context: Context) -> State:
     at = dim(context.arg(1), len(context.out))
     if any(a is not None and a.dim == at for a in (base, chosen)):
         raise Mixes("it gathers along the batch dimension")
+    if base is None or chosen is None:
+        raise Mixes("it pairs rows of a batch with rows of something that is no batch; expand both to the batch")
     return both(base, chosen)
 
 
@@ -66,7 +70,8 @@ def gather(context: Context) -> State:
 def scatter(context: Context) -> State:
     at = dim(context.arg(1), len(context.out))
     found = both(both(context.axis(0), context.axis(2)), context.axis(3))
-    if found is not None and (found.dim == at or context.axis(2) is None or context.axis(0) is None):
+    if found is not None and (found.dim == at or context.axis(2) is None or context.axis(0) is None or (
+            isinstance(context.arg(3, "src"), fx.Node) and context.axis(3) is None)):
         raise Mixes("it scatters along the batch dimension, or rows of all examples into one")
     return found
 

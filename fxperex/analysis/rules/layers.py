@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import fx
+
 from fxperex.analysis.rules.contract import both
 from fxperex.analysis.rules.pointwise import meet
 from fxperex.analysis.rules.table import rule
@@ -88,7 +90,10 @@ def attention(context: Context) -> State:
     if any(a is not None and a.dim >= rank - 2 for a in axes):
         raise Mixes("the attention runs over the batch: its tokens would be examples; put the batch first")
     found = both(both(axes[0], axes[1]), axes[2])
-    return both(found, meet(context, [context.arg(3, "attn_mask")], rank))
+    mask = meet(context, [context.arg(3, "attn_mask")], rank)
+    if mask is not None and mask.dim >= rank - 2:
+        raise Mixes("the mask has the batch where the tokens are")
+    return both(found, mask)
 
 
 @rule("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu")
@@ -101,6 +106,15 @@ def recurrent(context: Context) -> State:
         raise Mixes(f"the recurrence runs over the batch: with batch_first={bool(first)} the batch must be in "
                     f"dimension {at}")
     state = BatchAxis(1, axis.outer, axis.inner)
+    starts = context.arg(1)
+    for start in starts if isinstance(starts, list | tuple) else [starts]:
+        found = context.states.get(start)
+        if isinstance(found, BatchAxis):
+            both(found, state)
+        elif found is not None:
+            raise Mixes("its first state was summed over the batch")
+    if any(context.states.get(p) is not None for p in context.arg(2)):
+        raise Mixes("its weights depend on the batch")
     return (axis, *(state for _ in context.node.meta["val"][1:]))
 
 
@@ -133,9 +147,13 @@ def loss(context: Context) -> State:
     name = loss_name(context.node.target)
     reduction = context.arg(REDUCTION[name], "reduction", 1)
     score, target = context.axis(0), context.axis(1)
-    if score is None or target is None:
+    if name not in CLASSIFY:
+        # Element by element, hence broadcast: [B, 1] against [B] is a table of pairs.
+        operands = [a for a in context.node.args if isinstance(a, fx.Node)]
+        axis = meet(context, operands, max(len(context.shape(a)) for a in operands))
+    elif score is None or target is None:
         axis = score or target
-        if axis is not None and name in CLASSIFY:
+        if axis is not None:
             raise Mixes("scores and targets must both carry the batch")
     elif score.place != target.place and not (score.fresh or target.fresh):
         raise Mixes("scores and targets have the examples in different places")

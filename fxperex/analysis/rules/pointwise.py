@@ -60,6 +60,7 @@ def reduced_tail(context: Context, states: list[State]) -> State:
     name = str(context.node.target.overloadpacket)  # type: ignore[union-attr]
     kinds = {s.kind for s in states if isinstance(s, Reduced)}
     linear = name in LINEAR and not any(isinstance(s, BatchAxis) for s in states)
+    linear &= name != "aten.div" or isinstance(context.state(0), Reduced)
     products = sum(isinstance(s, Reduced) for s in states) > 1 and name in {"aten.mul", "aten.div"}
     if not linear or products or context.out != ():
         raise Mixes("an input was already summed or averaged over the batch, so every example would see all")
@@ -83,7 +84,16 @@ def created(context: Context) -> BatchAxis | None:
 @rule("aten.zeros", "aten.ones", "aten.full", "aten.empty", "aten.rand", "aten.randn", "aten.new_zeros",
       "aten.new_ones", "aten.new_full", "aten.new_empty", "aten.randint", "aten.scalar_tensor")
 def creation(context: Context) -> State:
+    name = str(context.node.target)
+    if "full" in name or "randint" in name or "scalar_tensor" in name:
+        at, other = [_values(n) for n in (context.node, context.twin)]
+        if at != other:
+            raise Mixes("it fills a tensor with the batch size, so a gradient would depend on how many examples there are")
     return created(context)
+
+
+def _values(node: fx.Node) -> list[Any]:
+    return [a for a in node.args if isinstance(a, int | float)]
 
 
 @rule("aten.arange")
@@ -101,6 +111,8 @@ def arange(context: Context) -> State:
 @rule("aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like", "aten.rand_like", "aten.randn_like",
       "aten.fill", "aten.randint_like")
 def like(context: Context) -> State:
+    if context.axis(1) is not None:
+        raise Mixes("it fills a tensor with a value of the batch")
     axis = context.axis(0)
     return BatchAxis(*axis.place, fresh=axis.fresh) if axis else created(context)
 

@@ -88,10 +88,14 @@ def cosine(context: Context) -> State:
     from fxperex.analysis.rules.pointwise import meet
 
     rank = len(context.out) + 1
+    if len(context.shape(context.arg(0))) != rank:
+        raise Mixes("its first input has fewer dimensions than the second; exchange them")
     axis = meet(context, [context.arg(0), context.arg(1)], rank)
     return drop(context, axis, context.arg(2, "dim", 1), False, "takes the product")
 
 
 @rule("aten.diff")
 def diff(context: Context) -> State:
+    if context.axis(3) is not None or context.axis(4) is not None:
+        raise Mixes("it joins tensors of the batch; use torch.cat")
     return drop(context, context.axis(0), context.arg(2, "dim", -1), True, "takes differences")

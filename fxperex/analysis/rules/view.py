@@ -120,7 +120,7 @@ def repeat_interleave(context: Context) -> State:
 def slice_(context: Context) -> State:
     axis = context.axis(0)
     if axis is None:
-        return created(context)
+        raise Mixes("it takes as many rows as there are examples, so an example's row depends on its place in the batch")
     at = dim(context.arg(1, default=0), len(context.out))
     if at == axis.dim and context.out != context.shape(context.arg(0)):
         raise Mixes("it keeps some examples of the batch and drops others")
