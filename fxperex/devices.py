@@ -117,7 +117,7 @@ class _Timer:
 
 def _name(device: torch.device) -> str:
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}-{torch.get_num_threads()}t"
-    return f"{device.type}-{kind}-torch{torch.__version__}".replace(" ", "_").replace("/", "_")
+    return f"{device.type}-{kind}-torch{torch.__version__}-v{VERSION}".replace(" ", "_").replace("/", "_")
 
 
 def _folder() -> Path:

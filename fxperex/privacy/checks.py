@@ -1,0 +1,38 @@
+"""Checks of numbers a privacy claim rests on. Each returns the number or raises ConfigError."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any
+
+from fxperex.errors import ConfigError
+
+
+def positive(value: object, name: str) -> float:
+    """Returns `value` as a finite float above 0. Raises ConfigError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        raise ConfigError(f"{name} must be a finite number above 0; got {value!r}")
+    return float(value)
+
+
+def probability(value: object, name: str) -> float:
+    """Returns `value` as a float strictly between 0 and 1. Raises ConfigError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise ConfigError(f"{name} must be a number strictly between 0 and 1; got {value!r}")
+    return float(value)
+
+
+def whole(value: object, name: str, least: int = 0) -> int:
+    """Returns `value` as an int of at least `least`. Raises ConfigError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} must be a whole number of at least {least}; got {value!r}")
+    return value
+
+
+def needed(module: str) -> Any:
+    """Returns the imported optional `module`. Raises ConfigError that says what to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        raise ConfigError(f'this needs {module.split(".")[0]}: pip install "fxperex[accounting]"') from e
