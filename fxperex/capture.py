@@ -9,6 +9,7 @@ differs between them is the batch's, which is how later stages tell a batch-size
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -210,7 +211,7 @@ def _copy_with_numbers(source: fx.GraphModule, values: dict[fx.Node, Any]) -> fx
 
 def _same(one: Program, two: Program) -> None:
     pairs = zip(one.nodes, two.nodes, strict=False)
-    differs = next(((a, b) for a, b in pairs if a.op != b.op or a.target != b.target and a.op != "placeholder"), None)
+    differs = next(((a, b) for a, b in pairs if a.op != b.op or (a.target != b.target and a.op != "placeholder")), None)
     if differs or len(one.nodes) != len(two.nodes):
         at = source_line(differs[0]) if differs else "the end of the program"
         raise CaptureError(f"the model runs another program with {one.rows} examples than with {two.rows}: they "
@@ -246,12 +247,17 @@ def source_line(node: fx.Node) -> str:
     lines = (node.meta.get("stack_trace") or "").strip().splitlines()
     frames = [(lines[i].strip(), lines[i + 1].strip() if i + 1 < len(lines) else "")
               for i in range(len(lines)) if lines[i].lstrip().startswith("File ")]
-    own = [f for f in frames if "/torch/" not in f[0] and "/fxperex/" not in f[0]] or frames
+    own = [f for f in frames if _is_users(f[0])] or frames
     if not own:
         return f"node {node.name}"
     place, code = own[-1]
     parts = place.split(", ")
     return f'{parts[0].removeprefix("File ").strip(chr(34))}:{parts[1].removeprefix("line ")} "{code}"'
+
+
+def _is_users(place: str) -> bool:
+    """True for a frame of neither torch nor this library, wherever the user's own files lie."""
+    return not any(folder in place for folder in (os.path.dirname(torch.__file__), os.path.dirname(__file__)))
 
 
 def module_path(node: fx.Node) -> str:
@@ -270,7 +276,7 @@ def _explain(error: Exception, what: str) -> CaptureError:
     import traceback
 
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "/torch/" not in f.filename and "/fxperex/" not in f.filename]
+    own = [f for f in frames if _is_users(f.filename)]
     at = f' at {own[-1].filename}:{own[-1].lineno} "{own[-1].line}"' if own else ""
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return CaptureError(f"{what}{at}: {first}")

@@ -52,7 +52,8 @@ def _inductor(graph: fx.GraphModule, inputs: list[Tensor]) -> Step:
 
 
 def _copied(graph: fx.Graph) -> fx.Graph:
-    new, made = fx.Graph(), {}
+    new = fx.Graph()
+    made: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         made[node] = new.node_copy(node, made.__getitem__)
     return new

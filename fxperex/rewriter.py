@@ -29,6 +29,7 @@ from fxperex.planner import Plan
 from fxperex.registry import BatchAxis, Site, Uses, strategies
 from fxperex.step_graph import StepGraph
 from fxperex.strategies.stored import weighted_sum
+from fxperex.verify import verify
 
 WANTS = ("step", "norms", "gradients")
 
@@ -48,12 +49,19 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, want: 
         mask = torch.ones(rows, dtype=torch.bool, device=values[-1].device)
         traced = make_fx(step, tracing_mode="real", _allow_non_fake_inputs=True)(*values, mask)
     traced.graph.eliminate_dead_code()
+    if want == "step":
+        named = dict(zip((k for _, k in capture.inputs.values()), values, strict=True))
+        verify(traced, rows, [tuple(named[n].shape) for n in _order(capture, analysis)], plan.whole)
     return StepGraph(traced, traced.graph)
 
 
 def parameter_order(capture: Capture, trainable: set[str]) -> list[str]:
     """Returns the trainable parameters in the order of the capture's inputs."""
     return [key for kind, key in capture.inputs.values() if kind == "parameter" and key in trainable]
+
+
+def _order(capture: Capture, analysis: Analysis) -> list[str]:
+    return parameter_order(capture, {p for s in analysis.sites for p in s.params} | set(analysis.unused))
 
 
 @contextlib.contextmanager
@@ -125,7 +133,7 @@ def _tracked(x: Tensor) -> Tensor:
 def _graph(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: fx.GraphModule, want: str,
            rows: int) -> Callable[..., tuple[Any, ...]]:
     chosen = {c.site.name: c.strategy for c in plan.choices}
-    order = parameter_order(capture, {p for s in analysis.sites for p in s.params} | set(analysis.unused))
+    order = _order(capture, analysis)
 
     def step(*args: Tensor) -> tuple[Any, ...]:
         mask = args[-1]
@@ -290,7 +298,7 @@ class _Emit:
 def _naive(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: fx.GraphModule, want: str,
            rows: int) -> Callable[..., tuple[Any, ...]]:
     """The step of one row: an ordinary backward to the parameters."""
-    order = parameter_order(capture, {p for s in analysis.sites for p in s.params} | set(analysis.unused))
+    order = _order(capture, analysis)
 
     def step(*args: Tensor) -> tuple[Any, ...]:
         mask, names = args[-1], [k for _, k in capture.inputs.values()]

@@ -18,7 +18,7 @@ from torch import fx
 from fxperex.analysis.rules.layers import CLASSIFY, REDUCTION, loss_name
 from fxperex.analysis.state import Reduced
 from fxperex.capture import Capture, Program, source_line
-from fxperex.errors import CaptureError, CoverageError, ShapeError, SemanticsWarning
+from fxperex.errors import CaptureError, CoverageError, SemanticsWarning, ShapeError
 from fxperex.registry import BatchAxis
 
 aten = torch.ops.aten

@@ -1,4 +1,11 @@
 """One file = one layer kind. Importing this package registers the library's own."""
 
-from fxperex.layers import bias, conv, elementwise, embedding, linear, norms  # noqa: F401
-from fxperex.layers import generic  # noqa: F401  (last: it claims everything)
+from fxperex.layers import (  # noqa: F401
+    bias,
+    conv,
+    elementwise,
+    embedding,
+    generic,
+    linear,
+    norms,
+)

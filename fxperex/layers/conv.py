@@ -15,7 +15,6 @@ from torch import Tensor, fx
 from fxperex.layers.shapes import clean, packet, scaled
 from fxperex.registry import BatchAxis, Dims, Uses, layer_kind
 
-
 # Up to this many positions an image is mostly padding to a convolution; a product over patches does no such work
 # (512 channels, 1 x 1 pixels, kernel 3, 16 examples on a CPU: 1.9 ms against 10 ms).
 SMALL = 8

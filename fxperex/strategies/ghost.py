@@ -7,7 +7,6 @@ is formed in float64 and the result is the certified bound `n^2 + gamma S^2`, `S
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fxperex.config import gamma

@@ -22,7 +22,8 @@ class Multi(Stored):
         d = site.dims
         flops = 2.0 * d.B * d.G * d.T * d.D * d.P if d is not None else 10.0 * site.rows * site.size
         grads = 4.0 * site.rows * site.size
-        return Cost({"conv_single" if site.kind == "conv" else "bmm": flops, **stored_work(2 * grads)}, 6 * grads, grads, 4 * site.rows)
+        work = {"conv_single" if site.kind == "conv" else "bmm": flops, **stored_work(2 * grads)}
+        return Cost(work, 6 * grads, grads, 4 * site.rows)
 
     def gradients(self, uses: Uses) -> Tensor:
         return torch.stack([self._one(uses, b) for b in range(uses.site.rows)])

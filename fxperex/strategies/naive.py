@@ -17,7 +17,8 @@ class Naive:
         return "naive runs the whole step one example at a time; it is not a node's choice"
 
     def cost(self, site: Site) -> Cost:
-        return Cost({"conv_single" if site.kind == "conv" else "mm": 6.0 * site.rows * site.size}, 0.0, 0.0, 20 * site.rows)
+        kernel = "conv_single" if site.kind == "conv" else "mm"
+        return Cost({kernel: 6.0 * site.rows * site.size}, 0.0, 0.0, 20 * site.rows)
 
     def stored(self, uses: Uses) -> None:
         return None

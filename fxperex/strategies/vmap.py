@@ -23,7 +23,8 @@ class Vmap(Stored):
         d = site.dims
         flops = 2.0 * d.B * d.G * d.T * d.D * d.P if d is not None else 10.0 * site.rows * site.size
         grads = 4.0 * site.rows * site.size
-        return Cost({"conv_grouped" if site.kind == "conv" else "bmm": 2 * flops, **stored_work(2 * grads)}, 6 * grads, grads, 8)
+        work = {"conv_grouped" if site.kind == "conv" else "bmm": 2 * flops, **stored_work(2 * grads)}
+        return Cost(work, 6 * grads, grads, 8)
 
     def gradients(self, uses: Uses) -> Tensor:
         site = uses.site
@@ -39,11 +40,11 @@ class Vmap(Stored):
                 values[i] = as_one(row, uses.axes[i])  # type: ignore[arg-type]
 
             def run(w: Tensor) -> list[Tensor]:
-                made = single(uses, values, w)
-                made = [made] if isinstance(made, Tensor) else list(made)
+                whole = single(uses, values, w)
+                made = [whole] if isinstance(whole, Tensor) else list(whole)
                 return [made[i] for i, _ in outs]
 
-            _, pull = torch.func.vjp(run, weight)
+            pull = torch.func.vjp(run, weight)[1]
             return pull([as_one(b, axis) for b, (_, axis) in zip(backs, outs, strict=True)])[0]
 
         return torch.func.vmap(one, randomness="different")(inputs, grads)

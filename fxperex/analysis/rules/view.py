@@ -182,6 +182,15 @@ def cat(context: Context) -> State:
     return axis
 
 
+@rule("aten.broadcast_tensors")
+def broadcast(context: Context) -> State:
+    from fxperex.analysis.rules.pointwise import meet
+
+    tensors, rank = list(context.arg(0)), len(context.out)
+    meet(context, tensors, rank)  # those with a batch must agree
+    return tuple(meet(context, [t], rank) for t in tensors)
+
+
 @rule("aten.stack")
 def stack(context: Context) -> State:
     from fxperex.analysis.rules.pointwise import meet
