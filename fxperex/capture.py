@@ -101,7 +101,9 @@ def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows:
     main, twin = make(size), make(size + 1)
     _same(main, twin)
     source = exported if exported is not None else _export(whole, _resize(batch, size), symbolic=False)
-    inputs, constants = _inputs(source, batch)
+    inputs, constants = _inputs(source)
+    first = _first_names(model)
+    inputs = {k: (kind, first.get(key, key)) if kind == "parameter" else (kind, key) for k, (kind, key) in inputs.items()}
     mutated = [_strip(name) for name in source.graph_signature.buffers_to_mutate.values()]
     return Capture(main, twin, inputs, constants, mutated, symbolic, make, fakes)
 
@@ -179,7 +181,7 @@ class _Shapes(fx.Interpreter):
 def _specialise(source: Any, model: nn.Module, batch: tuple[Tensor, ...],
                 fakes: FakeTensorMode, rows: int) -> fx.GraphModule:
     """Graph with symbolic sizes -> the same graph with every size a number, fake values in `meta`."""
-    inputs, constants = _inputs(source, batch)
+    inputs, constants = _inputs(source)
     tensors = dict(model.named_parameters(remove_duplicate=False))
     tensors.update(model.named_buffers(remove_duplicate=False))
     args = []
@@ -218,7 +220,7 @@ def _same(one: Program, two: Program) -> None:
                            f"part at {at}. A private step needs one program for every batch size.")
 
 
-def _inputs(source: Any, batch: tuple[Tensor, ...]) -> tuple[dict[str, tuple[str, Any]], dict[str, Tensor]]:
+def _inputs(source: Any) -> tuple[dict[str, tuple[str, Any]], dict[str, Tensor]]:
     from torch.export.graph_signature import InputKind
 
     names = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.CONSTANT_TENSOR: "constant"}
@@ -236,6 +238,12 @@ def _inputs(source: Any, batch: tuple[Tensor, ...]) -> tuple[dict[str, tuple[str
             raise CaptureError(f"the model needs an input of kind {item.kind}, which is not supported: {item.arg}")
     order = [node.name for node in source.graph_module.graph.nodes if node.op == "placeholder"]
     return {name: inputs[name] for name in order}, constants
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Returns {every name of a parameter: its first}: export may keep any name of a tied one."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
 
 
 def _strip(name: str) -> str:

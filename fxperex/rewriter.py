@@ -43,11 +43,14 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, want: 
     build = _naive if plan.whole == "naive" else _graph
     step = build(capture, analysis, plan, clip, loss_graph, want, rows)
     values = [n.meta["val"] for n in program.nodes if n.op == "placeholder"]
-    with capture.fakes, warnings.catch_warnings():
+    with warnings.catch_warnings(), capture.fakes:
         # vmap says so where torch loops over examples inside; the plan knows what the strategy costs.
         warnings.filterwarnings("ignore", message="There is a performance drop")
+        warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
         mask = torch.ones(rows, dtype=torch.bool, device=values[-1].device)
-        traced = make_fx(step, tracing_mode="real", _allow_non_fake_inputs=True)(*values, mask)
+        # Fused CPU recurrent layers have no traceable backward; without mkldnn they come apart into cells.
+        with torch.backends.mkldnn.flags(enabled=False):
+            traced = make_fx(step, tracing_mode="real", _allow_non_fake_inputs=True)(*values, mask)
     traced.graph.eliminate_dead_code()
     if want == "step":
         named = dict(zip((k for _, k in capture.inputs.values()), values, strict=True))
@@ -57,7 +60,7 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, want: 
 
 def parameter_order(capture: Capture, trainable: set[str]) -> list[str]:
     """Returns the trainable parameters in the order of the capture's inputs."""
-    return [key for kind, key in capture.inputs.values() if kind == "parameter" and key in trainable]
+    return list(dict.fromkeys(key for kind, key in capture.inputs.values() if kind == "parameter" and key in trainable))
 
 
 def _order(capture: Capture, analysis: Analysis) -> list[str]:
@@ -101,7 +104,8 @@ def _evaluate(capture: Capture, analysis: Analysis, graph: fx.GraphModule, args:
             value = next(values)
             kind, name = capture.inputs[node.name]
             if kind == "parameter" and name in trainable:
-                run.leaves[name] = run.params[node] = value.detach().requires_grad_()
+                # A tied parameter may come in under two names; one leaf takes both gradients.
+                run.params[node] = run.leaves.setdefault(name, value.detach().requires_grad_())
             run.env[node] = value.detach()
         elif node.op == "call_function":
             _call(run, node, node.name in analysis.parameter_only, node.name in outputs)
@@ -303,10 +307,9 @@ def _naive(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
     def step(*args: Tensor) -> tuple[Any, ...]:
         mask, names = args[-1], [k for _, k in capture.inputs.values()]
         with torch.enable_grad():
-            env = [a.detach().requires_grad_() if k in order else a.detach()
-                   for k, a in zip(names, args[:-1], strict=True)]
-            *buffers, loss = fx.Interpreter(graph).run(*env)
-            leaves = [env[names.index(n)] for n in order]
+            env = {k: a.detach().requires_grad_(k in order) for k, a in zip(names, args[:-1], strict=True)}
+            *buffers, loss = fx.Interpreter(graph).run(*(env[k] for k in names))
+            leaves = [env[n] for n in order]
             found = torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
         with torch.no_grad():
             grads = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, found, strict=True)]
