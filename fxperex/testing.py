@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +55,7 @@ def loop(model: nn.Module, forward: Callable[..., Tensor], batch: tuple[Tensor, 
 def clipped(truth: dict[str, Tensor], clip: float) -> tuple[dict[str, Tensor], Tensor]:
     """Returns (the clipped sum by parameter, norms `[B]`) of per-example gradients `truth`, in float64."""
     rows = len(next(iter(truth.values())))
-    norms = torch.stack([g.reshape(rows, -1).square().sum(1) for g in truth.values()]).sum(0).sqrt()
+    norms = torch.stack([g.reshape(rows, math.prod(g.shape[1:])).square().sum(1) for g in truth.values()]).sum(0).sqrt()
     factors = (clip / norms).clamp(max=1.0)
     return {n: torch.einsum("b,b...->...", factors, g) for n, g in truth.items()}, norms
 

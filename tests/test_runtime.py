@@ -66,11 +66,12 @@ def test_grad_accumulates_and_dropout_repeats() -> None:
     model = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 3)).double()
     x = torch.randn(4, 5).double()
     private = fxperex.transform(model, (x,), forward=_loss, backend="eager")
-    results = []
+    results: list[fxperex.StepResult] = []
+    first: list[Tensor] = []
     for _ in range(2):
         torch.manual_seed(3)
         results.append(private.step(x))
-        first = [p.grad.clone() for p in model.parameters() if p.grad is not None] if len(results) == 1 else first
+        first = first or [p.grad.clone() for p in model.parameters() if p.grad is not None]
     assert torch.equal(results[0].norms, results[1].norms)
     assert all(torch.equal(p.grad, 2 * g) for p, g in zip(model.parameters(), first, strict=True) if p.grad is not None)
 

@@ -1,85 +1,147 @@
-"""The account of a run: epsilon from noise, noise from epsilon. Arithmetic by dp_accounting, checks here.
+"""What a run costs: (epsilon, delta) under adding or removing one example, by dp-accounting.
 
-"pld" (privacy loss distributions, pessimistic discretisation; the tight one) or "rdp" (Renyi; looser, faster).
-Neighbours differ by one example added or removed, which is what Poisson sampling and clipped sums protect.
+The event always comes from the sampler that draws the batches (`sampler.event`), never from a rate given by hand.
+"pld" (default): privacy loss distributions, rounded pessimistically; "rdp": Renyi orders, looser and independent.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fxperex.errors import ConfigError
-from fxperex.privacy.checks import needed, positive, probability, whole
-from fxperex.privacy.sampling import PoissonSampler
 
-ACCOUNTANTS = ("pld", "rdp")
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
 
-# Whole orders only: dp_accounting's series for fractional ones often does not converge, and it logs each.
-ORDERS = (*range(2, 64), *range(64, 512, 16), 1024)
-
-# Width of the loss grid: rounding is always up, so the coarse one that the search walks on is valid too.
+METHODS = ("pld", "rdp")
+# Outside, one step costs more than anybody calls private, or the noise drowns every gradient.
+SIGMA_MIN, SIGMA_MAX = 2.0**-5, 2.0**20
+TOLERANCE = 1e-4
+# Widths of the loss grid. Both round upwards; the search walks on the coarse one, ten times faster.
 FINE, COARSE = 1e-4, 1e-3
 
-# Noise outside is refused: below, the loss grid outgrows memory; above, nothing is learnt.
-LOWEST, HIGHEST = 2.0**-4, 2.0**24
-TOLERANCE = 2.0**-13
+
+class Sampler(Protocol):
+    """What the accountant needs of a sampler."""
+
+    @property
+    def steps(self) -> int: ...
+
+    def event(self, noise_multiplier: float) -> DpEvent:
+        """The event of one step."""
+        ...
 
 
-def epsilon(sampler: PoissonSampler, noise_multiplier: float, steps: int, delta: float,
-            accountant: str = "pld") -> float:
-    """Returns epsilon at `delta` after `steps` batches of `sampler`; 0 for none. Raises ConfigError."""
-    whole(steps, "steps")
-    return _epsilon(sampler, positive(noise_multiplier, "noise_multiplier"), steps, probability(delta, "delta"),
-                    accountant, FINE)
+def sampled_gaussian(rate: float, noise_multiplier: float) -> DpEvent:
+    """Returns the event of one Gaussian release to which each example contributes with probability `rate`."""
+    events = _library()
+    return events.PoissonSampledDpEvent(rate, events.GaussianDpEvent(positive(noise_multiplier, "noise_multiplier")))
 
 
-def noise_multiplier_for(epsilon: float, delta: float, sampler: PoissonSampler, accountant: str = "pld") -> float:
-    """Returns about the least noise multiplier with which all of `sampler.steps` spend at most `epsilon`.
+def epsilon(sampler: Sampler, noise_multiplier: float, delta: float, *, steps: int | None = None,
+            method: str = "pld") -> float:
+    """Returns an upper bound of epsilon at `delta` after `steps` steps (default: all of the sampler's).
 
-    Raises ConfigError, also where no noise between `LOWEST` and `HIGHEST` gives that epsilon.
+    Infinite where no finite epsilon holds. Raises ConfigError.
     """
-    target, delta = positive(epsilon, "epsilon"), probability(delta, "delta")
-    whole(sampler.steps, "sampler.steps", 1)
+    sigma, delta = positive(noise_multiplier, "noise_multiplier"), _delta(delta)
+    count = sampler.steps if steps is None else _steps(steps)
+    return _epsilon(_method(method), sampler.event(sigma), count, delta)
 
-    def fits(sigma: float, grid: float = COARSE) -> bool:
-        return _epsilon(sampler, sigma, sampler.steps, delta, accountant, grid) <= target
 
-    low, high = _bracket(fits, target)
-    while high / low > 1 + TOLERANCE:
+def noise_multiplier_for(target_epsilon: float, delta: float, sampler: Sampler, *, method: str = "pld") -> float:
+    """Returns the smallest noise multiplier (to 1e-4) whose epsilon over all the sampler's steps is at most the target.
+
+    Raises ConfigError, also when no multiplier between 2^-5 and 2^20 fits.
+    """
+    target, delta = positive(target_epsilon, "epsilon"), _delta(delta)
+    fine, coarse = _method(method), _method(method, COARSE)
+
+    def fits(sigma: float, make: Callable[[], Any] = coarse) -> bool:
+        return _epsilon(make, sampler.event(sigma), sampler.steps, delta) <= target
+
+    low, high = _bracket(fits, _rough(target, delta, sampler))
+    while high > low * (1 + TOLERANCE):
         middle = (low * high) ** 0.5
         low, high = (low, middle) if fits(middle) else (middle, high)
-    # The promise is in terms of `epsilon` as it will be reported, on the fine grid.
-    while not fits(high, FINE):
+    # The promise is about epsilon as it will be reported, on the fine grid.
+    while not fits(high, fine):
         high *= 1 + TOLERANCE
     return high
 
 
-def _bracket(fits: Any, target: float) -> tuple[float, float]:
-    """Returns (too little noise, enough noise), a factor of two apart. Raises ConfigError."""
-    sigma = 1.0
-    if fits(sigma):
-        while fits(sigma / 2):
-            sigma /= 2
-            if sigma <= LOWEST:
-                raise ConfigError(f"epsilon {target} needs next to no noise (multiplier below {LOWEST}); ask for less")
-        return sigma / 2, sigma
-    while not fits(sigma * 2):
-        sigma *= 2
-        if sigma >= HIGHEST:
-            raise ConfigError(f"epsilon {target} needs a noise multiplier above {HIGHEST}; ask for more, or fewer steps")
-    return sigma, sigma * 2
+def positive(value: object, name: str) -> float:
+    """Returns `value` if it is a finite number above 0, else raises ConfigError naming `name`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{name} must be a finite number above 0; got {value!r}")
+    return float(value)
 
 
-def _epsilon(sampler: PoissonSampler, sigma: float, steps: int, delta: float, accountant: str, grid: float) -> float:
-    if accountant not in ACCOUNTANTS:
-        raise ConfigError(f"unknown accountant {accountant!r}; valid: {', '.join(ACCOUNTANTS)}")
-    if sigma < LOWEST / 2:
-        raise ConfigError(f"noise_multiplier {sigma} is too little to account for; the least is {LOWEST / 2}")
-    event = sampler.event(sigma)
+def _bracket(fits: Callable[[float], bool], guess: float) -> tuple[float, float]:
+    """Noise multipliers (too small, large enough) around `guess`; equal at the least one allowed."""
+    high = guess
+    while not fits(high):
+        if high >= SIGMA_MAX:
+            raise ConfigError(f"no noise multiplier up to {SIGMA_MAX:.0f} reaches this epsilon at this delta; "
+                              "raise epsilon or delta, take fewer steps or a smaller expected batch")
+        high = min(2 * high, SIGMA_MAX)
+    while high > SIGMA_MIN:
+        low = max(high / 2, SIGMA_MIN)
+        if not fits(low):
+            return low, high
+        high = low
+    return SIGMA_MIN, SIGMA_MIN
+
+
+def _rough(target: float, delta: float, sampler: Sampler) -> float:
+    """A guess from whole Renyi orders: cheap at any noise, where PLD takes half a minute at small noise."""
+    from dp_accounting import rdp
+
+    def fits(sigma: float) -> bool:
+        return _epsilon(lambda: rdp.RdpAccountant(range(2, 65)), sampler.event(sigma), sampler.steps, delta) <= target
+
+    sigma = SIGMA_MIN
+    while sigma < SIGMA_MAX and not fits(sigma):
+        sigma *= 2**0.5
+    return min(sigma, SIGMA_MAX)
+
+
+def _epsilon(make: Callable[[], Any], event: DpEvent, steps: int, delta: float) -> float:
     if steps == 0:
         return 0.0
-    if accountant == "pld":
-        account = needed("dp_accounting.pld").PLDAccountant(value_discretization_interval=grid)
-    else:
-        account = needed("dp_accounting.rdp").RdpAccountant(ORDERS)
-    return float(account.compose(event, steps).get_epsilon(delta))
+    account = make().compose(event, steps)
+    return max(0.0, float(account.get_epsilon(delta)))
+
+
+def _library() -> Any:
+    try:
+        import dp_accounting
+    except ImportError as error:
+        raise ConfigError('accounting needs the package dp-accounting, which is not installed: '
+                          'pip install "fxperex[accounting]"') from error
+    return dp_accounting
+
+
+def _method(method: str, grid: float = FINE) -> Callable[[], Any]:
+    if method not in METHODS:
+        raise ConfigError(f"unknown accounting method {method!r}; valid: {', '.join(METHODS)}")
+    _library()
+    from dp_accounting import pld, rdp
+
+    # Whole orders: the series for fractional ones often does not converge, and is logged each time.
+    return {"pld": lambda: pld.PLDAccountant(value_discretization_interval=grid),
+            "rdp": lambda: rdp.RdpAccountant([*range(2, 64), *range(64, 512, 16), 1024])}[method]
+
+
+def _delta(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise ConfigError(f"delta must be a number above 0 and below 1; got {value!r}")
+    return float(value)
+
+
+def _steps(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"steps must be a whole number of at least 0; got {value!r}")
+    return value

@@ -48,7 +48,8 @@ class PrivacyEngine:
         self._sensitivity = positive(private.clip.sensitivity, "clip.sensitivity")
         self.noise_multiplier = (positive(noise_multiplier, "noise_multiplier") if epsilon is None
                                  else accountant.noise_multiplier_for(epsilon, delta, self.sampler))
-        self._noise = GaussianNoise(seed)
+        self._noise = GaussianNoise(self.noise_multiplier, seed)
+        self._draws = iter(self.sampler)
         self.steps_done = 0
 
     def __len__(self) -> int:
@@ -57,7 +58,7 @@ class PrivacyEngine:
 
     def __iter__(self) -> Iterator[StepResult]:
         """Yields the StepResult of each remaining step. A later loop goes on where an earlier one ended."""
-        while self.steps_done < self.sampler.steps:
+        while self._left():
             yield self.step()
 
     def step(self) -> StepResult:
@@ -65,7 +66,7 @@ class PrivacyEngine:
 
         If anything raises, the sum in `.grad` is cleared: it is not private.
         """
-        if self.steps_done >= self.sampler.steps:
+        if not self._left():
             raise PrivacyError(f"all {self.sampler.steps} steps that the noise was planned for are taken; "
                                "more would spend more than asked. Make an engine with more epochs")
         self._check_optimizer()
@@ -78,22 +79,27 @@ class PrivacyEngine:
             self._clear()
             raise
 
-    def epsilon(self, accountant_: str = "pld") -> float:
+    def epsilon(self, method: str = "pld") -> float:
         """Returns the epsilon spent so far, at `delta`, by account "pld" or "rdp". Raises ConfigError."""
-        return accountant.epsilon(self.sampler, self.noise_multiplier, self.steps_done, self.delta, accountant_)
+        return accountant.epsilon(self.sampler, self.noise_multiplier, self.delta, steps=self.steps_done, method=method)
 
     def _step(self) -> StepResult:
         self._clear()
         device = next(iter(self.private.parameters.values())).device
-        result = self.private.step(*(x.to(device) for x in self._rows.take(self.sampler.draw())))
+        result = self.private.step(*(x.to(device) for x in self._rows.take(next(self._draws))))
         # Counted before anything is released: a failure from here on is paid for, and its noise never used again.
         number, self.steps_done = self.steps_done, self.steps_done + 1
-        std = self.noise_multiplier * self._sensitivity
-        for index, p in enumerate(self.private.parameters.values()):
-            assert p.grad is not None
-            self._noise.add_(p.grad, std, number, index).div_(self.sampler.expected_batch)
+        sums = [p.grad for p in self.private.parameters.values() if p.grad is not None]
+        assert len(sums) == len(self.private.parameters)
+        noised = self._noise.release(sums, self._sensitivity, number, self.sampler.expected_batch)
+        for p, value in zip(self.private.parameters.values(), noised, strict=True):
+            p.grad = value
         self.optimizer.step()
         return result
+
+    def _left(self) -> bool:
+        # A step that failed has used up its batch: the sampler, not `steps_done`, knows what is left.
+        return self.sampler.taken < self.sampler.steps
 
     def _clear(self) -> None:
         for p in self.private.parameters.values():

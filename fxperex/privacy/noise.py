@@ -1,46 +1,50 @@
-"""Gaussian noise: one stream per (step, tensor), so that no two tensors ever share a number.
+"""The Gaussian mechanism on the clipped sum: float64 noise on the CPU, one stream per (step, tensor).
 
-Formed in float64 by numpy's Philox. Philox is fast and statistically sound but not a cryptographic generator, and no
-floating-point Gaussian is exactly Gaussian: the claim is that of the real-valued mechanism, as with every DP-SGD library.
+Float64, because a float32 normal has no tail beyond 5.77 standard deviations. Floating-point side channels
+(the spacing of the released numbers, timing) are not covered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fxperex.errors import ConfigError
-from fxperex.privacy.checks import needed, positive, whole
-from fxperex.privacy.sampling import stream_key
+from fxperex.errors import PrivacyError
+from fxperex.privacy.accountant import positive
+from fxperex.privacy.streams import Streams
 
 
 class GaussianNoise:
-    """Noise keyed by the operating system's entropy, or by `seed` for reproducible science. Raises ConfigError."""
+    """Noise of standard deviation `multiplier * sensitivity`, in the units of the sum of clipped gradients.
 
-    def __init__(self, seed: int | None = None) -> None:
-        self._key = stream_key("noise", seed)
+    multiplier: the accountant's noise multiplier; seed: see `Streams`. Raises ConfigError.
+    """
 
-    def draw(self, shape: Sequence[int], std: float, step: int, index: int) -> Tensor:
-        """Returns noise of `shape` and `std`, float64, on the CPU: the stream of tensor `index` at `step`.
+    def __init__(self, multiplier: float, seed: int | None = None) -> None:
+        self.multiplier = positive(multiplier, "noise_multiplier")
+        self._streams = Streams("noise", seed)
+        self._last = -1
 
-        The same (step, index) gives the same numbers: never use one twice. Raises ConfigError.
+    def std(self, sensitivity: float) -> float:
+        """Returns the standard deviation for a sum to which one example adds at most `sensitivity` (L2)."""
+        return self.multiplier * positive(sensitivity, "sensitivity")
+
+    def release(self, sums: Sequence[Tensor], sensitivity: float, step: int, divisor: float = 1.0) -> list[Tensor]:
+        """Returns `(sum + noise) / divisor` for each of `sums`, in its dtype and on its device.
+
+        Added and divided in float64 and rounded once at the end: half a bfloat16 sum's noise would vanish in rounding.
+        Raises PrivacyError if `step` is not above every earlier step: the same noise twice can be subtracted.
         """
-        numpy = needed("numpy")
-        std, step, index = positive(std, "std"), whole(step, "step"), whole(index, "index")
-        # Philox counts up in the two low words; the high words name the stream, 2**128 blocks apart.
-        counter = numpy.array([0, 0, index, step], dtype=numpy.uint64)
-        stream = numpy.random.Generator(numpy.random.Philox(key=self._key, counter=counter))
-        return torch.from_numpy(numpy.asarray(stream.standard_normal(tuple(shape), dtype=numpy.float64))).mul_(std)
+        if step <= self._last:
+            raise PrivacyError(f"noise of step {step} was asked for after step {self._last}; noise is never used twice, "
+                               "so number the steps upwards and make a new engine for a new run")
+        std, self._last = self.std(sensitivity), step
+        return [self._noised(total, std, step, item, divisor) for item, total in enumerate(sums)]
 
-    def add_(self, value: Tensor, std: float, step: int, index: int) -> Tensor:
-        """Returns `value` after adding noise to it in place, in its own dtype and on its own device.
-
-        The sum is formed in float64 and rounded once, after the noise, where rounding is post-processing.
-        Raises ConfigError.
-        """
-        if not value.dtype.is_floating_point:
-            raise ConfigError(f"noise needs real floating point; got {value.dtype}")
-        noise = self.draw(value.shape, std, step, index)
-        return value.copy_(value.to("cpu", torch.float64) + noise)
+    def _noised(self, total: Tensor, std: float, step: int, item: int, divisor: float) -> Tensor:
+        draw = np.random.Generator(self._streams.at(step, item)).standard_normal(tuple(total.shape))
+        noise = torch.as_tensor(draw, dtype=torch.float64).mul_(std).to(total.device)
+        return noise.add_(total).div_(divisor).to(total.dtype)

@@ -27,15 +27,15 @@ def _engine(private: fxperex.PerExampleModule, **change: Any) -> PrivacyEngine:
 
 
 def test_a_run_is_the_formula() -> None:
-    engine, other = _engine(_private()), _private()
+    engine, other, noise = _engine(_private()), _private(), GaussianNoise(1.3, seed=4)
     for number, rows in enumerate(PoissonSampler(40, 10, 4, seed=4)):
         for p in other.parameters.values():
             p.grad = None
         other.step(X[rows], Y[rows])
         with torch.no_grad():
-            for i, p in enumerate(other.parameters.values()):
-                noise = GaussianNoise(4).draw(p.shape, 1.3 * 0.5, number, i)
-                p -= (p.grad.double() + noise).to(p.dtype) / 10  # type: ignore[union-attr]
+            sums = [p.grad for p in other.parameters.values() if p.grad is not None]
+            for p, value in zip(other.parameters.values(), noise.release(sums, 0.5, number, 10.0), strict=True):
+                p -= value
     assert len(list(engine)) == len(engine) == engine.steps_done == 4
     for name, p in engine.private.parameters.items():
         torch.testing.assert_close(p, other.parameters[name])
@@ -76,7 +76,7 @@ def test_a_failed_step_leaves_no_sum(monkeypatch: pytest.MonkeyPatch) -> None:
         next(iter(engine))
     assert all(p.grad is None for p in engine.private.parameters.values())
     assert engine.steps_done == 1  # its noise was drawn and is never used again
-    monkeypatch.setattr(engine._noise, "add_", fail)
+    monkeypatch.setattr(engine._noise, "release", fail)
     with pytest.raises(KeyboardInterrupt):
         next(iter(engine))
     assert all(p.grad is None for p in engine.private.parameters.values())
