@@ -202,10 +202,11 @@ def _uses(site: Site, node: fx.Node, run: _Run, axes: dict[str, Any], grads: lis
         positional, named = pytree.tree_unflatten(args, spec)
         return node.target(*positional, **named)  # type: ignore[operator]
 
-    out_axes = [s for s in pytree.tree_leaves(axes[node.name], is_leaf=lambda s: isinstance(s, BatchAxis))
-                if isinstance(s, BatchAxis)]
+    # One axis per output, None where an output has no batch: saved statistics, empty placeholders.
+    out_axes = pytree.tree_leaves(axes[node.name], is_leaf=lambda s: s is None or isinstance(s, BatchAxis))
+    first = next(s for s in out_axes if s is not None)
     dims = site.dims and replace(site.dims, B=rows[1])
-    return Uses(replace(site, rows=rows[1], dims=dims), node, values, where, call, out_axes[0], grads,
+    return Uses(replace(site, rows=rows[1], dims=dims), node, values, where, call, first, grads,
                 {"single": single, "out_axes": out_axes})
 
 
