@@ -1,6 +1,7 @@
-"""Linear maps `y = x W^T` (`linear`) and `y = x W` (`matmul`, `mm`, `addmm`), any leading dimensions.
+"""Products with a parameter on either side: `linear`, `matmul`, `mm`, `bmm`, `mv`, `addmm`, `baddbmm`, `einsum`.
 
-`a [B,1,T,D]` are the inputs, `g [B,1,T,P]` the output gradients: `grad_b = g_b^T a_b`.
+`a [B,G,T,D]` are the inputs, `g [B,G,T,P]` the output gradients: `grad_b = g_b^T a_b`. Groups are the batch
+dimensions of a weight: heads, experts.
 """
 
 from __future__ import annotations
@@ -8,65 +9,87 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from fxperex.layers.shapes import clean, packet, scaled, split
+from fxperex.layers.products import PAIRS, Product, arranged, product, unarranged
+from fxperex.layers.shapes import clean, scaled
 from fxperex.registry import BatchAxis, Dims, Uses, layer_kind
-
-# op -> (place of the input, place of the weight, weight is [P, D])
-PLACES = {"linear": (0, 1, True), "matmul": (0, 1, False), "mm": (0, 1, False), "addmm": (1, 2, False)}
 
 
 @layer_kind("linear")
 class Linear:
-    ops = tuple(f"aten.{op}" for op in PLACES)
+    ops = tuple(f"aten.{op}" for op in PAIRS)
 
     def claims(self, node: fx.Node, arg: int) -> bool:
-        places = PLACES.get(packet(node))
-        if places is None or arg != places[1] or dict(node.kwargs):
-            return False
-        weight, x = node.args[places[1]], node.args[places[0]]
-        return weight.meta["val"].dim() == 2 and x.meta["val"].dim() >= 2 and weight is not x  # type: ignore[union-attr]
+        return product(node, arg) is not None
+
+    def layout(self, node: fx.Node, arg: int) -> str:
+        return self._product(node, arg).layout
 
     def dims(self, node: fx.Node, arg: int, rows: int, axis: BatchAxis) -> Dims:
-        x, w, row_major = PLACES[packet(node)]
-        shape, weight = node.args[x].meta["val"].shape, node.args[w].meta["val"].shape  # type: ignore[union-attr]
-        inputs, outputs = (weight[1], weight[0]) if row_major else (weight[0], weight[1])
-        return Dims(rows, 1, shape[:-1].numel() // rows, inputs, outputs)
+        p = self._product(node, arg)
+        return Dims(rows, p.size("G"), p.size("T") // rows, p.size("D"), p.size("P"))
 
     def factors(self, uses: Uses) -> tuple[Tensor, Tensor]:
-        x, axis = self._input(uses)
-        rows = uses.site.rows
-        a = split(x, axis, rows).reshape(rows, 1, -1, x.shape[-1])
-        g = split(uses.grad, uses.out_axis, rows).reshape(rows, 1, -1, uses.grad.shape[-1])
-        return a, g
+        p, x, axis = self._given(uses)
+        order = ["*", p.letters("G"), p.letters("T").replace(p.left[axis.dim], "<>")]
+        a = arranged(x, p.left, [*order, p.letters("D")], p.sizes, axis, uses.site.rows)
+        return a, arranged(uses.grad, p.out, [*order, p.letters("P")], p.sizes, uses.out_axis, uses.site.rows)
 
     def fold(self, uses: Uses, grads: Tensor) -> Tensor:
-        """`[B,1,P,D]` -> `[B, *weight shape]`."""
-        grads = grads.squeeze(1)
-        return grads if PLACES[packet(uses.node)][2] else grads.transpose(1, 2)
+        """`[B,G,P,D]` -> `[B, *weight shape]`."""
+        return unarranged(grads, self._product(uses.node, uses.site.arg), uses.site.shape)
+
+    def flat(self, uses: Uses, factors: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns `a [G,N,D]` and scaled `g [G,N,P]` of all examples together, invalid ones zero."""
+        p, x, axis = self._given(uses)
+        x, g = clean(x, axis, valid), scaled(uses.grad, uses.out_axis, factors, valid)
+        # Rows in the input's own order, so that nothing is copied.
+        order = [p.letters("G"), p.letters("T").replace(p.left[axis.dim], "<*>")]
+        a = arranged(x, p.left, [*order, p.letters("D")], p.sizes, axis, uses.site.rows)
+        return a, arranged(g, p.out, [*order, p.letters("P")], p.sizes, uses.out_axis, uses.site.rows)
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
-        x, axis = self._input(uses)
-        g = scaled(uses.grad, uses.out_axis, factors, valid).reshape(-1, uses.grad.shape[-1])
-        a = clean(x, axis, valid).reshape(-1, x.shape[-1])
-        return g.t() @ a if PLACES[packet(uses.node)][2] else a.t() @ g
+        return self.summed(uses, *self.flat(uses, factors, valid))
 
-    def _input(self, uses: Uses) -> tuple[Tensor, BatchAxis]:
-        place = PLACES[packet(uses.node)][0]
-        axis = uses.axes[place]
+    def summed(self, uses: Uses, a: Tensor, g: Tensor) -> Tensor:
+        """Returns `g^T a`, folded, of the flat factors."""
+        if self._product(uses.node, uses.site.arg).layout == "DP":  # rather than a transposed result
+            return a[0].t() @ g[0]
+        total = g[0].t() @ a[0] if len(a) == 1 else g.transpose(1, 2) @ a
+        return self.fold(uses, total.reshape(1, *g.shape[::2], a.shape[2]))[0]
+
+    def _product(self, node: fx.Node, arg: int) -> Product:
+        found = product(node, arg)
+        assert found is not None
+        return found
+
+    def _given(self, uses: Uses) -> tuple[Product, Tensor, BatchAxis]:
+        p = self._product(uses.node, uses.site.arg)
+        axis = uses.axes[p.x]
         assert axis is not None
-        return uses.args[place], axis
+        return p, uses.args[p.x], axis
 
     def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
-        from fxperex.testing import Call
+        from fxperex.testing import Bare, Call
 
-        nn = torch.nn
+        nn, randn = torch.nn, torch.randn
         return [
-            (nn.Linear(5, 3), (torch.randn(4, 5),)),
-            (nn.Linear(5, 3, bias=False), (torch.randn(4, 7, 5),)),
-            (nn.Linear(5, 3), (torch.randn(3, 2, 6, 5),)),
-            (Call(lambda m, x: m(x.transpose(0, 1)).transpose(0, 1), nn.Linear(5, 3)), (torch.randn(4, 6, 5),)),
-            (Call(lambda m, x: m(x.reshape(-1, 5)).reshape(-1, 6, 3), nn.Linear(5, 3)), (torch.randn(4, 6, 5),)),
-            (Call(lambda m, x: x @ m.weight.t(), nn.Linear(5, 3, bias=False)), (torch.randn(4, 6, 5),)),
-            (Call(lambda m, x: torch.addmm(m.bias, x, m.weight.t()), nn.Linear(5, 3)), (torch.randn(4, 5),)),
-            (Call(lambda m, x: x @ m.weight[0], nn.Conv1d(4, 2, 5, bias=False)), (torch.randn(3, 6, 4),)),
+            (nn.Linear(5, 3), (randn(4, 5),)),
+            (nn.Linear(5, 3, bias=False), (randn(4, 7, 5),)),
+            (nn.Linear(5, 3), (randn(3, 2, 6, 5),)),
+            (Call(lambda m, x: m(x.transpose(0, 1)).transpose(0, 1), nn.Linear(5, 3)), (randn(4, 6, 5),)),
+            (Call(lambda m, x: m(x.reshape(-1, 5)).reshape(-1, 6, 3), nn.Linear(5, 3)), (randn(4, 6, 5),)),
+            (Call(lambda m, x: x @ m.weight.t(), nn.Linear(5, 3, bias=False)), (randn(4, 6, 5),)),
+            (Call(lambda m, x: torch.addmm(m.bias, x, m.weight.t()), nn.Linear(5, 3)), (randn(4, 5),)),
+            (Call(lambda m, x: x @ m.weight[0], nn.Conv1d(4, 2, 5, bias=False)), (randn(3, 6, 4),)),
+            (Bare(lambda p, x: p @ x, (6, 4)), (randn(3, 4, 5),)),
+            (Bare(lambda p, x: torch.mm(p, x.t()).t(), (6, 4)), (randn(3, 4),)),
+            (Bare(lambda p, x: x @ p, (5,)), (randn(3, 4, 5),)),
+            (Bare(lambda p, x: torch.bmm(x.transpose(0, 1), p).transpose(0, 1), (4, 5, 2)), (randn(3, 4, 5),)),
+            (Bare(lambda p, x: x[:, None] @ p, (2, 5, 3)), (randn(3, 4, 5),)),
+            (Bare(lambda p, x: x @ p, (1, 5, 3)), (randn(3, 4, 6, 5),)),
+            (Bare(lambda p, x: p @ x, (3, 2, 4)), (randn(5, 3, 4, 2),)),
+            (Bare(lambda p, x: torch.einsum("btd,dhk->bthk", x, p), (5, 2, 3)), (randn(3, 4, 5),)),
+            (Bare(lambda p, x: torch.einsum("hkd,bthd->bhtk", p, x), (2, 3, 5)), (randn(3, 4, 2, 5),)),
+            (Bare(lambda p, x: torch.einsum("tbhk,hkd->tbd", x.transpose(0, 1), p).transpose(0, 1), (2, 3, 5)),
+             (randn(3, 4, 2, 3),)),
         ]
