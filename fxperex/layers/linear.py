@@ -30,9 +30,19 @@ class Linear:
 
     def factors(self, uses: Uses) -> tuple[Tensor, Tensor]:
         p, x, axis = self._given(uses)
-        order = ["*", p.letters("G"), p.letters("T").replace(p.left[axis.dim], "<>")]
-        a = arranged(x, p.left, [*order, p.letters("D")], p.sizes, axis, uses.site.rows)
-        return a, arranged(uses.grad, p.out, [*order, p.letters("P")], p.sizes, uses.out_axis, uses.site.rows)
+        order = ["*", p.letters("G"), p.letters("T").replace(p.left[axis.dim], "<>"), p.letters("D")]
+        return arranged(x, p.left, order, p.sizes, axis, uses.site.rows), self.outputs(uses)
+
+    def outputs(self, uses: Uses) -> Tensor:
+        """Output gradients `g [B,G,T,P]`."""
+        p, _, axis = self._given(uses)
+        order = ["*", p.letters("G"), p.letters("T").replace(p.left[axis.dim], "<>"), p.letters("P")]
+        return arranged(uses.grad, p.out, order, p.sizes, uses.out_axis, uses.site.rows)
+
+    def gram(self, uses: Uses) -> Tensor:
+        """`<a_t, a_s>` `[B,G,T,T]`, float64."""
+        a = self.factors(uses)[0].double()
+        return a @ a.transpose(2, 3)
 
     def fold(self, uses: Uses, grads: Tensor) -> Tensor:
         """`[B,G,P,D]` -> `[B, *weight shape]`."""
