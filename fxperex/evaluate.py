@@ -32,7 +32,7 @@ class Run:
 def evaluate(capture: Capture, analysis: Analysis, graph: fx.GraphModule, args: tuple[Tensor, ...]) -> Run:
     """Runs the program with the parameters cut off: gradient flows between site outputs only."""
     run = Run()
-    outputs = {s.node for s in analysis.sites}
+    outputs = {use.node for s in analysis.sites for use in s.each}
     values = iter(args)
     trainable = {p for s in analysis.sites for p in s.params}
     for node in graph.graph.nodes:
@@ -76,22 +76,34 @@ def backward(capture: Capture, analysis: Analysis, run: Run, graph: fx.GraphModu
     twins = dict(zip((n.name for n in capture.main.nodes), capture.twin.nodes, strict=True))
     at_proof = {n.name: n for n in capture.main.nodes}
     flat: list[Tensor] = []
-    for name in dict.fromkeys(s.node for s in analysis.sites):
+    for name in dict.fromkeys(use.node for s in analysis.sites for use in s.each):
         flat += [t for t in pytree.tree_leaves(run.env[nodes[name]]) if isinstance(t, Tensor) and t.requires_grad]
     assert run.loss is not None
     if not run.loss.requires_grad:
         raise CoverageError("the loss does not depend on any trainable parameter")
     found = torch.autograd.grad(run.loss.sum(), flat, allow_unused=True)
     grads = {id(t): g for t, g in zip(flat, found, strict=True)}
-    uses = {}
-    for site in analysis.sites:
+
+    def one(site: Site) -> Uses | None:
         outs = [t for t in pytree.tree_leaves(run.env[nodes[site.node]]) if isinstance(t, Tensor)]
         mine = [grads.get(id(t)) for t in outs]
-        if any(g is not None for g in mine):
-            with torch.no_grad():
-                uses[site.name] = _uses(site, nodes[site.node], run, analysis.axes, mine, at_proof, twins,
-                                        (capture.main.rows, rows))
-    return uses
+        if all(g is None for g in mine):
+            return None
+        return _uses(site, nodes[site.node], run, analysis.axes, mine, at_proof, twins, (capture.main.rows, rows))
+
+    with torch.no_grad():
+        return {s.name: made for s in analysis.sites if (made := _joined(s, [one(use) for use in s.each]))}
+
+
+def _joined(site: Site, uses: list[Uses | None]) -> Uses | None:
+    """The values of a site, from those of its uses that the loss depends on."""
+    live = tuple(use for use in uses if use is not None)
+    if not live or not site.parts:
+        return live[0] if live else None
+    lead = live[0]
+    dims = site.dims and replace(site.dims, B=lead.site.rows)
+    site = replace(site, rows=lead.site.rows, dims=dims)
+    return Uses(site, lead.node, [], [], lead.call, lead.out_axis, [], {}, live)
 
 
 def _uses(site: Site, node: fx.Node, run: Run, axes: dict[str, Any], grads: list[Tensor | None],

@@ -60,6 +60,9 @@ class Site:
     `name` is the parameter's qualified name (with `@2`, `@3` for further uses); `weight` the graph node
     of the parameter-only tensor; `arg` its place in the flat arguments of `node`; `isometric`: the
     pull-back to the parameters keeps norms; `alone`: no other site reaches the same parameter entries.
+
+    Several uses of one tensor by nodes of one kind are one site, whose `parts` they are and whose T is the sum of
+    theirs; `turned` marks a part that takes the tensor transposed. Names and places are those of its first part.
     """
 
     name: str
@@ -76,6 +79,13 @@ class Site:
     isometric: bool = True
     alone: bool = True
     where: str = ""
+    parts: tuple[Site, ...] = ()
+    turned: bool = False
+
+    @property
+    def each(self) -> tuple[Site, ...]:
+        """The uses: its parts, or itself."""
+        return self.parts or (self,)
 
     @property
     def direct_norm(self) -> bool:
@@ -103,6 +113,7 @@ class Uses:
 
     `node`: the captured node; `args`: its evaluated flat arguments (weights included); `axes`: their batch
     axes; `grad`: gradient of the summed loss with respect to the node's (first) output; `out_axis`.
+    A site with parts has them here too, and neither arguments nor gradients of its own.
     """
 
     site: Site
@@ -113,11 +124,17 @@ class Uses:
     out_axis: BatchAxis
     grads: list[Tensor | None]
     cache: dict[str, Any] = field(default_factory=dict)
+    parts: tuple[Uses, ...] = ()
 
     @property
     def grad(self) -> Tensor:
         assert self.grads[0] is not None
         return self.grads[0]
+
+    @property
+    def each(self) -> tuple[Uses, ...]:
+        """The uses: its parts, or itself."""
+        return self.parts or (self,)
 
 
 class LayerKind(Protocol):

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
+from fxperex.layers.joined import inner
 from fxperex.layers.shapes import clean, packet, scaled
 from fxperex.layers.windows import Geometry, geometry, gram, live, padded, unfold, whole_kernel
 from fxperex.registry import BatchAxis, Dims, Uses, layer_kind
@@ -25,6 +26,10 @@ class Conv:
 
     def claims(self, node: fx.Node, arg: int) -> bool:
         return packet(node) in {"conv1d", "conv2d", "conv3d"} and arg == 1
+
+    def layout(self, node: fx.Node, arg: int) -> tuple[object, ...]:
+        shape = live_geometry(node)
+        return shape.groups, shape.kernel, shape.first
 
     def dims(self, node: fx.Node, arg: int, rows: int, axis: BatchAxis) -> Dims:
         weight, out = node.args[1].meta["val"].shape, node.meta["val"].shape  # type: ignore[union-attr]
@@ -49,8 +54,8 @@ class Conv:
         d = uses.site.dims
         assert d is not None
         if not pixel_gram(d):
-            a = self.factors(uses)[0].double()
-            return a @ a.transpose(2, 3)
+            a = self.factors(uses)[0]
+            return inner(a, a)
         x = uses.args[0].double()
         x = x.reshape(d.B * d.G, -1, *x.shape[2:])
         return gram(x, live_geometry(uses.node), tuple(uses.grad.shape[2:])).reshape(d.B, d.G, d.T, d.T)
@@ -61,6 +66,11 @@ class Conv:
         x = x.reshape(axis.outer, rows, axis.inner, groups, -1, x.shape[-1])
         x = x.permute(1, 3, 4, 0, 2, 5)
         return x.reshape(rows, groups, x.shape[2], -1).transpose(2, 3)
+
+    def out_gram(self, uses: Uses) -> Tensor:
+        """`<g_t, g_s>` `[B,G,T,T]`, float64."""
+        g = self.outputs(uses)
+        return inner(g, g)
 
     def fold(self, uses: Uses, grads: Tensor) -> Tensor:
         shape = live_geometry(uses.node)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from fxperex.layers.joined import OneHot, inner
 from fxperex.layers.shapes import packet, scaled, split
 from fxperex.registry import BatchAxis, Dims, Uses, layer_kind
 
@@ -19,6 +20,23 @@ class Embedding:
     def dims(self, node: fx.Node, arg: int, rows: int, axis: BatchAxis) -> Dims:
         table, ids = node.args[0].meta["val"].shape, node.args[1].meta["val"].shape  # type: ignore[union-attr]
         return Dims(rows, 1, ids.numel() // rows, table[0], table[1])
+
+    def layout(self, node: fx.Node, arg: int) -> str:
+        return "DP"
+
+    def factors(self, uses: Uses) -> tuple[OneHot, Tensor]:
+        ids, g = self.tokens(uses)
+        return OneHot(ids, uses.site.shape[0]), g[:, None]
+
+    def gram(self, uses: Uses) -> Tensor:
+        """`[id_t = id_s]` `[B,1,T,T]`, float64."""
+        a, _ = self.factors(uses)
+        return inner(a, a)
+
+    def out_gram(self, uses: Uses) -> Tensor:
+        """`<g_t, g_s>` `[B,1,T,T]`, float64."""
+        _, g = self.factors(uses)
+        return inner(g, g)
 
     def tokens(self, uses: Uses) -> tuple[Tensor, Tensor]:
         """Returns ids `[B, T]` and output gradients `[B, T, P]`, those of `padding_idx` zero."""

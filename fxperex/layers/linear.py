@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from fxperex.layers.joined import inner
 from fxperex.layers.products import PAIRS, Product, arranged, product, unarranged
 from fxperex.layers.shapes import clean, scaled
 from fxperex.registry import BatchAxis, Dims, Uses, layer_kind
@@ -41,8 +42,13 @@ class Linear:
 
     def gram(self, uses: Uses) -> Tensor:
         """`<a_t, a_s>` `[B,G,T,T]`, float64."""
-        a = self.factors(uses)[0].double()
-        return a @ a.transpose(2, 3)
+        a = self.factors(uses)[0]
+        return inner(a, a)
+
+    def out_gram(self, uses: Uses) -> Tensor:
+        """`<g_t, g_s>` `[B,G,T,T]`, float64."""
+        g = self.outputs(uses)
+        return inner(g, g)
 
     def fold(self, uses: Uses, grads: Tensor) -> Tensor:
         """`[B,G,P,D]` -> `[B, *weight shape]`."""

@@ -20,7 +20,8 @@ CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 @strategy("crb")
 class Crb(Stored):
     def illegal(self, site: Site) -> str | None:
-        return None if site.kind in {"conv", "linear"} else f"kind {site.kind} is neither convolution nor linear"
+        other = [use.kind for use in site.each if use.kind not in {"conv", "linear"}]
+        return f"kind {other[0]} is neither convolution nor linear" if other else None
 
     def cost(self, site: Site) -> Cost:
         d = site.dims

@@ -9,17 +9,23 @@ from __future__ import annotations
 from torch import Tensor
 
 from fxperex.registry import Cost, Site, Uses, strategy
-from fxperex.strategies.stored import Stored, kind_of
+from fxperex.strategies.stored import Stored, kind_of, offers
 
 
 @strategy("direct")
 class Direct(Stored):
     def illegal(self, site: Site) -> str | None:
-        return None if hasattr(kind_of(site), "per_example") else f"kind {site.kind} has no closed formula"
+        # Beside a use with a closed formula there may be a product: an embedding that is also the output layer.
+        closed = any(offers(use, "per_example") for use in site.each) and offers(site, "per_example", "fold")
+        return None if closed else f"kind {site.kind} has no closed formula"
 
     def cost(self, site: Site) -> Cost:
         grads = 4.0 * site.rows * site.size
         return Cost({}, 4 * grads, grads, 3)
 
     def gradients(self, uses: Uses) -> Tensor:
-        return kind_of(uses.site).per_example(uses)
+        kind = kind_of(uses.site)
+        if hasattr(kind, "per_example"):
+            return kind.per_example(uses)
+        a, g = kind.factors(uses)
+        return kind.fold(uses, g.transpose(2, 3) @ a)

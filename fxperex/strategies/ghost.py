@@ -43,16 +43,11 @@ class Ghost:
 
     def sq_norm(self, uses: Uses) -> Tensor:
         kind = kind_of(uses.site)
-        if uses.site.kind == "embedding":
-            ids, g = kind.tokens(uses)
-            same, lengths = (ids[:, None, :, None] == ids[:, None, None, :]), 1.0
-            g = g.double()[:, None]
-        else:
-            same, g = kind.gram(uses), kind.outputs(uses).double()
-            lengths = same.diagonal(dim1=2, dim2=3).clamp(min=0).sqrt()
-        squared = (same * (g @ g.transpose(2, 3))).sum((1, 2, 3)).clamp(min=0)
-        spread = (lengths * g.square().sum(3).sqrt()).sum((1, 2))
-        return squared + (gamma(uses.grad.dtype) + GRAM_ROUNDING) * spread.square()
+        same, outer = kind.gram(uses), kind.out_gram(uses)
+        squared = (same * outer).sum((1, 2, 3)).clamp(min=0)
+        lengths = (same.diagonal(dim1=2, dim2=3) * outer.diagonal(dim1=2, dim2=3)).clamp(min=0).sqrt()
+        spread = lengths.sum((1, 2))
+        return squared + (gamma(uses.each[0].grad.dtype) + GRAM_ROUNDING) * spread.square()
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         return kind_of(uses.site).weighted_sum(uses, factors, valid)

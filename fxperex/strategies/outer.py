@@ -6,13 +6,13 @@ from torch import Tensor
 
 from fxperex.numerics import sq_norm
 from fxperex.registry import Cost, Site, Uses, strategy
-from fxperex.strategies.stored import kind_of, patches_work
+from fxperex.strategies.stored import kind_of, offers, patches_work
 
 
 @strategy("outer")
 class Outer:
     def illegal(self, site: Site) -> str | None:
-        if site.dims is None or not hasattr(kind_of(site), "fold"):
+        if site.dims is None or not offers(site, "fold"):
             return f"kind {site.kind} has no factors a, g to multiply"
         return None if site.dims.T == 1 else f"T = {site.dims.T} positions; the product of norms holds for T = 1"
 

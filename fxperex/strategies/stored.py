@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fxperex.config import accumulator
+from fxperex.layers.joined import Joined, over_parts
 from fxperex.numerics import sq_norm
 from fxperex.registry import Site, Uses, kinds
 
@@ -21,7 +22,12 @@ def weighted_sum(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
 
 
 class Stored:
-    """Base of the strategies that form per-example gradients once and keep them."""
+    """Base of the strategies that form per-example gradients once and keep them.
+
+    `joins`: `gradients` takes a site of several uses whole; otherwise it is asked for each use, and they are added.
+    """
+
+    joins = False
 
     def gradients(self, uses: Uses) -> Tensor:
         raise TypeError("a stored strategy defines gradients()")
@@ -29,7 +35,7 @@ class Stored:
     def stored(self, uses: Uses) -> Tensor:
         key = type(self).__name__
         if key not in uses.cache:
-            uses.cache[key] = self.gradients(uses)
+            uses.cache[key] = self.gradients(uses) if self.joins else over_parts(uses, self.gradients)
         return uses.cache[key]
 
     def sq_norm(self, uses: Uses) -> Tensor:
@@ -56,4 +62,13 @@ def patches_work(site: Site) -> dict[str, float]:
 
 
 def kind_of(site: Site) -> Any:
-    return kinds()[site.kind]
+    """Returns the site's layer kind; that of joined uses where it has several."""
+    return JOINED if site.parts else kinds()[site.kind]
+
+
+def offers(site: Site, *whats: str) -> bool:
+    """True if the kind of every use of the site has one of these methods."""
+    return all(any(hasattr(kinds()[use.kind], what) for what in whats) for use in site.each)
+
+
+JOINED = Joined()

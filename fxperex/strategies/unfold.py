@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from fxperex.registry import Cost, Site, Uses, strategy
-from fxperex.strategies.stored import Stored, kind_of, patches_work, stored_work
+from fxperex.strategies.stored import Stored, kind_of, offers, patches_work, stored_work
 
 
 @strategy("unfold")
 class Unfold(Stored):
+    joins = True
+
     def illegal(self, site: Site) -> str | None:
-        if site.dims is None or not hasattr(kind_of(site), "fold"):
+        if site.dims is None or not offers(site, "fold"):
             return f"kind {site.kind} has no factors a, g to multiply"
         return None
 

@@ -15,8 +15,6 @@ from fxperex.strategies.stored import Stored, stored_work
 @strategy("vmap")
 class Vmap(Stored):
     def illegal(self, site: Site) -> str | None:
-        if site.op in {"aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu"}:
-            return "torch has no batching rule for fused recurrent layers"
         return None
 
     def cost(self, site: Site) -> Cost:

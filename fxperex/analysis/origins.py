@@ -1,0 +1,145 @@
+"""The parameter-only part of the graph: what each tensor is made of, and whether its pull-back keeps norms.
+
+Every tensor gets the number of its value: two nodes with one number hold the same numbers, however often the
+program writes the view, the chunk or the product down.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from fxperex.capture import source_line
+from fxperex.errors import CoverageError
+
+SAME = {"aten.alias", "aten.clone", "aten.contiguous"}
+ISOMETRIC = SAME | {"aten.view", "aten.permute", "aten.transpose", "aten.t", "aten.reshape", "aten.unsqueeze",
+                    "aten.squeeze", "aten._unsafe_view", "aten.flatten", "aten.unflatten", "aten.numpy_T", "aten.movedim"}
+TURNS = {"aten.permute", "aten.transpose", "aten.t", "aten.numpy_T", "aten.movedim"}
+CASTS = {"aten._to_copy", "aten.to"}
+PIECES = {"aten.split", "aten.chunk", "aten.split_with_sizes", "aten.unbind", "aten.select", "aten.slice"}
+BLOCKED = {"aten.detach"}
+RANDOM = {"aten.native_dropout", "aten.dropout", "aten.bernoulli", "aten.rand_like", "aten.randn_like"}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Entries `low` to `high` of one dimension of a value: pieces of one `whole` are disjoint if these are."""
+
+    whole: Hashable
+    low: int
+    high: int
+
+    def apart(self, other: Piece) -> bool:
+        return self.whole == other.whole and (self.high <= other.low or other.high <= self.low)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a parameter-only tensor is made of.
+
+    `isometric`: its pull-back to `params` keeps norms; `piece`: the part of the parameter it is; `value`: the number
+    of its value; `turned`: it is the transpose of the matrix with that number.
+    """
+
+    params: frozenset[str]
+    value: int
+    isometric: bool = True
+    piece: Piece | None = None
+    turned: bool = False
+
+
+@dataclass
+class Origins:
+    """Origins by node, grown in the program's order."""
+
+    of: dict[fx.Node, Origin] = field(default_factory=dict)
+    numbers: dict[Hashable, int] = field(default_factory=dict)
+
+    def parameter(self, node: fx.Node, name: str) -> None:
+        self.of[node] = Origin(frozenset([name]), self._number(("parameter", name)))
+
+    def follow(self, node: fx.Node) -> None:
+        """Adds a parameter-only node; leaves it out where no gradient passes. Raises CoverageError."""
+        value, name = node.meta["val"], packet_name(node)
+        floats = [v for v in pytree.tree_leaves(value) if isinstance(v, torch.Tensor) and v.dtype.is_floating_point]
+        if name in BLOCKED or not floats:
+            return
+        if name in RANDOM:
+            raise CoverageError(f"{name} draws random numbers for a parameter at {source_line(node)}: the draw is shared "
+                                "by all examples. Drop activations instead")
+        sources = [self.of[n] for n in node.all_input_nodes if n in self.of]
+        params = frozenset[str]().union(*(s.params for s in sources))
+        made = Origin(params, self._number(self._key(node)), False)
+        self.of[node] = self._view(node, name, sources[0], made) if len(node.all_input_nodes) == 1 else made
+
+    def _view(self, node: fx.Node, name: str, source: Origin, made: Origin) -> Origin:
+        """`made`, with what a view of `source` keeps of it."""
+        if name in SAME:
+            return source
+        if name in TURNS and node.meta["val"].dim() == 2:
+            return replace(source, turned=source.turned != _transposes(node))
+        if name in ISOMETRIC or name in CASTS:
+            return replace(made, isometric=source.isometric, piece=source.piece)
+        if name in PIECES or node.target is operator.getitem:
+            return replace(made, isometric=source.isometric, piece=source.piece or self._piece(node, name))
+        return made
+
+    def _piece(self, node: fx.Node, name: str) -> Piece | None:
+        """The piece of its input that `node` is; None where that is not one run of one dimension."""
+        if node.target is operator.getitem:
+            whole: fx.Node = node.args[0]  # type: ignore[assignment]
+            dim, index, parts = _dim(whole), int(node.args[1]), whole.meta["val"]  # type: ignore[arg-type]
+            sizes = [1 if packet_name(whole) == "aten.unbind" else p.shape[dim] for p in parts]
+            return self._run(whole, dim, sum(sizes[:index]), sum(sizes[:index + 1]))
+        if name == "aten.select":
+            low = node.args[2] % node.args[0].meta["val"].shape[_dim(node)]  # type: ignore[union-attr, operator]
+            return self._run(node, _dim(node), low, low + 1)
+        if name == "aten.slice" and (len(node.args) < 5 or node.args[4] == 1):
+            size = node.args[0].meta["val"].shape[_dim(node)]  # type: ignore[union-attr]
+            low, high, _ = slice(*node.args[2:4]).indices(size)
+            return self._run(node, _dim(node), low, high)
+        return None
+
+    def _run(self, node: fx.Node, dim: int, low: int, high: int) -> Piece:
+        source = self.of[node.args[0]]  # type: ignore[index]
+        return Piece((source.value, source.turned, dim), low, high)
+
+    def _key(self, node: fx.Node) -> Hashable:
+        def told(arg: Any) -> Hashable:
+            if not isinstance(arg, fx.Node):
+                return repr(arg)
+            origin = self.of.get(arg)
+            return (origin.value, origin.turned) if origin else arg.name
+
+        flat, spec = pytree.tree_flatten((node.args, node.kwargs))
+        return (str(node.target), *map(told, flat), str(spec))
+
+    def _number(self, key: Hashable) -> int:
+        return self.numbers.setdefault(key, len(self.numbers))
+
+
+def packet_name(node: fx.Node) -> str:
+    return str(getattr(node.target, "overloadpacket", node.target))
+
+
+def _transposes(node: fx.Node) -> bool:
+    source = node.args[0].meta["val"]  # type: ignore[union-attr]
+    if packet_name(node) == "aten.permute":
+        return [d % 2 for d in node.args[1]] == [1, 0]  # type: ignore[union-attr, operator]
+    if packet_name(node) in {"aten.transpose", "aten.movedim"}:
+        return node.args[1] % 2 != node.args[2] % 2  # type: ignore[operator]
+    return source.dim() == 2
+
+
+def _dim(node: fx.Node) -> int:
+    """The dimension along which a split, select or slice cuts its input."""
+    schema = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    given = dict(zip(schema, node.args, strict=False)) | dict(node.kwargs)
+    return given.get("dim", 0) % node.args[0].meta["val"].dim()  # type: ignore[operator, union-attr]
