@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxperex.errors import CaptureError
+from fxperex.recurrent import DECOMPOSITIONS
 
 Forward = Callable[..., Tensor]
 
@@ -126,7 +127,7 @@ def _export(whole: nn.Module, batch: tuple[Tensor, ...], *, symbolic: bool) -> A
     with _quiet():
         exported = torch.export.export(whole, batch, dynamic_shapes=shapes, strict=False)
         _detach_no_grad(exported.graph_module)
-        return exported.run_decompositions({})
+        return exported.run_decompositions(dict(DECOMPOSITIONS))
 
 
 @contextlib.contextmanager
