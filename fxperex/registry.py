@@ -71,6 +71,7 @@ class Site:
     isometric: bool = True
     alone: bool = True
     where: str = ""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def direct_norm(self) -> bool:

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fxperex.kernels.conv import Shape
-from fxperex.kernels.device import power, splits
+from fxperex.kernels.device import interpreting, power, splits
 from fxperex.kernels.gpu.linear import finish
 from fxperex.kernels.gpu.tuning import OPTIONS, capability, tile, tuned
 
@@ -24,7 +24,7 @@ def conv_kernel(x, g, grads, squares, T, D, P, groups, chunk, parts, tiles, tile
                 channels, OZ, OY, OX, IZ, IY, IX, stride_z, stride_y, stride_x, apart_z, apart_y, apart_x,
                 before_z, before_y, before_x, x_b, x_j, x_c, x_z, x_y, x_x, g_b, g_j, g_c, g_z, g_y, g_x,
                 KZ: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-                STORE: tl.constexpr, SQUARE: tl.constexpr, PRECISION: tl.constexpr,
+                STORE: tl.constexpr, SQUARE: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
                 BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr):
     """One tile of one part; `T` counts positions of all images of an example, `D = channels KZ KY KX` columns."""
     tile = tl.program_id(0) % tiles
@@ -57,6 +57,8 @@ def conv_kernel(x, g, grads, squares, T, D, P, groups, chunk, parts, tiles, tile
         inside = (z >= 0) & (z < IZ) & (y >= 0) & (y < IY) & (w >= 0) & (w < IX)
         xs = tl.load(x + position[:, None] + column[None, :],
                      inside & (ts[:, None] < last) & (ds[None, :] < D), 0.0)
+        if WIDEN:  # the interpreter multiplies bfloat16 as the integers that hold it
+            gs, xs = gs.to(tl.float32), xs.to(tl.float32)
         total = tl.dot(gs, xs, total, input_precision=PRECISION)
     if STORE:
         held = total.to(grads.dtype.element_ty)
@@ -94,7 +96,7 @@ def launch(x: Tensor, g: Tensor, shape: Shape, store: torch.dtype | None, precis
         channels // groups, *three(g.shape[3:], 1), *three(x.shape[3:], 1), *three(shape.stride, 1),
         *three(shape.dilation, 1), *three(shape.before, 0), *x.stride()[:3], *three(x.stride()[3:], 0),
         *g.stride()[:3], *three(g.stride()[3:], 0), KZ=kernel[0], KY=kernel[1], KX=kernel[2],
-        CHANNELS_LAST=x.stride(2) == 1, STORE=keep, SQUARE=parts == 1, PRECISION=precision,
+        CHANNELS_LAST=x.stride(2) == 1, STORE=keep, SQUARE=parts == 1, PRECISION=precision, WIDEN=interpreting(),
         BLOCK_D=block_d, BLOCK_P=block_p, **OPTIONS)
     return finish(grads, squares, store, (rows, outputs * groups, channels // groups, *shape.kernel), parts)
 

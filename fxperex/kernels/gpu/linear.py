@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fxperex.kernels.device import power, splits
+from fxperex.kernels.device import interpreting, power, splits
 from fxperex.kernels.gpu.tuning import OPTIONS, capability, tile, tuned
 from fxperex.numerics import sq_norm
 
@@ -17,7 +17,7 @@ from fxperex.numerics import sq_norm
 @triton.jit
 def linear_kernel(a, g, grads, squares, T, D, P, groups, chunk, parts, tiles, tiles_d,
                   a_b, a_g, a_t, a_d, g_b, g_g, g_t, g_p,
-                  STORE: tl.constexpr, SQUARE: tl.constexpr, PRECISION: tl.constexpr,
+                  STORE: tl.constexpr, SQUARE: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
                   BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr):
     """One tile of one part: `grads [B*G, parts, P, D]` where STORE, `squares [B*G, tiles]` where SQUARE."""
     tile = tl.program_id(0) % tiles
@@ -34,6 +34,8 @@ def linear_kernel(a, g, grads, squares, T, D, P, groups, chunk, parts, tiles, ti
         ts = start + tl.arange(0, BLOCK_T)
         gs = tl.load(g + ps[:, None] * g_p + ts[None, :] * g_t, (ps[:, None] < P) & (ts[None, :] < last), 0.0)
         xs = tl.load(a + ts[:, None] * a_t + ds[None, :] * a_d, (ts[:, None] < last) & (ds[None, :] < D), 0.0)
+        if WIDEN:  # the interpreter multiplies bfloat16 as the integers that hold it
+            gs, xs = gs.to(tl.float32), xs.to(tl.float32)
         total = tl.dot(gs, xs, total, input_precision=PRECISION)
     if STORE:
         held = total.to(grads.dtype.element_ty)
@@ -66,6 +68,7 @@ def launch(a: Tensor, g: Tensor, store: torch.dtype | None, precision: str,
     linear_tuned[(rows * groups * parts * tiles,)](
         a, g, grads, squares, positions, inputs, outputs, groups, triton.cdiv(positions, parts), parts, tiles, across,
         *a.stride(), *g.stride(), STORE=keep, SQUARE=parts == 1, PRECISION=precision,
+        WIDEN=interpreting(),
         BLOCK_D=block_d, BLOCK_P=block_p, **OPTIONS)
     return finish(grads, squares, store, (rows, groups, outputs, inputs), parts)
 
