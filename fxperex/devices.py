@@ -7,6 +7,7 @@ threads and torch version; a broken or foreign file is measured anew.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import time
@@ -18,10 +19,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-VERSION = 3
+VERSION = 4
 # Classes of work. Products in flop/s; `im2col` in bytes of patches per second; `store` in bytes per second
 # of memory touched for the first time, which large stored gradients always are.
 RATES = ("mm", "bmm", "gram", "conv_weight", "conv_grouped", "conv_single", "im2col", "store")
+
+
+PATIENCE = 2.0  # seconds spent on one kernel at most
 
 
 @dataclass(frozen=True)
@@ -90,25 +94,31 @@ def measure(device: torch.device) -> Profile:
         }
         out = torch.empty_like(big)
         copied = run(lambda: torch.add(big, 1, out=out))
-        return Profile(_name(device), rates, 8.0 * big.numel() / copied, run(lambda: tiny + 1, 50))
+        return Profile(_name(device), rates, 8.0 * big.numel() / copied, run(lambda: tiny + 1))
 
 
 class _Timer:
-    """Median seconds of a call on one device."""
+    """Least seconds of a call on one device.
+
+    Other work on the machine only ever adds time, and a profile is kept: a median taken while a second program
+    ran was 30 times too slow for some kernels and 2 times for others, and every later plan followed it.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def __call__(self, call: Callable[[], object], repeats: int = 7) -> float:
+    def __call__(self, call: Callable[[], object], repeats: int = 40) -> float:
         call()
-        times = []
+        best, begun = math.inf, time.perf_counter()
         for _ in range(repeats):
             self._wait()
             start = time.perf_counter()
             call()
             self._wait()
-            times.append(time.perf_counter() - start)
-        return sorted(times)[repeats // 2]
+            best = min(best, time.perf_counter() - start)
+            if time.perf_counter() - begun > PATIENCE:
+                break
+        return best
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

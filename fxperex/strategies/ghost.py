@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fxperex.config import gamma
-from fxperex.layers.conv import SMALL
+from fxperex.layers.conv import SMALL, pixel_gram
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.stored import kind_of, patches_work
 
@@ -26,8 +26,12 @@ class Ghost:
         d = site.dims
         assert d is not None
         inputs = 0 if site.kind == "embedding" else d.D
-        gram, positions = 2.0 * d.B * d.G * d.T**2 * (inputs + d.P), d.B * d.G * d.T
-        work = {"gram": gram, **patches_work(site)}
+        pixels = site.kind == "conv" and pixel_gram(d)
+        pairs = d.pixels**2 * d.D / d.taps + d.T**2 * d.taps if pixels else d.T**2 * inputs
+        positions = d.B * d.G * d.T
+        work = {"gram": 2.0 * d.B * d.G * (pairs + d.T**2 * d.P)}
+        if not pixels or d.T <= SMALL:
+            work |= patches_work(site)
         if site.kind != "embedding":
             kernel = "conv_weight" if site.kind == "conv" and d.T > SMALL else "mm"
             work[kernel] = 2.0 * positions * d.D * d.P
@@ -44,8 +48,8 @@ class Ghost:
             same, lengths = (ids[:, None, :, None] == ids[:, None, None, :]), 1.0
             g = g.double()[:, None]
         else:
-            a, g = (x.double() for x in kind.factors(uses))
-            same, lengths = a @ a.transpose(2, 3), a.square().sum(3).sqrt()
+            same, g = kind.gram(uses), kind.outputs(uses).double()
+            lengths = same.diagonal(dim1=2, dim2=3).clamp(min=0).sqrt()
         squared = (same * (g @ g.transpose(2, 3))).sum((1, 2, 3)).clamp(min=0)
         spread = (lengths * g.square().sum(3).sqrt()).sum((1, 2))
         return squared + (gamma(uses.grad.dtype) + GRAM_ROUNDING) * spread.square()

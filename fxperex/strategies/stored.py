@@ -50,7 +50,7 @@ def stored_work(grads: float) -> dict[str, float]:
 def patches_work(site: Site) -> dict[str, float]:
     """Returns the work of unfolding a convolution's input; none for a kernel of one element or a linear map."""
     d = site.dims
-    if site.kind != "conv" or d is None or torch.Size(site.shape[2:]).numel() == 1:
+    if site.kind != "conv" or d is None or d.taps == 1:
         return {}
     return {"im2col": 4.0 * d.B * d.G * d.T * d.D}
 
