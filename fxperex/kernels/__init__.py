@@ -17,10 +17,10 @@ Triton is imported on the first launch, never by `import fxperex`.
 from fxperex.kernels.affine import affine_gradients
 from fxperex.kernels.conv import Shape, conv_gradients, conv_sq_norm
 from fxperex.kernels.device import unavailable
-from fxperex.kernels.embedding import embedding_sq_norm
+from fxperex.kernels.embedding import by_token, embedding_sq_norm
 from fxperex.kernels.gram import gram_sq_norm
 from fxperex.kernels.linear import linear_gradients, linear_sq_norm
 from fxperex.kernels.weighted import weighted_sum
 
-__all__ = ["Shape", "affine_gradients", "conv_gradients", "conv_sq_norm", "embedding_sq_norm", "gram_sq_norm",
+__all__ = ["Shape", "affine_gradients", "by_token", "conv_gradients", "conv_sq_norm", "embedding_sq_norm", "gram_sq_norm",
            "linear_gradients", "linear_sq_norm", "unavailable", "weighted_sum"]

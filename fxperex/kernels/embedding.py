@@ -9,8 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxperex.kernels.device import runs
+from fxperex.kernels.device import runs, unavailable
 from fxperex.numerics import sq_norm
+
+
+def by_token(ids: Tensor, g: Tensor) -> Tensor:
+    """Returns `embedding_sq_norm`: as one node where its kernel runs, else as ATen that a compiler can fuse."""
+    return embedding_sq_norm(ids, g) if unavailable(g.device) is None else reference(ids, g)
 
 
 @torch.library.custom_op("fxperex::embedding_sq_norm", mutates_args=())

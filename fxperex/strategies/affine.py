@@ -19,6 +19,8 @@ OPS = {"aten.layer_norm", "aten.group_norm"}
 
 @strategy("affine")
 class Affine:
+    stores = True
+
     def illegal(self, site: Site) -> str | None:
         if site.kind != "norm" or site.op not in OPS:
             return f"{site.op} of kind {site.kind} is neither layer nor group normalisation"

@@ -14,8 +14,8 @@ from torch import Tensor
 from fxperex import kernels
 from fxperex.config import gamma
 from fxperex.kernels.device import DTYPES, interpreting
-from fxperex.layers.conv import geometry, padded
 from fxperex.layers.shapes import split
+from fxperex.layers.windows import geometry, padded
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.crb import CONV
 from fxperex.strategies.stored import kind_of, stored_work
@@ -57,6 +57,8 @@ def _cost(site: Site, products: int, held: float) -> Cost:
 
 @strategy("fused")
 class Fused:
+    stores = False
+
     def illegal(self, site: Site) -> str | None:
         reason = _unavailable(site)
         if reason is None and _loose(site):
@@ -87,6 +89,8 @@ class Fused:
 
 @strategy("fused_stored")
 class FusedStored:
+    stores = True
+
     def illegal(self, site: Site) -> str | None:
         return _unavailable(site)
 

@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 
 def test_kernels_under_the_interpreter() -> None:
     folder = Path(__file__).parent / "interpreted"
-    run = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(folder)], text=True,
+    run = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "0", str(folder)], text=True,
                          capture_output=True, env={**os.environ, "TRITON_INTERPRET": "1"}, timeout=600,
                          cwd=Path(__file__).parents[2])
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
