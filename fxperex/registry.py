@@ -79,6 +79,7 @@ class Site:
     isometric: bool = True
     alone: bool = True
     where: str = ""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     parts: tuple[Site, ...] = ()
     turned: bool = False
 
@@ -132,6 +133,11 @@ class Uses:
         return self.grads[0]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """That of the output gradients."""
+        return self.each[0].grad.dtype
+
+    @property
     def each(self) -> tuple[Uses, ...]:
         """The uses: its parts, or itself."""
         return self.parts or (self,)
@@ -153,9 +159,13 @@ class LayerKind(Protocol):
 
 
 class Strategy(Protocol):
-    """One way to per-example gradients. Registered by `@strategy("name")`."""
+    """One way to per-example gradients. Registered by `@strategy("name")`.
+
+    `stores`: False where `stored` never forms them; such a strategy cannot serve a parameter with several uses.
+    """
 
     name: str
+    stores: bool
 
     def illegal(self, site: Site) -> str | None:
         """None, or the reason why this strategy cannot serve `site`."""

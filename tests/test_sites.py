@@ -54,6 +54,7 @@ JOINED: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...], int]]] = {
     "embedding and product": lambda: (Tied(lambda w, h: h @ w.t(), padding_idx=2), (IDS,), 1),
     "two embeddings": lambda: (Bare(lambda p, i: F.embedding(i, p) * F.embedding(i.flip(1), p), (7, 3)), (IDS,), 1),
     "embedding, transposed table": lambda: (Bare(lambda p, i: F.embedding(i, p.t()) @ p, (4, 7)), (IDS,), 1),
+    "embeddings both ways": lambda: (Bare(lambda p, i: F.embedding(i, p) * F.embedding(i.flip(1), p.t()), (7, 7)), (IDS,), 1),
     "batched weight twice": lambda: (Bare(lambda p, x: ((x @ p).tanh() @ p), (2, 5, 5)), (torch.randn(3, 2, 4, 5),), 1),
     "vector twice": lambda: (Bare(lambda p, x: x * p + (x * p).sin(), (5,)), (torch.randn(3, 4, 5),), 1),
     "unrolled loop": lambda: (Call(unrolled, nn.Linear(4, 4)), (torch.randn(3, 5, 4),), 2),

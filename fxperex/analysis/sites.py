@@ -87,7 +87,7 @@ def _sites_of(capture: Capture, node: fx.Node, axes: dict[str, Any],
         params, rows = tuple(sorted(origins[arg].params)), capture.main.rows
         site = Site("+".join(params), node.name, arg.name, at, name, packet_name(node), params, tuple(weight.shape),
                     weight.dtype, rows, kind.dims(node, at, rows, axis), origins[arg].isometric, True,
-                    f"{module_path(node) or 'model'}, {source_line(node)}")
+                    f"{module_path(node) or 'model'}, {source_line(node)}", weight.device)
         found.append((site, origins[arg], kind.layout(node, at) if hasattr(kind, "layout") else None))
     return found
 

@@ -84,6 +84,11 @@ class Joined:
             uses.cache["pairs"] = self.pairs(uses)
         return uses.cache["pairs"]
 
+    def tokens(self, uses: Uses) -> tuple[Tensor, Tensor]:
+        """Ids `[B, T]` and output gradients `[B, T, P]` of uses that are all embeddings of one table."""
+        given = [kinds()["embedding"].tokens(part) for part in uses.parts]
+        return torch.cat([ids for ids, _ in given], 1), torch.cat([g for _, g in given], 1)
+
     def fold(self, uses: Uses, grads: Tensor) -> Tensor:
         lead = uses.parts[0]
         return upright(kinds()[lead.site.kind].fold(lead, grads), lead)

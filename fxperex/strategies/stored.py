@@ -27,6 +27,7 @@ class Stored:
     `joins`: `gradients` takes a site of several uses whole; otherwise it is asked for each use, and they are added.
     """
 
+    stores = True
     joins = False
 
     def gradients(self, uses: Uses) -> Tensor:
