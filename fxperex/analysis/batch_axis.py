@@ -36,7 +36,7 @@ SIZED = {f"aten.{op}" for op in (
 COUNTED = {f"aten.{op}" for op in (
     "index", "_unsafe_index", "view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "expand", "permute", "transpose",
     "t", "_to_copy", "to", "clone", "alias", "detach", "contiguous", "lift_fresh_copy", "zeros_like", "ones_like",
-    "new_zeros", "new_ones", "flatten", "unflatten")}
+    "new_zeros", "new_ones", "flatten", "unflatten", "slice")}
 
 
 @dataclass(frozen=True)

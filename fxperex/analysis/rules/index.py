@@ -52,13 +52,17 @@ def _by_row(base: BatchAxis, rows: object, chosen: BatchAxis | None, first: int)
     # x[arange(B), i]: row b of the result reads row b of x alone.
     if not isinstance(rows, BatchAxis) or not rows.rows or base.place[1:] != (1, 1) or chosen is None:
         raise Mixes("it indexes the batch dimension with other numbers than torch.arange(len(x))")
-    return chosen.moved(chosen.dim + first)
+    outer, inner = chosen.place[1:]
+    return BatchAxis(chosen.dim + first, outer, inner)  # what stands in the row, no longer its number
 
 
 @rule("aten.gather", "aten.take_along_dim")
 def gather(context: Context) -> State:
-    base, chosen = context.axis(0), context.axis(2)
-    at = dim(context.arg(1), len(context.out))
+    swapped = "take_along_dim" in str(context.node.target)  # (self, indices, dim) instead of (self, dim, index)
+    base, chosen = context.axis(0), context.axis(1 if swapped else 2)
+    if swapped and context.arg(2, "dim") is None:
+        raise Mixes("it gathers from the flattened batch; give dim")
+    at = dim(context.arg(2 if swapped else 1, "dim"), len(context.out))
     if any(a is not None and a.dim == at for a in (base, chosen)):
         raise Mixes("it gathers along the batch dimension")
     if base is None or chosen is None:

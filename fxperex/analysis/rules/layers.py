@@ -29,6 +29,8 @@ def convolution(context: Context) -> State:
     if context.axis(1) is not None or context.axis(2) is not None:
         raise Mixes("its weight depends on the batch")
     axis = context.axis(0)
+    if len(context.shape(context.arg(0))) != len(context.shape(context.arg(1))):
+        raise Mixes("its input is one image without a batch dimension, so the batch would be its channels")
     if axis is not None and axis.dim != 0:
         raise Mixes(f"the convolution runs over dimension {axis.dim}, the batch")
     return axis
@@ -39,7 +41,7 @@ def layer_norm(context: Context) -> State:
     return _leading(context, len(context.arg(1)), "the normalisation")
 
 
-@rule("aten.group_norm", "aten.native_group_norm", "aten.channel_shuffle", "aten.native_channel_shuffle")
+@rule("aten.group_norm", "aten.channel_shuffle", "aten.native_channel_shuffle")
 def group_norm(context: Context) -> State:
     return _leading(context, len(context.shape(context.arg(0))) - 1, "the normalisation")
 
@@ -75,8 +77,9 @@ def _spatial(dims: int) -> Callable[[Context], State]:
 
 for count in (1, 2, 3):
     rule(f"aten.max_pool{count}d", f"aten.avg_pool{count}d", f"aten.adaptive_avg_pool{count}d",
-         f"aten.adaptive_max_pool{count}d", f"aten.max_pool{count}d_with_indices", f"aten._adaptive_avg_pool{count}d",
-         f"aten.lp_pool{count}d")(_spatial(count))
+         f"aten.adaptive_max_pool{count}d", f"aten.max_pool{count}d_with_indices")(_spatial(count))
+rule("aten._adaptive_avg_pool2d")(_spatial(2))
+rule("aten._adaptive_avg_pool3d")(_spatial(3))
 rule("aten.upsample_nearest1d", "aten.upsample_linear1d")(_spatial(2))
 rule("aten.upsample_nearest2d", "aten.upsample_bilinear2d", "aten.upsample_bicubic2d", "aten._upsample_nearest_exact2d",
      "aten._upsample_bilinear2d_aa", "aten.pixel_shuffle", "aten.pixel_unshuffle", "aten.im2col")(_spatial(3))
@@ -124,11 +127,6 @@ def prelu(context: Context) -> State:
     if axis is not None and axis.dim == 1 and context.shape(context.arg(1)) != (1,):
         raise Mixes("the batch is in the channel dimension")
     return axis
-
-
-@rule("aten.local_response_norm")
-def response_norm(context: Context) -> State:
-    return _leading(context, len(context.out) - 1, "the normalisation")
 
 
 REDUCTION = {"cross_entropy_loss": 3, "nll_loss": 3, "nll_loss_nd": 3, "nll_loss2d": 3, "mse_loss": 2, "l1_loss": 2,

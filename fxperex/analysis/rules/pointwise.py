@@ -41,10 +41,10 @@ def agree(one: BatchAxis, two: BatchAxis) -> BatchAxis:
 
 
 @rule("pointwise", "aten.where", "aten.masked_fill", "aten.lerp", "aten.addcmul", "aten.addcdiv", "aten.hardsigmoid",
-      "aten.hardswish", "aten.gelu", "aten.silu", "aten.mish", "aten.copy", "aten.clamp", "aten.prelu_kernel",
-      "aten._prelu_kernel", "aten.selu", "aten.celu", "aten.rrelu", "aten.float_power", "aten.isnan", "aten.isinf",
+      "aten.hardswish", "aten.gelu", "aten.silu", "aten.mish", "aten.copy", "aten.clamp", "aten._prelu_kernel",
+      "aten.__and__", "aten.__or__", "aten.__xor__", "aten.selu", "aten.celu", "aten.rrelu", "aten.float_power", "aten.isnan", "aten.isinf",
       "aten.logaddexp", "aten.fmod", "aten.remainder", "aten.hardtanh", "aten.leaky_relu", "aten.elu", "aten.softplus",
-      "aten.logsigmoid", "aten.log_sigmoid", "aten.threshold", "aten.relu6", "aten.softshrink", "aten.hardshrink",
+      "aten.log_sigmoid", "aten.threshold", "aten.relu6", "aten.softshrink", "aten.hardshrink",
       "aten.square", "aten.type_as", "aten.rsub")
 def pointwise(context: Context) -> State:
     states = [context.states.get(n) for n in context.node.all_input_nodes]
@@ -118,9 +118,22 @@ def like(context: Context) -> State:
 
 
 @rule("aten.clone", "aten.detach", "aten.alias", "aten._to_copy", "aten.to", "aten.contiguous", "aten.lift_fresh_copy",
-      "aten.bernoulli", "aten.dropout", "aten.alpha_dropout", "aten.feature_dropout", "aten.lift_fresh", "aten.positive")
+      "aten.dropout", "aten.alpha_dropout", "aten.lift_fresh", "aten.positive")
 def same(context: Context) -> State:
     return context.state(0)
+
+
+@rule("aten.feature_dropout")
+def feature_dropout(context: Context) -> State:
+    axis = context.axis(0)
+    if axis is not None and axis.dim > 1:
+        raise Mixes("it drops whole channels, dimension 1, of all examples at once; put the batch first")
+    return axis
+
+
+@rule("aten.bernoulli")
+def bernoulli(context: Context) -> State:
+    return meet(context, [context.arg(0), context.arg(1, "p")], len(context.out))
 
 
 @rule("aten.native_dropout")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fxperex.analysis.rules.pointwise import reduced_tail
+from fxperex.analysis.rules.pointwise import meet, pointwise, reduced_tail
 from fxperex.analysis.rules.table import rule
 from fxperex.analysis.state import Context, Mixes, Reduced, State, dim
 from fxperex.registry import BatchAxis
@@ -42,8 +42,6 @@ def reduce(context: Context) -> State:
     if "kthvalue" in str(context.node.target):
         dims = context.arg(2, "dim", -1)
     if dims is not None and not isinstance(dims, int | list | tuple):  # max(a, b)
-        from fxperex.analysis.rules.pointwise import pointwise
-
         return pointwise(context)
     axis = drop(context, context.axis(0), dims, bool(context.arg(at, "keepdim", False)), "reduces")
     value = context.node.meta["val"]
@@ -67,14 +65,19 @@ def norm(context: Context) -> State:
 
 
 @rule("aten.softmax", "aten.log_softmax", "aten._softmax", "aten._log_softmax", "aten.cumsum", "aten.cumprod",
-      "aten.logcumsumexp", "aten.cummax", "aten.cummin", "aten.glu", "aten.softmin", "aten._safe_softmax")
+      "aten.logcumsumexp", "aten.cummax", "aten.cummin", "aten.glu", "aten._safe_softmax")
 def along(context: Context) -> State:
     axis = drop(context, context.axis(0), context.arg(1, "dim", -1), True, "runs")
     value = context.node.meta["val"]
     return tuple(axis for _ in value) if isinstance(value, list | tuple) else axis
 
 
-@rule("aten.sort", "aten.argsort", "aten.topk", "aten.msort")
+@rule("aten.msort")
+def order_first(context: Context) -> State:
+    return drop(context, context.axis(0), 0, True, "orders")
+
+
+@rule("aten.sort", "aten.argsort", "aten.topk")
 def order(context: Context) -> State:
     target = str(context.node.target)
     at = 2 if "topk" in target or ".stable" in target else 1
@@ -85,8 +88,6 @@ def order(context: Context) -> State:
 
 @rule("aten.cosine_similarity")
 def cosine(context: Context) -> State:
-    from fxperex.analysis.rules.pointwise import meet
-
     rank = len(context.out) + 1
     if len(context.shape(context.arg(0))) != rank:
         raise Mixes("its first input has fewer dimensions than the second; exchange them")
@@ -96,6 +97,6 @@ def cosine(context: Context) -> State:
 
 @rule("aten.diff")
 def diff(context: Context) -> State:
-    if context.axis(3) is not None or context.axis(4) is not None:
-        raise Mixes("it joins tensors of the batch; use torch.cat")
-    return drop(context, context.axis(0), context.arg(2, "dim", -1), True, "takes differences")
+    ends = [context.arg(0), context.arg(3, "prepend"), context.arg(4, "append")]
+    axis = meet(context, ends, len(context.out))
+    return drop(context, axis, context.arg(2, "dim", -1), True, "takes differences")

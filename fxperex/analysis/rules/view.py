@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from fxperex.analysis.rules.pointwise import agree, created
 from fxperex.analysis.rules.table import rule
 from fxperex.analysis.state import Context, Mixes, Reduced, State, dim
@@ -20,6 +22,10 @@ def view(context: Context) -> State:
     axis = context.axis(0)
     if axis is None:
         return created(context)
+    if isinstance(context.arg(1), torch.dtype):
+        if axis.dim == len(context.out) - 1 and context.out != context.shape(context.arg(0)):
+            raise Mixes("it reads the bytes of the batch dimension as numbers of another size")
+        return axis
     return refactor(axis, context.shape(context.arg(0)), context.out, context.rows)
 
 
@@ -31,7 +37,8 @@ def refactor(axis: BatchAxis, before: tuple[int, ...], after: tuple[int, ...], r
         size = after[d]
         if right * size >= inner * rows:
             if inner % right == 0 and right * size % (inner * rows) == 0:
-                return BatchAxis(d, right * size // (inner * rows), inner // right, axis.fresh, axis.rows)
+                whole = size == before[axis.dim]  # rows that were alike stay alike while nothing is merged with them
+                return BatchAxis(d, right * size // (inner * rows), inner // right, axis.fresh and whole, axis.rows)
             break
         right *= size
     raise Mixes(f"reshaping {list(before)} to {list(after)} cuts through the {rows} examples of dimension {axis.dim} "
@@ -102,7 +109,7 @@ def repeat(context: Context) -> State:
     times = context.arg(1)[moved]
     if any(d != moved for d in context.scaling):
         raise Mixes("it repeats the batch along a second, batch-sized dimension: a table of pairs of examples")
-    return BatchAxis(moved, axis.outer * times, axis.inner, axis.fresh)
+    return BatchAxis(moved, axis.outer * times, axis.inner, axis.fresh and times == 1)
 
 
 @rule("aten.repeat_interleave")
@@ -113,7 +120,7 @@ def repeat_interleave(context: Context) -> State:
     if not isinstance(times, int) or at is None:
         raise Mixes("repeats that depend on data, or on the flattened batch, have no fixed place for an example")
     inside = dim(at, len(context.out)) == axis.dim
-    return BatchAxis(axis.dim, axis.outer, axis.inner * (times if inside else 1), axis.fresh)
+    return BatchAxis(axis.dim, axis.outer, axis.inner * (times if inside else 1), axis.fresh and not inside)
 
 
 @rule("aten.slice", "aten.narrow")
@@ -122,6 +129,8 @@ def slice_(context: Context) -> State:
     if axis is None:
         raise Mixes("it takes as many rows as there are examples, so an example's row depends on its place in the batch")
     at = dim(context.arg(1, default=0), len(context.out))
+    if at != axis.dim:
+        context.refuse_batch_numbers()
     if at == axis.dim and context.out != context.shape(context.arg(0)):
         raise Mixes("it keeps some examples of the batch and drops others")
     return axis
@@ -142,6 +151,8 @@ def select(context: Context) -> State:
 def split(context: Context) -> State:
     axis, value = context.axis(0), context.node.meta["val"]
     at = dim(context.arg(2, "dim", 0), len(value[0].shape))
+    if axis is None or at != axis.dim:
+        context.refuse_batch_numbers()
     if axis is not None and at == axis.dim and len(value) > 1:
         raise Mixes("it splits the batch into groups of examples")
     return tuple(axis for _ in value)

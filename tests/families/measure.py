@@ -1,0 +1,74 @@
+"""One family measured: against the float64 loop, and against itself with the other examples replaced."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+import zoo
+from torch import Tensor
+
+import fxperex
+from fxperex.errors import FxperexError
+from fxperex.testing import clipped, error, loop
+
+for _room in ("vision", "generative", "language", "structured"):
+    importlib.import_module(_room)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the docs table. `refusal` holds the error where the family does not get through, else ''."""
+
+    name: str
+    group: str
+    symbolic: bool
+    sites: int
+    strategies: dict[str, int]
+    norms: float
+    sums: float
+    leak: float
+    refusal: str = ""
+
+
+def measure(name: str) -> Row:
+    """Returns the Row of family `name` under `strategy="auto"`, float32, eager."""
+    case, family = zoo.build(name), zoo.FAMILIES[name]
+    truth = loop(case.model, case.forward, case.batch)
+    clip = 0.5 * float(clipped(truth, 1.0)[1].median())
+    total, norms = clipped(truth, clip)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            private = fxperex.transform(case.model, case.batch, forward=case.forward, clip=clip, backend="eager")
+    except FxperexError as refusal:
+        return Row(name, family.group, False, 0, {}, 0.0, 0.0, 0.0, str(refusal))
+    result = private.step(*case.batch)
+    named = dict(case.model.named_parameters())
+    found = torch.cat([named[n].grad.double().flatten() for n in total])
+    wanted = torch.cat([g.flatten() for g in total.values()])
+    chosen = Counter(c.strategy for c in private.plan.choices)
+    return Row(name, family.group, private._capture.symbolic, len(private.sites), dict(chosen.most_common()),
+               error(result.norms, norms), error(found, wanted), leak(private, case.batch))
+
+
+def leak(private: fxperex.PerExampleModule, batch: tuple[Tensor, ...]) -> float:
+    """Returns how far, relatively, the first example's gradient moves when all others are replaced."""
+    before = _first(private.gradients(*batch))
+    return error(_first(private.gradients(*others(batch))), before)
+
+
+def others(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The batch with every row but the first another: numbers scaled and turned about, ids a roll of themselves."""
+    def one(x: Tensor) -> Tensor:
+        rest = -7.0 * x[1:] + 1.0 if x.is_floating_point() and x.dim() > 1 else x[1:].roll(1, -1)
+        return torch.cat([x[:1], rest])
+
+    return tuple(one(x) for x in batch)
+
+
+def _first(gradients: dict[str, Tensor]) -> Tensor:
+    return torch.cat([g[0].double().flatten() for g in gradients.values()])

@@ -1,0 +1,26 @@
+"""Model families that people train: clipped sum and norms within 1e-5 of the float64 loop, and no example sees another."""
+
+from __future__ import annotations
+
+import pytest
+from measure import measure
+from table import document, named
+from zoo import FAMILIES
+
+CASES = [pytest.param(f.name, marks=[pytest.mark.nightly] if f.heavy else []) for f in FAMILIES.values()]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_loop(name: str) -> None:
+    for package in FAMILIES[name].needs.split():
+        pytest.importorskip(package)
+    row = measure(name)
+    assert not row.refusal
+    assert row.norms <= 1e-5
+    assert row.sums <= 1e-5
+    # The kernels may round a row differently beside other rows; they may not see them.
+    assert row.leak <= 1e-5
+
+
+def test_the_document_lists_every_family() -> None:
+    assert named(document()) == set(FAMILIES)
