@@ -39,6 +39,14 @@ class StateError(FxperexError, RuntimeError):
     """The model is no longer the one that was transformed: parameter replaced, moved, mode changed."""
 
 
+class MemoryLimitError(FxperexError, RuntimeError):
+    """The step ran out of memory; the message names the plan's peak and a budget to set. Nothing was written."""
+
+
+class PackageError(FxperexError):
+    """A saved step cannot be used here: damaged, or made for another model, device, dtype or version."""
+
+
 class PrivacyError(FxperexError):
     """A step, a sampler or an account was used in a way the privacy claim does not cover."""
 

@@ -6,9 +6,11 @@ several. The only thing a step writes is `.grad` of the user's own parameters, a
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor, fx, nn
 from fxperex.analysis.sites import Analysis
 from fxperex.capture import Capture
 from fxperex.clipping import Clip
-from fxperex.compiler import Step, compile_step
+from fxperex.compiler import Step, compile_step, guarded
 from fxperex.errors import BackendWarning, ShapeError, StateError
 from fxperex.planner import Plan
 from fxperex.rewriter import parameter_order, rewrite
@@ -112,12 +114,29 @@ class PerExampleModule:
         return [torch.cat(values) for values in zip(*parts, strict=True)]
 
     def _compile(self, graph: StepGraph) -> tuple[Step, str]:
-        rows = tuple(torch.zeros((self._rows, *shape), dtype=dtype, device=device) for shape, dtype, device in self._spec)
-        mask = torch.ones(self._rows, dtype=torch.bool, device=rows[0].device)
+        inputs = self.example_inputs()
+        # Parameters and buffers stay where they are; batch, clip inputs and mask come anew with every step.
+        fixed = [kind != "batch" for kind, _ in self._capture.inputs.values()]
+        fixed += [False] * (len(inputs) - len(fixed))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("default", BackendWarning)
-            return compile_step(graph, [*self._inputs(rows), mask], self._backend)
+            step, backend = compile_step(graph, inputs, self._backend, fixed)
+        return guarded(step, self.plan), backend
+
+    def example_inputs(self) -> list[Tensor]:
+        """Returns stand-in inputs of the step graph: the model's own tensors, a batch of zeros, a full mask."""
+        rows = tuple(torch.zeros((self._rows, *shape), dtype=dtype, device=device) for shape, dtype, device in self._spec)
+        return [*self._inputs(rows), torch.ones(self._rows, dtype=torch.bool, device=rows[0].device)]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Returns `path`, where a compiled copy of the step now lies: `fxperex.load(path, model)` runs it elsewhere.
+
+        Raises ConfigError or PackageError; an older file is then left as it was.
+        """
+        from fxperex.package import save
+
+        return save(self, path)
 
     def _inputs(self, rows: tuple[Tensor, ...]) -> list[Tensor]:
         named = dict(self.model.named_parameters(remove_duplicate=False))
@@ -140,9 +159,10 @@ class PerExampleModule:
 
     def _write(self, sums: list[Tensor], buffers: Sequence[Any]) -> None:
         with torch.no_grad():
-            for name, value in zip(self._order, sums, strict=True):
+            # Every conversion that might not fit comes before the first write.
+            values = [v.to(self.parameters[n].dtype) for n, v in zip(self._order, sums, strict=True)]
+            for name, value in zip(self._order, values, strict=True):
                 p = self.parameters[name]
-                value = value.to(p.dtype)
                 p.grad = value if p.grad is None else p.grad.add_(value)
             named = dict(self.model.named_buffers(remove_duplicate=False))
             for name, value in zip(self._capture.mutated, buffers, strict=False):

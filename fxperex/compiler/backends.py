@@ -1,0 +1,105 @@
+"""Step graph -> callable, by Inductor or eagerly.
+
+`backend="auto"` compiles, times both once on stand-in data, keeps the faster and remembers it for this graph, device and
+versions. If Inductor is missing or fails the step runs eagerly and a BackendWarning says why; never silently. What
+Inductor compiles is kept on disk by its own cache: a second process loads it.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxperex.compiler import choice
+from fxperex.compiler.replay import host_waits, record
+from fxperex.errors import BackendWarning, ConfigError
+
+BACKENDS = ("auto", "inductor", "eager")
+Step = Callable[..., Sequence[Any]]
+
+
+def compile_step(graph: fx.GraphModule, inputs: list[Tensor], backend: str,
+                 fixed: Sequence[bool] = ()) -> tuple[Step, str]:
+    """Returns (callable, the backend it runs on). Raises ConfigError for an unknown backend.
+
+    fixed: for each input, whether it stays at its address from call to call (parameters, buffers): a CUDA graph
+    reads those in place and copies the rest. Empty means none.
+    """
+    if backend not in BACKENDS:
+        raise ConfigError(f"unknown backend {backend!r}; valid: {', '.join(BACKENDS)}")
+    eager = _no_grad(graph)
+    if backend == "eager":
+        return eager, "eager"
+    known = choice.recall(graph, inputs) if backend == "auto" else None
+    if known == "eager":
+        return eager, "eager"
+    try:
+        compiled = _inductor(graph, inputs, fixed)
+    except Exception as error:  # a compiler fails in its own many ways; the step must not
+        warnings.warn(BackendWarning(f"Inductor could not compile the step, it runs eagerly: {type(error).__name__}: "
+                                     f"{str(error).splitlines()[0] if str(error) else ''}"), stacklevel=3)
+        return eager, "eager"
+    if backend == "auto" and known is None:
+        known = "eager" if _seconds(eager, inputs) < _seconds(compiled, inputs) else "inductor"
+        choice.remember(graph, inputs, known)
+    return (eager, "eager") if known == "eager" else (compiled, "inductor")
+
+
+def _inductor(graph: fx.GraphModule, inputs: list[Tensor], fixed: Sequence[bool]) -> Step:
+    from torch._guards import TracingContext, tracing
+    from torch._inductor.compile_fx import compile_fx
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    # Without an environment for shapes (all static here) Inductor does not use its cache on disk.
+    context = TracingContext(FakeTensorMode(shape_env=ShapeEnv(assume_static_by_default=True)))
+    # The compiler takes the graph apart; the one people read stays whole.
+    copy = fx.GraphModule(graph, _copied(graph.graph))
+    with torch.no_grad(), tracing(context), torch._inductor.config.patch({"fx_graph_cache": True}):
+        run = _no_grad(compile_fx(copy, [x.detach() for x in inputs]))
+    run(*inputs)  # compiles now, so that a failure is seen here
+    if not inputs or not inputs[0].is_cuda:
+        return run
+    waits = host_waits(graph)
+    if waits:
+        warnings.warn(BackendWarning(f"the step runs without a CUDA graph: {waits[0]} waits for the host"), stacklevel=4)
+        return run
+    return record(run, inputs, fixed or [False] * len(inputs))
+
+
+def _copied(graph: fx.Graph) -> fx.Graph:
+    new = fx.Graph()
+    made: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        made[node] = new.node_copy(node, made.__getitem__)
+    return new
+
+
+def _no_grad(call: Callable[..., Any]) -> Step:
+    def run(*args: Tensor) -> Sequence[Any]:
+        with torch.no_grad():
+            return call(*args)
+
+    return run
+
+
+def _seconds(call: Step, inputs: list[Tensor], repeats: int = 5) -> float:
+    """Least seconds of a call: another program only ever adds to it."""
+    def wait() -> None:
+        if inputs and inputs[0].is_cuda:
+            torch.cuda.synchronize()
+
+    call(*inputs)
+    times = []
+    for _ in range(repeats):
+        wait()
+        start = time.perf_counter()
+        call(*inputs)
+        wait()
+        times.append(time.perf_counter() - start)
+    return min(times)

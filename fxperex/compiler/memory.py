@@ -1,0 +1,54 @@
+"""Out of memory in a step: said in terms of the plan, with nothing written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from fxperex.errors import MemoryLimitError
+from fxperex.planner import Plan
+
+
+def guarded(step: Callable[..., Sequence[Any]], plan: Plan) -> Callable[..., Sequence[Any]]:
+    """Returns `step`; where it runs out of memory it raises MemoryLimitError, which names the plan's peak and a budget."""
+
+    def run(*args: Any) -> Sequence[Any]:
+        try:
+            return step(*args)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _memory(error):
+                raise
+            raise MemoryLimitError(told(plan, error)) from error
+
+    return run
+
+
+def told(plan: Plan, error: BaseException) -> str:
+    """Returns the message: what the plan expected, what the allocator said, what to set."""
+    peak = getattr(plan, "peak", None)
+    expected = f"a peak of {_size(peak)}" if peak else f"{_size(plan.held)} kept for norms and sums beside forward and backward"
+    most = max(plan.choices, key=lambda c: c.cost.held, default=None)
+    where = f", most of it for {most.site.name} ({most.strategy}: {_size(most.cost.held)})" if most else ""
+    return (f"the step ran out of memory: {str(error).splitlines()[0]} The plan for {plan.rows} rows expected {expected}{where}. "
+            f"Nothing was written to the model. Transform again with memory=\"{_size(_budget(peak or plan.held))}\", or with "
+            f"physical_batch={max(plan.rows // 2, 1)} (any number of rows then runs in pieces)")
+
+
+def _budget(expected: float) -> float:
+    """Three quarters of what was expected, within what the device has left for this process."""
+    if not torch.cuda.is_available():
+        return 0.75 * expected
+    room = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+    return min(0.75 * expected, 0.9 * room)
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.2f}GiB" if count >= 2**30 else f"{max(count / 2**20, 0.01):.2f}MiB"
+
+
+def _memory(error: BaseException) -> bool:
+    # The CPU's allocator raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error) \
+        or "not enough memory" in str(error)

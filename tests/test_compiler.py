@@ -1,0 +1,196 @@
+"""Compiling a step: remembered choices, the CUDA graph's bookkeeping, no wait for the host, memory that ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import fxperex
+from fxperex import runtime
+from fxperex.compiler import backends, choice, compile_step
+from fxperex.compiler.replay import host_waits, record
+from fxperex.errors import BackendWarning, MemoryLimitError
+
+
+def _loss(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x).flatten(1).square().sum(1)
+
+
+def _graph(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
+    return torch.fx.experimental.proxy_tensor.make_fx(function)(*inputs)
+
+
+def _stand_in(call: Callable[[], Sequence[Tensor]]) -> tuple[Callable[[], None], Sequence[Tensor]]:
+    """What a CUDA graph does, on the CPU: every replay writes the outputs of the recording."""
+    outputs = call()
+
+    def replay() -> None:
+        for kept, new in zip(outputs, call(), strict=True):
+            kept.copy_(new)
+
+    return replay, outputs
+
+
+def test_a_replay_reads_parameters_in_place_and_copies_the_batch() -> None:
+    weight, x = torch.randn(3), torch.randn(3)
+    run = record(lambda w, v: [w * v, w + v], [weight, x], [True, False], _stand_in)
+    first = run(weight, x)
+    assert torch.equal(first[0], weight * x)
+    weight.add_(1.0)  # an optimizer's update
+    other = torch.randn(3)
+    again = run(weight, other)
+    assert torch.equal(again[0], weight * other) and again[0] is first[0], "outputs are the recording's memory"
+    assert torch.equal(run(weight, x)[1], weight + x)
+
+
+def test_a_moved_parameter_is_recorded_anew() -> None:
+    recordings = []
+
+    def counting(call: Callable[[], Sequence[Tensor]]) -> tuple[Callable[[], None], Sequence[Tensor]]:
+        recordings.append(1)
+        return _stand_in(call)
+
+    weight, x = torch.randn(3), torch.randn(3)
+    run = record(lambda w, v: [w * v], [weight, x], [True, False], counting)
+    moved = torch.randn(3)
+    assert torch.equal(run(moved, x)[0], moved * x) and torch.equal(run(moved, 2 * x)[0], 2 * moved * x)
+    assert len(recordings) == 2
+
+
+NETS = {"mlp": (nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)), (5,)),
+        "cnn": (nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3)),
+                (2, 6, 6)),
+        "encoder": (nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True), (5, 8))}
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ghost", "unfold", "vmap"])
+@pytest.mark.parametrize("net", NETS)
+def test_no_node_of_a_step_waits_for_the_host(net: str, strategy: str) -> None:
+    model, shape = NETS[net]
+    private = fxperex.transform(model, (torch.randn(4, *shape),), forward=_loss, strategy=strategy, backend="eager")
+    assert host_waits(private.step_graph) == []
+
+
+def test_nodes_that_wait_are_found() -> None:
+    x = torch.randn(4)
+    graph = fx.Graph()
+    inputs = graph.placeholder("x")
+    for op in (torch.ops.aten.nonzero.default, torch.ops.aten._local_scalar_dense.default):
+        graph.call_function(op, (inputs,))
+    moved = graph.call_function(torch.ops.aten._to_copy.default, (inputs,), {"device": torch.device("meta")})
+    inputs.meta["val"], moved.meta["val"] = x, x.to("meta")
+    graph.output(())
+    found = host_waits(fx.GraphModule(nn.Module(), graph))
+    assert [name.removesuffix("_default") for name in found] == ["nonzero", "_local_scalar_dense", "_to_copy"]
+
+
+def _pretend(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], folder: Path) -> list[str]:
+    """Inductor replaced by the graph itself, clocks by `seconds`; returns the list of what was timed."""
+    timed: list[str] = []
+    monkeypatch.setenv("FXPEREX_CACHE", str(folder))
+
+    def fast(graph: fx.GraphModule, inputs: list[Tensor], fixed: Sequence[bool]) -> backends.Step:
+        def compiled(*args: Tensor) -> Sequence[Any]:
+            return graph(*args)
+        return compiled
+
+    def clock(call: Callable[..., Any], inputs: list[Tensor]) -> float:
+        timed.append(call.__qualname__)
+        return seconds["inductor" if "compiled" in call.__qualname__ else "eager"]
+
+    monkeypatch.setattr(backends, "_inductor", fast)
+    monkeypatch.setattr(backends, "_seconds", clock)
+    return timed
+
+
+@pytest.mark.parametrize("faster", ["eager", "inductor"])
+def test_auto_measures_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, faster: str) -> None:
+    seconds = {"eager": 1.0, "inductor": 1.0} | {faster: 0.5}
+    timed = _pretend(monkeypatch, seconds, tmp_path)
+    x = torch.randn(3)
+    graph = _graph(lambda v: (v + 1,), x)
+    assert compile_step(graph, [x], "auto")[1] == faster and len(timed) == 2
+    assert compile_step(graph, [x], "auto")[1] == faster and len(timed) == 2, "remembered"
+    wider = torch.randn(4)
+    compile_step(_graph(lambda v: (v + 1,), wider), [wider], "auto")
+    assert len(timed) == 4, "another shape is another choice"
+
+
+def test_a_spoilt_memory_is_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    timed = _pretend(monkeypatch, {"eager": 1.0, "inductor": 0.5}, tmp_path)
+    x = torch.randn(3)
+    graph = _graph(lambda v: (v + 1,), x)
+    compile_step(graph, [x], "auto")
+    for path in (tmp_path / "backends").iterdir():
+        path.write_text("{")
+    assert choice.recall(graph, [x]) is None
+    assert compile_step(graph, [x], "auto")[1] == "inductor" and len(timed) == 4
+
+
+def test_a_failing_compiler_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise OSError("no C++ compiler")
+
+    monkeypatch.setattr(backends, "_inductor", broken)
+    x = torch.randn(3)
+    with pytest.warns(BackendWarning, match="no C\\+\\+ compiler"):
+        step, backend = compile_step(_graph(lambda v: (v + 1,), x), [x], "inductor")
+    assert backend == "eager" and torch.equal(step(x)[0], x + 1)
+
+
+@pytest.mark.parametrize("failure", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+                                     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")])
+def test_memory_that_ends_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 3)), torch.randn(6, 3, 6, 6)
+    calls = []
+
+    def compile_limited(graph: fx.GraphModule, *_: Any) -> tuple[Callable[..., Any], str]:
+        def step(*args: Tensor) -> Any:
+            calls.append(1)
+            if len(calls) == 3:
+                raise failure
+            return graph(*args)
+        return step, "eager"
+
+    monkeypatch.setattr(runtime, "compile_step", compile_limited)
+    private = fxperex.transform(model, (x[:2],), forward=_loss, backend="eager")
+    private.step(x[:2])
+    before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    with pytest.raises(MemoryLimitError, match=r"plan for 2 rows expected .*memory=\".*physical_batch=1"):
+        private.step(x)  # three physical batches; the second fails
+    assert all(torch.equal(a, b) for a, b in zip(before, (p.grad for p in model.parameters()), strict=True))
+    private.step(x)
+
+
+def test_other_errors_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    guarded = fxperex.compiler.guarded(lambda: [][1], None)  # type: ignore[arg-type]
+    with pytest.raises(IndexError):
+        guarded()
+
+
+SECOND = """
+import torch, fxperex
+from torch._dynamo.utils import counters
+torch.manual_seed(0)
+nn = torch.nn
+model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+x = torch.randn(3, 2, 6, 6)
+private = fxperex.transform(model, (x,), forward=lambda m, v: m(v).square().sum(1), backend="inductor")
+private.step(x)
+print(private.backend, counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"])
+"""
+
+
+def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
+    env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_FX_GRAPH_CACHE": "1"}
+    ran = [subprocess.run([sys.executable, "-c", SECOND], text=True, capture_output=True, env=env, check=True).stdout.split()
+           for _ in range(2)]
+    assert ran == [["inductor", "0", "1"], ["inductor", "1", "0"]]
