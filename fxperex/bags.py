@@ -7,6 +7,7 @@ out, as torch does it. Bags of differing lengths (explicit offsets) stay as they
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -22,8 +23,9 @@ def take_bags_apart(graph: fx.GraphModule) -> None:
         if str(node.target) == "aten.embedding_bag.padding_idx" and _width(node) is not None:
             with graph.graph.inserting_before(node):
                 made = _reduced(node, _width(node), graph.graph)
-            for item in list(node.users):  # the sums; what else the operator returns is for its own backward
-                item.replace_all_uses_with(made)
+            for item in list(node.users):  # the bags; what else the operator returns is for its own backward
+                if item.args[1] == 0:
+                    item.replace_all_uses_with(made)
                 graph.graph.erase_node(item)
             graph.graph.erase_node(node)
     graph.recompile()
@@ -34,13 +36,14 @@ def _width(node: fx.Node) -> int | None:
     offsets, users = node.args[2], list(node.users)
     if str(getattr(offsets, "target", "")) != "aten.arange.start_step" or offsets.args[0] != 0 or node.args[7]:
         return None
-    if any(str(u.target) != "<built-in function getitem>" or u.args[1] != 0 for u in users):
+    if any(u.target is not operator.getitem or (u.args[1] != 0 and u.users) for u in users):
         return None
     return offsets.args[2] if isinstance(offsets.args[2], int) else None
 
 
 def _reduced(node: fx.Node, width: int | None, graph: fx.Graph) -> fx.Node:
     table, ids, _, frequencies, mode, sparse, weights, _, padding = node.args
+    padding = -1 if padding is None else padding
 
     def call(target: Any, *args: Any) -> fx.Node:
         made = graph.call_function(target, args)

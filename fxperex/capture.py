@@ -228,9 +228,13 @@ def _same(one: Program, two: Program) -> None:
     pairs = zip(one.nodes, two.nodes, strict=False)
     differs = next(((a, b) for a, b in pairs if a.op != b.op or (a.target != b.target and a.op != "placeholder")), None)
     if differs or len(one.nodes) != len(two.nodes):
-        at = source_line(differs[0]) if differs else "the end of the program"
+        at = "the end of the program"
+        if differs:
+            path = module_path(differs[0])
+            at = source_line(differs[0]) + (f" (module {path})" if path else "")
         raise CaptureError(f"the model runs another program with {one.rows} examples than with {two.rows}: they "
-                           f"part at {at}. A private step needs one program for every batch size.")
+                           f"part at {at}. A private step needs one program for every batch size. A loop over the batch "
+                           "does this, and a recurrent layer that takes the batch for its time steps (see batch_first).")
 
 
 def _inputs(source: Any) -> tuple[dict[str, tuple[str, Any]], dict[str, Tensor]]:

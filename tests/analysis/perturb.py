@@ -181,10 +181,6 @@ class Draw:
     def shape(self, x: Slot) -> list[int | Rows]:
         return [Rows(s) if x.axis and d == x.axis.dim else s for d, s in enumerate(x.sizes)]
 
-    def rows(self, x: Slot) -> int | Rows:
-        """The size of dimension 0, as a number among the arguments."""
-        return Rows(x.sizes[0]) if x.axis and x.axis.dim == 0 else x.sizes[0]
-
     def dim(self, x: Slot) -> int:
         return self.rng.randrange(-len(x.sizes), len(x.sizes))
 

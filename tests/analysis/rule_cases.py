@@ -49,7 +49,7 @@ for _name in UNARY.split():
         case(_name)(lambda d: (d.x(),))
 case("empty_like")(lambda d: (d.x(), {"dtype": None}))
 for _name in BINARY.split():
-    case(_name)(lambda d: (x := d.x(), other(d, x)))
+    case(_name, "Tensor" if _name == "copysign" else "default")(lambda d: (x := d.x(), other(d, x)))
 for _name in OVERLOADED.split():
     kind = "long" if "bitwise" in _name or "__" in _name else "float"
     case(_name, "Tensor" if _name not in {"pow", "float_power"} else "Tensor_Tensor")(
@@ -124,9 +124,9 @@ case("chunk")(lambda d: (lambda x: (x, d.rng.choice([1, 2]), d.dim(x)))(d.x()))
 case("tensor_split", "sections")(lambda d: (lambda x: (x, d.rng.choice([1, 2]), d.dim(x)))(d.x()))
 case("unbind", "int")(lambda d: (lambda x: (x, d.dim(x)))(d.x()))
 case("slice_scatter")(lambda d: (lambda x, at: (x, Slot(tuple(1 if i == at and i != x.axis.dim else s for i, s in
-    enumerate(x.sizes)), x.axis), at, 0, 1 if at != x.axis.dim else 9999))(x := d.x(2, 3, 2), d.rng.randrange(3)))
+    enumerate(x.sizes)), x.axis), at, 0, 1 if at != x.axis.dim else 9999))(d.x(2, 3, 2), d.rng.randrange(3)))
 case("select_scatter")(lambda d: (lambda x, at: (x, Slot(tuple(s for i, s in enumerate(x.sizes) if i != at),
-    None if x.axis.dim == at else x.axis.moved(x.axis.dim - (at < x.axis.dim))), at, 0))(x := d.x(2, 3, 2), d.rng.randrange(3)))
+    None if x.axis.dim == at else x.axis.moved(x.axis.dim - (at < x.axis.dim))), at, 0))(d.x(2, 3, 2), d.rng.randrange(3)))
 case("cat concat stack")(lambda d: (lambda x: ([x, d.like(x)], d.dim(x)))(d.x()))
 case("flip")(lambda d: (lambda x: (x, d.dims(x)))(d.x()))
 case("roll")(lambda d: (lambda x: (x, [1], [d.dim(x)]) if d.flag() else (x, [1]))(d.x()))

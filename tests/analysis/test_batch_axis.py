@@ -159,8 +159,10 @@ MODULES: dict[str, tuple[type[FxperexError], str, Callable[[], nn.Module], tuple
     "BatchNorm affine=False": (BatchMixingError, "batch_norm", lambda: nn.BatchNorm1d(D, affine=False), V),
     "InstanceNorm with running statistics": ((MutationError, BatchMixingError), "running",  # type: ignore[dict-item]
                                              lambda: nn.InstanceNorm2d(2, track_running_stats=True), I),
-    "LSTM, sequence first": (BatchMixingError, "lstm", lambda: _wrong_lstm(False), M),
-    "LSTM, unbatched": (BatchMixingError, "lstm", lambda: _wrong_lstm(True), V),
+    "LSTM, sequence first": ((BatchMixingError, CaptureError), "batch_first",  # type: ignore[dict-item]
+                             lambda: _wrong_lstm(False), M),
+    "LSTM, unbatched": ((BatchMixingError, CaptureError), "batch_first",  # type: ignore[dict-item]
+                        lambda: _wrong_lstm(True), V),
     "encoder, sequence first": (BatchMixingError, "attention|batch", lambda: nn.TransformerEncoderLayer(D, 2, 8, 0.0), M),
     "one_hot without num_classes": (FxperexError, "test_batch_axis.py|one_hot|captured", _one_hot, V),
     "embedding scaled by frequency": (BatchMixingError, "scale_grad_by_freq", lambda: nn.Sequential(

@@ -49,7 +49,7 @@ def matmul(context: Context) -> State:
 
 @rule("aten.addmm", "aten.baddbmm", "aten.addmv", "aten.addbmm")
 def addmm(context: Context) -> State:
-    if "addbmm" in str(context.node.target):
+    if str(context.node.target) == "aten.addbmm.default":
         raise Mixes("it adds up over the leading dimension")
     bias, out = context.axis(0), product(context, 1, 2)
     if bias is not None:

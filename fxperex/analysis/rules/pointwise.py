@@ -41,11 +41,11 @@ def agree(one: BatchAxis, two: BatchAxis) -> BatchAxis:
 
 
 @rule("pointwise", "aten.where", "aten.masked_fill", "aten.lerp", "aten.addcmul", "aten.addcdiv", "aten.hardsigmoid",
-      "aten.hardswish", "aten.gelu", "aten.silu", "aten.mish", "aten.copy", "aten.clamp", "aten._prelu_kernel",
-      "aten.__and__", "aten.__or__", "aten.__xor__", "aten.selu", "aten.celu", "aten.rrelu", "aten.float_power", "aten.isnan", "aten.isinf",
+      "aten.hardswish", "aten.gelu", "aten.silu", "aten.mish", "aten.copy", "aten.clamp", "aten._prelu_kernel", "aten.__and__",
+      "aten.__or__", "aten.__xor__", "aten.selu", "aten.celu", "aten.rrelu", "aten.float_power", "aten.isnan", "aten.isinf",
       "aten.logaddexp", "aten.fmod", "aten.remainder", "aten.hardtanh", "aten.leaky_relu", "aten.elu", "aten.softplus",
-      "aten.log_sigmoid", "aten.threshold", "aten.relu6", "aten.softshrink", "aten.hardshrink",
-      "aten.square", "aten.type_as", "aten.rsub")
+      "aten.log_sigmoid", "aten.threshold", "aten.relu6", "aten.softshrink", "aten.hardshrink", "aten.square", "aten.type_as",
+      "aten.rsub")
 def pointwise(context: Context) -> State:
     states = [context.states.get(n) for n in context.node.all_input_nodes]
     if any(isinstance(s, Reduced) for s in states):
