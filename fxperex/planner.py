@@ -85,7 +85,7 @@ def _forced(analysis: Analysis, strategy: str | Mapping[str, str], known: dict[s
 
 def _reason(strategy: Any, site: Site, tied: bool) -> str | None:
     reason = strategy.illegal(site)
-    if reason is None and tied and strategy.name in {"ghost", "outer"}:
+    if reason is None and tied and not strategy.stores:
         return "the parameter has several uses (or a pull-back that changes norms): its gradients must be added first"
     return reason
 

@@ -13,6 +13,8 @@ from fxperex.registry import Cost, Site, Uses, strategy
 
 @strategy("naive")
 class Naive:
+    stores = False
+
     def illegal(self, site: Site) -> str | None:
         return "naive runs the whole step one example at a time; it is not a node's choice"
 

@@ -11,6 +11,8 @@ from fxperex.strategies.stored import kind_of, patches_work
 
 @strategy("outer")
 class Outer:
+    stores = False
+
     def illegal(self, site: Site) -> str | None:
         if site.dims is None or not hasattr(kind_of(site), "fold"):
             return f"kind {site.kind} has no factors a, g to multiply"
