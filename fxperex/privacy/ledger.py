@@ -70,15 +70,22 @@ class Ledger:
         if self.path is None:
             return
         try:
-            self._file = self.path.open("a+b", buffering=0)
+            self._open(self.path)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, path: Path) -> None:
+        try:
+            self._file = path.open("a+b", buffering=0)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
-            raise LedgerError(f"the ledger {self.path} is in use by another process; two runs cannot share a folder") from e
+            raise LedgerError(f"the ledger {path} is in use by another process; two runs cannot share a folder") from e
         except OSError as e:
-            raise LedgerError(f"the ledger {self.path} cannot be opened for writing: {e.strerror}; nothing was spent") from e
+            raise LedgerError(f"the ledger {path} cannot be opened for writing: {e.strerror}; nothing was spent") from e
         self._read()
         if self.counter is not None and self.counter.read() > len(self.records):
-            raise LedgerError(f"the ledger {self.path} was rolled back: it has {len(self.records)} records, the counter says "
+            raise LedgerError(f"the ledger {path} was rolled back: it has {len(self.records)} records, the counter says "
                               f"{self.counter.read()}. Put the newer folder back")
 
     def close(self) -> None:

@@ -15,6 +15,15 @@ from fxperex.privacy import PrivacyEngine
 X, Y = torch.linspace(-1, 1, 240).reshape(40, 6), torch.arange(40) % 3
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors of twenty numbers: a second thread only waits for a core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 # Making a step costs a second and nothing about a run is left in it but weights: used again, weights renewed.
 POOLED = (0.5,)
 _pool: dict[float, list[fxperex.PerExampleModule]] = {}
