@@ -7,6 +7,9 @@ import torch
 # The sensitivity claim: |clipped gradient| <= C (1 + SLACK) for every example.
 SLACK = 2.0**-20
 
+# Sums of clipped gradients are never formed in these.
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
 # Rounding of one float32 weight-gradient product, in units of u * sum_t |a_t||g_t| (blocked sums).
 ROUNDING = 4.0
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from fxperex.analysis.sites import Analysis
 from fxperex.capture import Capture
+from fxperex.config import LOW_PRECISION
+from fxperex.errors import ConfigError
 from fxperex.evaluate import Run
 from fxperex.numerics import sq_norm
 from fxperex.registry import Site, Uses, strategies
@@ -37,6 +40,20 @@ def marked(site: str, strategy: str, role: str) -> Iterator[None]:
         node.meta.setdefault("fxperex", (site, strategy, role))
 
 
+def widened(uses: Uses) -> Uses:
+    """Returns `uses` with operands in float32 where they were bfloat16 or float16.
+
+    A scaled gradient or a sum rounded to those can pass the clip bound by their own spacing, 2^-9 of it and more.
+    """
+    if uses.grad.dtype not in LOW_PRECISION:
+        return uses
+
+    def wide(x: Any) -> Any:
+        return x.float() if isinstance(x, Tensor) and x.dtype in LOW_PRECISION else x
+
+    return replace(uses, args=[wide(a) for a in uses.args], grads=[wide(g) for g in uses.grads])
+
+
 @dataclass
 class Emit:
     """Norms, sums and gradients of one evaluated program."""
@@ -46,23 +63,33 @@ class Emit:
     run: Run
     uses: dict[str, Uses]
     rows: int
+    clip_groups: dict[str, int]  # parameter -> the group whose norm and factor are its own
     pulled: dict[str, Tensor] = field(default_factory=dict)  # per-example gradients of tied parameters
 
-    def norms(self, mask: Tensor) -> Tensor:
-        total = torch.zeros(self.rows, dtype=torch.float64, device=mask.device)
+    def squares(self, mask: Tensor) -> Tensor:
+        """Returns squared norms `[B, K]`, float64, of the K clip groups."""
+        zero = torch.zeros(self.rows, dtype=torch.float64, device=mask.device)
+        totals = [zero] * (1 + max(self.clip_groups.values(), default=0))
         for group in self.analysis.groups:
             live = [s for s in group if s.name in self.uses]
             if len(group) == 1 and group[0].direct_norm:
                 for site in live:
-                    name = self.chosen[site.name]
+                    name, at = self.chosen[site.name], self._clip_group(site)
                     with marked(site.name, name, "norm"):
-                        total = total + strategies()[name].sq_norm(self.uses[site.name])
+                        totals[at] = totals[at] + strategies()[name].sq_norm(self.uses[site.name])
                 continue
             for param, grads in self._pull(live).items():
                 with marked(param, "tied", "norm"):
-                    self.pulled[param] = grads
-                    total = total + sq_norm(grads)
-        return total.sqrt()
+                    self.pulled[param], at = grads, self.clip_groups[param]
+                    totals[at] = totals[at] + sq_norm(grads)
+        return torch.stack(totals, 1)
+
+    def _clip_group(self, site: Site) -> int:
+        found = {self.clip_groups[p] for p in site.params}
+        if len(found) > 1:
+            raise ConfigError(f"parameters {', '.join(site.params)} meet the batch as one tensor at {site.name} and have one "
+                              "norm there; a clip rule must put them into one group")
+        return found.pop()
 
     def _pull(self, sites: list[Site]) -> dict[str, Tensor]:
         """Per-example gradients of the parameters behind `sites`: the sum over uses, pulled back."""
@@ -84,15 +111,16 @@ class Emit:
         return by_name[site.weight]
 
     def sums(self, factors: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """Returns {parameter: `sum_b factors[b, k] grad_b`} for factors `[B, K]`, k the parameter's clip group."""
         made: dict[str, Tensor] = {}
         for param, grads in self.pulled.items():
             with marked(param, "tied", "weighted_sum"):
-                made[param] = weighted_sum(grads, factors, valid)
+                made[param] = weighted_sum(grads, factors[:, self.clip_groups[param]], valid)
         outs, cotangents = [], []
         for site in (s for g in self.analysis.groups for s in g if s.direct_norm and s.name in self.uses):
             name = self.chosen[site.name]
             with marked(site.name, name, "weighted_sum"):
-                total = strategies()[name].weighted_sum(self.uses[site.name], factors, valid)
+                total = strategies()[name].weighted_sum(widened(self.uses[site.name]), factors[:, self._clip_group(site)], valid)
             if len(site.params) == 1 and self._tensor(site) is self.run.leaves[site.params[0]]:
                 made[site.params[0]] = total
             else:

@@ -51,6 +51,22 @@ class PrivacyError(FxperexError):
     """A step, a sampler or an account was used in a way the privacy claim does not cover."""
 
 
+class SamplingError(PrivacyError):
+    """The data do not come from a sampler whose account is known: another loader, an endless or a doubled data set."""
+
+
+class LedgerError(PrivacyError):
+    """A ledger, a checkpoint or a step's protocol was broken: damaged, rolled back, foreign, in use, out of order."""
+
+
+class BudgetError(PrivacyError):
+    """The next step would spend more than was allowed; it read no data."""
+
+
+class DivergedError(PrivacyError):
+    """The parameters are not finite after an update. The privacy is spent; nothing else is released by saying so."""
+
+
 class BackendWarning(UserWarning):
     """The compiled backend was not available or lost; the step runs eagerly, and this says why."""
 

@@ -5,6 +5,7 @@ Gradient flows between the sites' outputs only, so no ordinary weight gradient i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fxperex.analysis.sites import Analysis
 from fxperex.capture import Capture
+from fxperex.config import LOW_PRECISION
 from fxperex.errors import CoverageError
 from fxperex.registry import BatchAxis, Site, Uses
 
@@ -52,18 +54,34 @@ def evaluate(capture: Capture, analysis: Analysis, graph: fx.GraphModule, args: 
 
 def _call(run: Run, node: fx.Node, parameter_only: bool, is_site: bool) -> None:
     if parameter_only:
-        def fetch(n: fx.Node) -> Any:
-            return run.params.get(n, run.env[n])
-        with torch.enable_grad():
-            made = node.target(*fx.map_arg(node.args, fetch), **fx.map_arg(node.kwargs, fetch))  # type: ignore[operator]
-        run.params[node] = made
-        run.env[node] = pytree.tree_map_only(Tensor, lambda t: t.detach(), made)
+        _call_on_parameters(run, node)
         return
     made = node.target(*fx.map_arg(node.args, run.env.__getitem__),  # type: ignore[operator]
                        **fx.map_arg(node.kwargs, run.env.__getitem__))
     if is_site:
         made = pytree.tree_map_only(Tensor, _tracked, made)
     run.env[node] = made
+
+
+def _call_on_parameters(run: Run, node: fx.Node) -> None:
+    """The value that the program uses, and the differentiable one that sums are pulled back through.
+
+    They differ where the program rounds a parameter to bfloat16 or float16: the sum must not be rounded with it before
+    noise, so the differentiable one leaves the cast out.
+    """
+    def fetch(n: fx.Node) -> Any:
+        return run.params.get(n, run.env[n])
+
+    def evaluated(look: Callable[[fx.Node], Any]) -> Any:
+        with torch.enable_grad():
+            return node.target(*fx.map_arg(node.args, look), **fx.map_arg(node.kwargs, look))  # type: ignore[operator]
+
+    source = node.all_input_nodes[0] if node.all_input_nodes else None
+    made = evaluated(fetch)
+    cast = node.target is torch.ops.aten._to_copy.default and made.dtype in LOW_PRECISION
+    run.params[node] = fetch(source) if cast and source is not None else made
+    rounded = any(isinstance(fetch(n), Tensor) and fetch(n).dtype != run.env[n].dtype for n in node.all_input_nodes)
+    run.env[node] = pytree.tree_map_only(Tensor, Tensor.detach, evaluated(run.env.__getitem__) if rounded else made)
 
 
 def _tracked(x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 Before: the forward program. After: forward; backward to the sites' outputs only (no ordinary weight gradient is
 computed unless a strategy asks for it); per-site norms or per-example gradients; clip factors; weighted sums;
-pull-backs to the parameters. Inputs: the capture's placeholders in order, then the mask `[B]`.
+pull-backs to the parameters. Inputs: the capture's placeholders in order, the clip rule's inputs, the mask `[B]`.
 Nodes made for a site carry `(site, strategy, role)` in `meta["fxperex"]`.
 """
 
@@ -33,7 +33,8 @@ WANTS = ("step", "norms", "gradients")
 
 def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, want: str = "step") -> StepGraph:
     """Returns the step graph. Outputs by `want`: (losses, norms, factors, sums by parameter..., buffers...),
-    (norms,) or (per-example gradients by parameter...); parameters in the order of `parameter_order`."""
+    (norms,) or (per-example gradients by parameter...); parameters in the order of `parameter_order`. Factors are `[B]`, or
+    `[B, K]` for a rule of K groups. Raises ConfigError for a clip rule that does not fit the parameters."""
     rows = 1 if plan.whole == "naive" else plan.rows
     program = capture.at(rows)
     loss_graph = per_example_loss(capture, analysis.axes, program)
@@ -47,7 +48,7 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, want: 
         mask = torch.ones(rows, dtype=torch.bool, device=values[-1].device)
         # Fused CPU recurrent layers have no traceable backward; without mkldnn they come apart into cells.
         with torch.backends.mkldnn.flags(enabled=False):
-            traced = make_fx(step, tracing_mode="real", _allow_non_fake_inputs=True)(*values, mask)
+            traced = make_fx(step, tracing_mode="real", _allow_non_fake_inputs=True)(*values, *clip.inputs(), mask)
     traced.graph.eliminate_dead_code()
     if want == "step":
         named = dict(zip((k for _, k in capture.inputs.values()), values, strict=True))
@@ -68,26 +69,26 @@ def _graph(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
            rows: int) -> Callable[..., tuple[Any, ...]]:
     chosen = {c.site.name: c.strategy for c in plan.choices}
     order = _order(capture, analysis)
+    groups = dict(zip(order, clip.groups(order), strict=True))
 
     def step(*args: Tensor) -> tuple[Any, ...]:
         mask = args[-1]
         with torch.enable_grad():
-            run = evaluate(capture, analysis, graph, args[:-1])
+            run = evaluate(capture, analysis, graph, args[:len(capture.inputs)])
             uses = backward(capture, analysis, run, graph, rows)
         with torch.no_grad():
-            emit = Emit(analysis, chosen, run, uses, rows)
+            emit = Emit(analysis, chosen, run, uses, rows, groups)
             if want == "gradients":
                 return tuple(emit.per_example(name, args, capture) for name in order)
-            norms = emit.norms(mask)
+            squares = emit.squares(mask)
             if want == "norms":
-                return (norms,)
-            valid = mask & torch.isfinite(norms)
-            factors = torch.where(valid, clip.factors(norms), 0.0)
+                return (squares.sum(1).sqrt(),)
+            norms, factors, valid = _clip(clip, squares, mask, args[len(capture.inputs):-1])
             sums = emit.sums(factors, valid)
             params = dict(zip((k for _, k in capture.inputs.values()), args, strict=False))
             made = [sums[n] if n in sums else torch.zeros_like(params[n]) for n in order]
             assert run.loss is not None
-            return (run.loss.detach(), norms, factors, *made, *run.buffers)
+            return (run.loss.detach(), norms, _told(factors), *made, *run.buffers)
 
     return step
 
@@ -96,11 +97,12 @@ def _naive(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
            rows: int) -> Callable[..., tuple[Any, ...]]:
     """The step of one row: an ordinary backward to the parameters."""
     order = _order(capture, analysis)
+    groups = clip.groups(order)
 
     def step(*args: Tensor) -> tuple[Any, ...]:
         mask, names = args[-1], [k for _, k in capture.inputs.values()]
         with torch.enable_grad():
-            env = {k: a.detach().requires_grad_(k in order) for k, a in zip(names, args[:-1], strict=True)}
+            env = {k: a.detach().requires_grad_(k in order) for k, a in zip(names, args[:len(names)], strict=True)}
             *buffers, loss = fx.Interpreter(graph).run(*(env[k] for k in names))
             leaves = [env[n] for n in order]
             found = torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
@@ -108,12 +110,23 @@ def _naive(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
             grads = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, found, strict=True)]
             if want == "gradients":
                 return tuple(g.unsqueeze(0) for g in grads)
-            norms = torch.stack([sq_norm(g.unsqueeze(0)) for g in grads]).sum(0).sqrt()
+            squares = torch.stack([torch.stack([sq_norm(g.unsqueeze(0)) for g, at in zip(grads, groups, strict=True) if at == k])
+                                   .sum(0) for k in sorted(set(groups))], 1)
             if want == "norms":
-                return (norms,)
-            valid = mask & torch.isfinite(norms)
-            factors = torch.where(valid, clip.factors(norms), 0.0)
-            sums = [weighted_sum(g.unsqueeze(0), factors, valid) for g in grads]
-            return (loss.detach(), norms, factors, *sums, *buffers)
+                return (squares.sum(1).sqrt(),)
+            norms, factors, valid = _clip(clip, squares, mask, args[len(names):-1])
+            sums = [weighted_sum(g.unsqueeze(0), factors[:, k], valid) for g, k in zip(grads, groups, strict=True)]
+            return (loss.detach(), norms, _told(factors), *sums, *buffers)
 
     return step
+
+
+def _clip(clip: Clip, squares: Tensor, mask: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns norms `[B]`, factors `[B, K]` and the rows `[B]` that count: unmasked, with a finite gradient."""
+    norms = squares.sum(1).sqrt()
+    valid = mask & torch.isfinite(norms)
+    return norms, torch.where(valid[:, None], clip.apply(squares.sqrt(), *inputs), 0.0), valid
+
+
+def _told(factors: Tensor) -> Tensor:
+    return factors.squeeze(1) if factors.shape[1] == 1 else factors

@@ -28,7 +28,7 @@ from fxperex.step_graph import StepGraph
 
 @dataclass(frozen=True)
 class StepResult:
-    """Per-example `losses`, `norms` and clip `factors`, each `[B]`. They are not private."""
+    """Per-example `losses`, `norms` and clip `factors`, each `[B]` (factors `[B, K]` for K clip groups). Not private."""
 
     losses: Tensor
     norms: Tensor
@@ -78,6 +78,15 @@ class PerExampleModule:
 
         Any number of rows, zero included. Raises ShapeError or StateError before anything is written.
         """
+        result, sums = self.sums(*batch)
+        self._write(sums)
+        return result
+
+    def sums(self, *batch: Tensor) -> tuple[StepResult, list[Tensor]]:
+        """Returns StepResult of `batch` and the clipped SUM for each of `parameters`, in the dtype it was formed in.
+
+        Writes no `.grad`: for who must not round the sum to the parameters' dtype before noise. Raises as `step`.
+        """
         self._check(batch)
         sums: list[Tensor] | None = None
         parts: list[list[Tensor]] = [[], [], []]
@@ -89,8 +98,10 @@ class PerExampleModule:
             sums = self._keep(found) if sums is None else [s.add_(f) for s, f in zip(sums, found, strict=True)]
             for part, value in zip(parts, outputs[:3], strict=True):
                 part.append(value[:count].clone())
-        self._write(sums or [], buffers)
-        return StepResult(*(torch.cat(p) for p in parts))
+        named = dict(self.model.named_buffers(remove_duplicate=False))
+        for name, value in zip(self._capture.mutated, buffers, strict=False):
+            named[name].copy_(value)
+        return StepResult(*(torch.cat(p) for p in parts)), sums or []
 
     def _keep(self, found: Sequence[Tensor]) -> list[Tensor]:
         # A CUDA graph writes the same memory at every replay; elsewhere the outputs are ours.
@@ -145,7 +156,7 @@ class PerExampleModule:
         for kind, key in self._capture.inputs.values():
             value = rows[key] if kind == "batch" else self._capture.constants[key] if kind == "constant" else named[key]
             values.append(value.detach())
-        return values
+        return values + [x.to(rows[0].device) for x in self.clip.inputs()]
 
     def _physical(self, batch: tuple[Tensor, ...]) -> list[tuple[tuple[Tensor, ...], Tensor, int]]:
         """Physical batches: (padded tensors, mask, rows that count). An empty batch is one, all mask."""
@@ -157,16 +168,13 @@ class PerExampleModule:
             made.append((rows, mask, count))
         return made
 
-    def _write(self, sums: list[Tensor], buffers: Sequence[Any]) -> None:
+    def _write(self, sums: list[Tensor]) -> None:
         with torch.no_grad():
             # Every conversion that might not fit comes before the first write.
             values = [v.to(self.parameters[n].dtype) for n, v in zip(self._order, sums, strict=True)]
             for name, value in zip(self._order, values, strict=True):
                 p = self.parameters[name]
                 p.grad = value if p.grad is None else p.grad.add_(value)
-            named = dict(self.model.named_buffers(remove_duplicate=False))
-            for name, value in zip(self._capture.mutated, buffers, strict=False):
-                named[name].copy_(value)
 
     def _check(self, batch: tuple[Tensor, ...]) -> None:
         if len(batch) != len(self._spec):

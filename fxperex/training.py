@@ -39,6 +39,7 @@ class Job:
     backend: str = "eager"
     physical_batch: int | None = None
     noise_multiplier: float | None = None  # known from an earlier run of the same plan
+    folder: str | None = None  # of ledger and checkpoints; a run found there is gone on with
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def prepare(job: Job, data: Data) -> tuple[PerExampleModule, PrivacyEngine]:
     optimizer = torch.optim.Adam(private.parameters.values(), lr=positive(job.lr, "lr"))
     noise = {"epsilon": job.epsilon} if job.noise_multiplier is None else {"noise_multiplier": job.noise_multiplier}
     return private, PrivacyEngine(private, optimizer, (x, y), expected_batch=job.batch, epochs=job.epochs,
-                                  delta=job.delta, seed=job.seed, **noise)
+                                  delta=job.delta, seed=job.seed, folder=job.folder, **noise)
 
 
 def run(job: Job, *, plain: bool = True, progress: Progress | None = None,

@@ -2,7 +2,8 @@
 
 1. Every site with a gradient has nodes for its norm, and for its weighted sum; nothing else has.
 2. No ordinary weight gradient is computed outside a site: backward goes to the sites' outputs only.
-3. Outputs are per-example losses, norms and factors `[B]`, then one sum per parameter, of its shape and dtype.
+3. Outputs are per-example losses, norms and factors `[B]` (`[B, K]` for K clip groups), then one sum per
+   parameter, of its shape.
 4. The mask reaches the factors: padded rows cannot count.
 """
 
@@ -19,7 +20,7 @@ def verify(graph: fx.GraphModule, rows: int, shapes: list[tuple[int, ...]], whol
     """Raises CoverageError if the step graph breaks one of the four rules; `shapes` are the parameters'."""
     output = next(n for n in reversed(graph.graph.nodes) if n.op == "output")
     values = [v.meta["val"] for v in output.args[0]]  # type: ignore[union-attr]
-    if any(tuple(v.shape) != (rows,) for v in values[:3]):
+    if any(tuple(v.shape) != (rows,) for v in values[:2]) or len(values[2]) != rows:
         raise CoverageError(f"internal: losses, norms and factors have shapes {[list(v.shape) for v in values[:3]]}")
     if [tuple(v.shape) for v in values[3:3 + len(shapes)]] != shapes:
         raise CoverageError("internal: the sums do not have the parameters' shapes")

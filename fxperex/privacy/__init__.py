@@ -1,13 +1,18 @@
 """From the clipped sum to a private step: who takes part, how much noise, and what it has cost.
 
-sampler --rows--> private step --clipped sum--> noise --divide, optimizer--> next step; the accountant reads the sampler.
+sampler rows --private sums--> clipped sum --noise--> / divisor --optimizer--> next step; the ledger debits every step first.
 
-Needs the extra `fxperex[accounting]` (numpy, dp-accounting); nothing else of the library does.
+Needs the extra `fxperex[accounting]` (numpy, dp-accounting, cryptography, safetensors); nothing else of the library does.
 """
 
 from fxperex.privacy.accountant import epsilon, noise_multiplier_for
 from fxperex.privacy.engine import PrivacyEngine
-from fxperex.privacy.noise import GaussianNoise
-from fxperex.privacy.sampling import PoissonSampler
+from fxperex.privacy.guarantee import Guarantee
+from fxperex.privacy.mechanism import Mechanism
+from fxperex.privacy.noise import Noise
+from fxperex.privacy.sampling import PoissonSampler, Sampler, TruncatedPoissonSampler
+from fxperex.privacy.shuffled import ShuffledSampler
+from fxperex.privacy.streams import Secret
 
-__all__ = ["GaussianNoise", "PoissonSampler", "PrivacyEngine", "epsilon", "noise_multiplier_for"]
+__all__ = ["Guarantee", "Mechanism", "Noise", "PoissonSampler", "PrivacyEngine", "Sampler", "Secret", "ShuffledSampler",
+           "TruncatedPoissonSampler", "epsilon", "noise_multiplier_for"]

@@ -1,4 +1,4 @@
-"""What a run costs: (epsilon, delta) under adding or removing one example, by dp-accounting.
+"""What a run costs: (epsilon, delta), by dp-accounting.
 
 The event always comes from the sampler that draws the batches (`sampler.event`), never from a rate given by hand.
 "pld" (default): privacy loss distributions, rounded pessimistically; "rdp": Renyi orders, looser and independent.
@@ -12,11 +12,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fxperex.errors import ConfigError
+from fxperex.privacy.checks import needed, one_of, positive, probability, whole
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
 METHODS = ("pld", "rdp")
+# The field's three, and dp-accounting's names for them.
+RELATIONS = {"add-or-remove": "ADD_OR_REMOVE_ONE", "zero-out": "REPLACE_SPECIAL", "replace": "REPLACE_ONE"}
 # Below, a single step costs epsilon 50 and more; above, the noise drowns every gradient.
 SIGMA_MIN, SIGMA_MAX = 2.0**-3, 2.0**20
 TOLERANCE = 1e-4
@@ -24,48 +27,53 @@ TOLERANCE = 1e-4
 EIGHTHS, NARROW = 8, 1.25
 # Widths of the loss grid. Both round upwards; the search walks on the coarse one, ten times faster.
 FINE, COARSE = 1e-4, 1e-3
+# Fractional orders are slow and their series often fails to converge; whole ones bound from above all the same.
+ORDERS, FEW_ORDERS = (*range(2, 64), *range(64, 512, 16), 1024), tuple(range(2, 65))
 
 
 class Sampler(Protocol):
     """What the accountant needs of a sampler."""
 
-    @property
-    def steps(self) -> int: ...
+    steps: int
 
-    def event(self, noise_multiplier: float) -> DpEvent:
-        """The event of one step."""
-        ...
-
-
-def sampled_gaussian(rate: float, noise_multiplier: float) -> DpEvent:
-    """Returns the event of one Gaussian release to which each example contributes with probability `rate`."""
-    events = _library()
-    return events.PoissonSampledDpEvent(rate, events.GaussianDpEvent(positive(noise_multiplier, "noise_multiplier")))
+    def event(self, noise_multiplier: float) -> DpEvent: ...
+    def units(self, steps: int, first: int = 0) -> int: ...
+    def relations(self) -> tuple[str, ...]: ...
 
 
-def epsilon(sampler: Sampler, noise_multiplier: float, delta: float, *, steps: int | None = None,
-            method: str = "pld") -> float:
+def epsilon(sampler: Sampler, noise_multiplier: float, delta: float, *, steps: int | None = None, method: str = "pld",
+            relation: str = "add-or-remove") -> float:
     """Returns an upper bound of epsilon at `delta` after `steps` steps (default: all of the sampler's).
 
     Infinite where no finite epsilon holds. Raises ConfigError.
     """
-    sigma, delta = positive(noise_multiplier, "noise_multiplier"), _delta(delta)
-    count = sampler.steps if steps is None else _steps(steps)
-    return _epsilon(_method(method), sampler.event(sigma), count, delta)
+    count = sampler.units(sampler.steps if steps is None else whole(steps, "steps"))
+    return epsilon_of(sampler, noise_multiplier, delta, count, method=method, relation=relation)
 
 
-def noise_multiplier_for(target_epsilon: float, delta: float, sampler: Sampler, *, method: str = "pld") -> float:
+def epsilon_of(sampler: Sampler, noise_multiplier: float, delta: float, units: int, *, method: str = "pld",
+               relation: str = "add-or-remove") -> float:
+    """Returns an upper bound of epsilon at `delta` after `units` of the sampler's units. Raises ConfigError."""
+    sigma, delta = positive(noise_multiplier, "noise_multiplier"), probability(delta, "delta")
+    make = _account(method, _allowed(sampler, relation))
+    return _epsilon(make, sampler.event(sigma), whole(units, "units"), delta)
+
+
+def noise_multiplier_for(target_epsilon: float, delta: float, sampler: Sampler, *, method: str = "pld",
+                         relation: str = "add-or-remove") -> float:
     """Returns the smallest noise multiplier (to 1e-4) whose epsilon over all the sampler's steps is at most the target.
 
     Never below 2^-3. Raises ConfigError, also when no multiplier up to 2^20 fits.
     """
-    target, delta = positive(target_epsilon, "epsilon"), _delta(delta)
-    fine, coarse = _method(method), _method(method, COARSE)
+    target, delta = positive(target_epsilon, "epsilon"), probability(delta, "delta")
+    relation = _allowed(sampler, relation)
+    fine, coarse = _account(method, relation), _account(method, relation, COARSE)
+    count = sampler.units(sampler.steps)
 
     def fits(sigma: float, make: Callable[[], Any] = coarse) -> bool:
-        return _epsilon(make, sampler.event(sigma), sampler.steps, delta) <= target
+        return _epsilon(make, sampler.event(sigma), count, delta) <= target
 
-    low, high = _bracket(fits, _rough(target, delta, sampler))
+    low, high = _bracket(fits, _rough(target, delta, sampler, relation), target)
     while high > low * (1 + TOLERANCE):
         middle = (low * high) ** 0.5
         low, high = (low, middle) if fits(middle) else (middle, high)
@@ -75,19 +83,23 @@ def noise_multiplier_for(target_epsilon: float, delta: float, sampler: Sampler, 
     return high
 
 
-def positive(value: object, name: str) -> float:
-    """Returns `value` if it is a finite number above 0, else raises ConfigError naming `name`."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"{name} must be a finite number above 0; got {value!r}")
-    return float(value)
+def affordable(sampler: Sampler, noise_multiplier: float, budget: float, delta: float, *, most: int, method: str = "pld",
+               relation: str = "add-or-remove") -> int:
+    """Returns the largest number of units, up to `most`, whose epsilon at `delta` is at most `budget`. Raises ConfigError."""
+    positive(budget, "budget")
+
+    def over(units: int) -> bool:
+        return epsilon_of(sampler, noise_multiplier, delta, units, method=method, relation=relation) > budget
+
+    return most if not over(most) else bisect.bisect_left(range(most), True, key=over) - 1
 
 
-def _bracket(fits: Callable[[float], bool], guess: float) -> tuple[float, float]:
+def _bracket(fits: Callable[[float], bool], guess: float, target: float) -> tuple[float, float]:
     """Noise multipliers (too small, large enough) around `guess`; equal at the least one allowed."""
     high = guess
     while not fits(high):
         if high >= SIGMA_MAX:
-            raise ConfigError(f"no noise multiplier up to {SIGMA_MAX:.0f} reaches this epsilon at this delta; "
+            raise ConfigError(f"no noise multiplier up to {SIGMA_MAX:.0f} reaches epsilon {target:g} at this delta; "
                               "raise epsilon or delta, take fewer steps or a smaller expected batch")
         high = min(2 * high, SIGMA_MAX)
     while high > SIGMA_MIN:
@@ -98,53 +110,48 @@ def _bracket(fits: Callable[[float], bool], guess: float) -> tuple[float, float]
     return SIGMA_MIN, SIGMA_MIN
 
 
-def _rough(target: float, delta: float, sampler: Sampler) -> float:
+def _rough(target: float, delta: float, sampler: Sampler, relation: str) -> float:
     """A guess from whole Renyi orders: cheap at any noise, where PLD takes half a minute at small noise."""
-    from dp_accounting import rdp
+    accounting = needed("dp_accounting")
+    if not _account("rdp", "add-or-remove")().supports(sampler.event(1.0)):
+        return 1.0
+    # Replacing is removing and adding: twice as far.
+    scale = 2.0 if relation == "replace" else 1.0
+    count = sampler.units(sampler.steps)
 
     def fits(eighth: int) -> bool:
-        event = sampler.event(2.0 ** (eighth / EIGHTHS))
-        return _epsilon(lambda: rdp.RdpAccountant(range(2, 65)), event, sampler.steps, delta) <= target
+        event = sampler.event(2.0 ** (eighth / EIGHTHS) / scale)
+        return _epsilon(lambda: accounting.rdp.RdpAccountant(FEW_ORDERS), event, count, delta) <= target
 
     eighths = range(round(EIGHTHS * math.log2(SIGMA_MIN)), round(EIGHTHS * math.log2(SIGMA_MAX)))
     first = eighths[0] + bisect.bisect_left(eighths, True, key=fits)
     return float(2.0 ** (first / EIGHTHS))
 
 
-def _epsilon(make: Callable[[], Any], event: DpEvent, steps: int, delta: float) -> float:
-    if steps == 0:
+def _epsilon(make: Callable[[], Any], event: DpEvent, count: int, delta: float) -> float:
+    if count == 0:
         return 0.0
-    account = make().compose(event, steps)
-    return max(0.0, float(account.get_epsilon(delta)))
+    account = make()
+    if not account.supports(event):
+        raise ConfigError(f"this account does not know {type(event).__name__} under this relation; use method \"pld\"")
+    return max(0.0, float(account.compose(event, count).get_epsilon(delta)))
 
 
-def _library() -> Any:
-    try:
-        import dp_accounting
-    except ImportError as error:
-        raise ConfigError('accounting needs the package dp-accounting, which is not installed: '
-                          'pip install "fxperex[accounting]"') from error
-    return dp_accounting
+def _allowed(sampler: Sampler, relation: str) -> str:
+    one_of(relation, "relation", RELATIONS)
+    if relation not in sampler.relations():
+        raise ConfigError(f"{type(sampler).__name__} has no guarantee under the relation {relation!r}; "
+                          f"it has one under {' or '.join(sampler.relations())}")
+    return relation
 
 
-def _method(method: str, grid: float = FINE) -> Callable[[], Any]:
-    if method not in METHODS:
-        raise ConfigError(f"unknown accounting method {method!r}; valid: {', '.join(METHODS)}")
-    _library()
-    from dp_accounting import pld, rdp
-
-    # Whole orders: the series for fractional ones often does not converge, and is logged each time.
-    return {"pld": lambda: pld.PLDAccountant(value_discretization_interval=grid),
-            "rdp": lambda: rdp.RdpAccountant([*range(2, 64), *range(64, 512, 16), 1024])}[method]
-
-
-def _delta(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise ConfigError(f"delta must be a number above 0 and below 1; got {value!r}")
-    return float(value)
+def _account(method: str, relation: str, grid: float = FINE) -> Callable[[], Any]:
+    one_of(method, "accounting method", METHODS)
+    accounting = needed("dp_accounting")
+    neighbours = accounting.NeighboringRelation[RELATIONS[relation]]
+    if method == "rdp" and relation == "replace":
+        raise ConfigError('the account "rdp" does not cover the relation "replace"; use "pld"')
+    return {"pld": lambda: accounting.pld.PLDAccountant(neighbours, value_discretization_interval=grid),
+            "rdp": lambda: accounting.rdp.RdpAccountant(ORDERS, neighbours)}[method]
 
 
-def _steps(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigError(f"steps must be a whole number of at least 0; got {value!r}")
-    return value

@@ -30,9 +30,17 @@ def whole(value: object, name: str, least: int = 0) -> int:
     return value
 
 
+def one_of(value: object, name: str, valid: Any) -> Any:
+    """Returns `value` if it is among `valid`. Raises ConfigError that lists them."""
+    if not isinstance(value, str) or value not in valid:
+        raise ConfigError(f"{name} must be one of {', '.join(valid)}; got {value!r}")
+    return value
+
+
 def needed(module: str) -> Any:
     """Returns the imported optional `module`. Raises ConfigError that says what to install."""
     try:
         return importlib.import_module(module)
     except ImportError as e:
-        raise ConfigError(f'this needs {module.split(".")[0]}: pip install "fxperex[accounting]"') from e
+        package = module.split(".")[0].replace("_", "-")
+        raise ConfigError(f'this needs the package {package}: pip install "fxperex[accounting]"') from e

@@ -1,23 +1,33 @@
-"""The private training loop: sample, clip and sum, noise once, divide by a constant, step, account.
+"""The private training loop: debit, sample, clip and sum, noise once, divide by a constant, update, record.
 
-sampled rows --private.step--> sum in .grad --noise--> / expected_batch --optimizer.step--> parameters
+sampler rows --private.sums--> sum --noise--> / divisor --gate, optimizer--> parameters; the ledger knows all of it.
 """
 
 from __future__ import annotations
 
-import math
+import hashlib
+import hmac
 from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
-from fxperex.errors import ConfigError, PrivacyError, ShapeError
-from fxperex.privacy import accountant
-from fxperex.privacy.checks import positive, probability
-from fxperex.privacy.noise import GaussianNoise
-from fxperex.privacy.sampling import PoissonSampler
+from fxperex.errors import BudgetError, LedgerError, PrivacyError
+from fxperex.privacy import accountant, faults, interrupts, setup, state
+from fxperex.privacy.books import Books
+from fxperex.privacy.checks import whole
+from fxperex.privacy.folder import Folder
+from fxperex.privacy.guarantee import Guarantee, guarantee, versions
+from fxperex.privacy.ledger import Counter, Ledger
+from fxperex.privacy.noise import Noise
+from fxperex.privacy.optimizers import Gate
+from fxperex.privacy.rows import Rows
+from fxperex.privacy.sampling import Sampler
+from fxperex.privacy.streams import Secret
+from fxperex.privacy.transaction import LogicalStep
 from fxperex.runtime import PerExampleModule, StepResult
 
 
@@ -27,121 +37,210 @@ class PrivacyEngine:
     private: what `fxperex.transform` returned; optimizer: any first-order one over exactly its parameters.
     dataset: tuple of tensors, examples first, or a map-style Dataset whose items are tuples of tensors.
     expected_batch: mean number of examples per step, the constant that sums are divided by.
-    noise_multiplier or epsilon: the noise in units of the sensitivity, or what the whole run may spend at `delta`.
+    noise_multiplier or epsilon: the noise in units of the bound, or what the whole run may spend at `delta`;
+    budget: with noise_multiplier, an epsilon at which to stop, before the step that would pass it reads data.
+    relation: "add-or-remove", "zero-out" or "replace" one example; sampling: "poisson", "shuffled" or a Sampler.
+    noise: "gaussian", or "discrete" on an integer grid; account: "pld" or "rdp". secure: ChaCha20 (the default).
     seed: for reproducible science only; without it every key is the operating system's.
-    Raises ConfigError, ShapeError or PrivacyError, before anything is trained.
+    folder: where ledger and checkpoints go, one every `checkpoint_every` steps; a run found there is gone on with.
+    workers: processes that read a Dataset; counter: see `fxperex.privacy.ledger`.
+    Raises an FxperexError before anything is trained.
     """
 
-    def __init__(self, private: PerExampleModule, optimizer: torch.optim.Optimizer, dataset: Any, *,
-                 expected_batch: float, epochs: float, delta: float, noise_multiplier: float | None = None,
-                 epsilon: float | None = None, seed: int | None = None) -> None:
-        if (noise_multiplier is None) == (epsilon is None):
-            raise ConfigError("give exactly one of noise_multiplier and epsilon; "
-                              + ("got neither" if epsilon is None else "got both"))
-        self.private, self.optimizer = private, optimizer
-        self._check_optimizer()
-        self._rows = _Rows(dataset)
-        self.delta = probability(delta, "delta")
-        size, expected = self._rows.size, positive(expected_batch, "expected_batch")
-        steps = math.ceil(positive(epochs, "epochs") * size / expected)
-        self.sampler = PoissonSampler(size, expected, steps, seed)
-        self._sensitivity = positive(private.clip.sensitivity, "clip.sensitivity")
-        self.noise_multiplier = (positive(noise_multiplier, "noise_multiplier") if epsilon is None
-                                 else accountant.noise_multiplier_for(epsilon, delta, self.sampler))
-        self._noise = GaussianNoise(self.noise_multiplier, seed)
-        self._draws = iter(self.sampler)
-        self.steps_done = 0
+    def __init__(self, private: PerExampleModule, optimizer: torch.optim.Optimizer, dataset: Any, *, expected_batch: float,
+                 epochs: float, delta: float, noise_multiplier: float | None = None, epsilon: float | None = None,
+                 budget: float | None = None, relation: str = "add-or-remove", sampling: str | Sampler = "poisson",
+                 noise: str = "gaussian", account: str = "pld", secure: bool | None = None, seed: int | None = None,
+                 folder: str | Path | None = None, checkpoint_every: int = 50, workers: int = 0,
+                 counter: Counter | None = None) -> None:
+        wish = setup.Wish(expected_batch, epochs, delta, noise_multiplier, epsilon, budget, relation, sampling, noise, account)
+        self.private, self.delta, self.account = private, wish.delta, account
+        self.rows = Rows(dataset, workers)
+        self._every = whole(checkpoint_every, "checkpoint_every", 1)
+        self.steps_done = self.generation = 0
+        self._open: LogicalStep | None = None
+        self._gate = Gate(optimizer, private.parameters)
+        self._folder: Folder | None = None
+        try:
+            self.folder = None if folder is None else Path(folder)
+            self._folder = None if self.folder is None else Folder(self.folder, seed, secure, counter)
+            self._secret = self._folder.secret if self._folder else Secret(seed, secure)
+            self.sampler = setup.make_sampler(wish, self.rows.size, self._secret)
+            self.mechanism = setup.make_mechanism(wish, private, self.sampler)
+            self._noise = Noise(self.mechanism, self._secret)
+            self._resume()
+            ledger = self._folder.ledger if self._folder else Ledger(self._secret.key("ledger"))
+            self.books = Books(ledger, self.sampler, setup.most_units(wish, self.mechanism, self.sampler))
+            if self._folder is not None and not any(ledger.of("checkpoint")):
+                self.checkpoint()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def randomness(self) -> Secret:
+        """The root of the run's randomness."""
+        return self._secret
+
+    @property
+    def noise_multiplier(self) -> float:
+        return self.mechanism.noise_multiplier
 
     def __len__(self) -> int:
         """Returns the number of steps of the whole run."""
         return self.sampler.steps
 
     def __iter__(self) -> Iterator[StepResult]:
-        """Yields the StepResult of each remaining step. A later loop goes on where an earlier one ended."""
-        while self._left():
-            yield self.step()
+        """Yields the StepResult of each remaining step, as far as the budget goes.
+
+        With a folder, SIGTERM and Ctrl-C end the run after the step at hand, with a checkpoint.
+        """
+        with interrupts.held(self._folder is not None) as waiting:
+            while self._left() and not waiting.signal:
+                yield self.step()
+            if self._folder is not None and self.steps_done % self._every:
+                self.checkpoint()
 
     def step(self) -> StepResult:
-        """Returns the StepResult of one logical step, taken. Raises PrivacyError past the end of the run.
+        """Returns the StepResult of one logical step, taken. Raises BudgetError past the end, having read no data.
 
-        If anything raises, the sum in `.grad` is cleared: it is not private.
+        If anything raises before noise was drawn, the sum is cleared and the next call takes the same step again.
         """
-        if not self._left():
-            raise PrivacyError(f"all {self.sampler.steps} steps that the noise was planned for are taken; "
-                               "more would spend more than asked. Make an engine with more epochs")
-        self._check_optimizer()
-        if self.private.clip.sensitivity != self._sensitivity:
-            raise PrivacyError(f"clip.sensitivity changed from {self._sensitivity} to "
-                               f"{self.private.clip.sensitivity} since the engine was made")
         try:
             return self._step()
-        except BaseException:
-            self._clear()
-            raise
+        except _Differs:
+            # The sum is not the one this step released before a crash: the same noise on it could be subtracted.
+            self.generation = self.books.next_generation
+            return self._step()
 
-    def epsilon(self, method: str = "pld") -> float:
-        """Returns the epsilon spent so far, at `delta`, by account "pld" or "rdp". Raises ConfigError."""
-        return accountant.epsilon(self.sampler, self.noise_multiplier, self.delta, steps=self.steps_done, method=method)
+    def logical_step(self) -> LogicalStep:
+        """Returns the next step as a context, for loops of your own; see `LogicalStep`."""
+        return LogicalStep(self, self._release)
+
+    def epsilon(self, delta: float | None = None, method: str | None = None) -> float:
+        """Returns the epsilon spent so far at `delta` (default: the run's), by account "pld" or "rdp". Raises ConfigError."""
+        return accountant.epsilon_of(self.sampler, self.noise_multiplier, self.delta if delta is None else delta,
+                                     self.books.units, method=method or self.account, relation=self.mechanism.relation)
+
+    def guarantee(self) -> Guarantee:
+        """Returns what is claimed so far, everything it rests on, and what is not covered: `str()` and `to_json()`."""
+        return guarantee(self)
+
+    def checkpoint(self) -> None:
+        """Writes a checkpoint to the folder. Raises LedgerError, also without a folder."""
+        if self._folder is None:
+            raise LedgerError("an engine without a folder has nowhere to write; make it with folder=...")
+        if self._open is not None:
+            raise LedgerError("a checkpoint inside a logical step would hold half of it; leave the step first")
+        tensors, plain = state.capture(self.private.model, self._gate.optimizer)
+        adaptive = self.mechanism.adaptive
+        self._folder.save(tensors, {"step": self.steps_done, "generation": self.generation, "optimizer": plain,
+                                    "clip bound": adaptive and adaptive.bound, "plan": str(self.private.plan),
+                                    "versions": versions()})
+
+    def close(self) -> None:
+        """Lets go of the folder and of the optimizer, which then steps unguarded."""
+        self._gate.close()
+        if self._folder is not None:
+            self._folder.ledger.close()
+
+    def __enter__(self) -> PrivacyEngine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def begin(self, step: LogicalStep) -> None:
+        """Debits `step`; for LogicalStep. Raises BudgetError, LedgerError, CoverageError or PrivacyError: nothing was read."""
+        if self._open is not None or step.step != self.steps_done:
+            raise LedgerError("another logical step is open or was taken since; steps are taken one at a time")
+        if self.steps_done >= self.sampler.steps:
+            raise BudgetError(f"all {self.sampler.steps} steps that the noise was planned for are taken; "
+                              "more would spend more than asked. Make an engine with more epochs")
+        self._gate.check()
+        if self.private.clip is not self.mechanism.clip or not self.mechanism.holds:
+            raise PrivacyError(f"clip.sensitivity changed to {self.private.clip.sensitivity} since the engine was made; the "
+                               f"noise is for a bound of {self.mechanism.bound}. Make a new engine")
+        self._gate.clear()
+        faults.reached("begin: before the ledger")
+        self.books.begin(step.step, step.generation)
+        faults.reached("begin: on disk")
+        self._open = step
+
+    def end(self, step: LogicalStep) -> None:
+        """Closes `step`; for LogicalStep."""
+        self._open = None
 
     def _step(self) -> StepResult:
-        self._clear()
-        device = next(iter(self.private.parameters.values())).device
-        result = self.private.step(*(x.to(device) for x in self._rows.take(next(self._draws))))
+        with self.logical_step() as step:
+            for part in step.parts():
+                step.add(*part)
+        if self._folder is not None and self.steps_done % self._every == 0:
+            self.checkpoint()
+        return step.result
+
+    def _release(self, step: LogicalStep) -> None:
+        """The one place where anything leaves: records the sum, draws the noise, updates, records that."""
+        assert step.sums is not None
+        faults.reached("sum known")
+        self._record(step)
+        faults.reached("sum on disk")
         # Counted before anything is released: a failure from here on is paid for, and its noise never used again.
-        number, self.steps_done = self.steps_done, self.steps_done + 1
-        sums = [p.grad for p in self.private.parameters.values() if p.grad is not None]
-        assert len(sums) == len(self.private.parameters)
-        noised = self._noise.release(sums, self._sensitivity, number, self.sampler.expected_batch)
-        for p, value in zip(self.private.parameters.values(), noised, strict=True):
-            p.grad = value
-        self.optimizer.step()
-        return result
+        self.steps_done += 1
+        means = self._noise.release(step.sums, step.step, step.generation)
+        faults.reached("noise drawn")
+        adaptive = self.mechanism.adaptive
+        if adaptive is not None:
+            means = [m.mul_(adaptive.bound) for m in means]
+            adaptive.update(self._noise.count(adaptive.below(step.result.norms), step.step, step.generation))
+        self._gate.update(means)
+        faults.reached("parameters updated")
+        self.books.ledger.append("commit", sync=False, step=step.step, generation=step.generation)
+        faults.reached("commit: written")
+
+    def _record(self, step: LogicalStep) -> None:
+        if self._folder is None:
+            return
+        digest = self._digest(step)
+        recorded = self.books.recorded(step.step, step.generation)
+        if recorded is None:
+            self.books.summed(step.step, step.generation, digest)
+        elif not hmac.compare_digest(recorded, digest):
+            raise _Differs("the sum of this step is not bit for bit the one that was released before the crash; call step() and "
+                           "it is drawn afresh, with a debit of its own")
+
+    def _digest(self, step: LogicalStep) -> str:
+        assert step.sums is not None
+        found = hashlib.blake2b(key=self._secret.key("sum", step.generation), digest_size=32)
+        counted = [] if self.mechanism.adaptive is None else [torch.tensor(self.mechanism.adaptive.below(step.result.norms))]
+        for total in [*step.sums, *counted]:
+            found.update(_bytes(total))
+        return found.hexdigest()
+
+    def _resume(self) -> None:
+        if self._folder is None:
+            return
+        facts = {"mechanism": self.mechanism.describe(), "sampler": self.sampler.describe() | {"steps": self.sampler.steps},
+                 "model": hashlib.sha256(self.private.capture.print_readable(False).encode()).hexdigest(),
+                 "parameters": {n: [list(p.shape), str(p.dtype)] for n, p in self.private.parameters.items()},
+                 "optimizer": type(self._gate.optimizer).__name__, "randomness": self._secret.told}
+        self._folder.claim(facts)
+        found = self._folder.load()
+        if found is not None:
+            tensors, plain = found
+            state.restore(self.private.model, self._gate.optimizer, tensors, plain["optimizer"])
+            self.steps_done, self.generation = plain["step"], plain["generation"]
+            if self.mechanism.adaptive is not None:
+                self.mechanism.adaptive.bound = plain["clip bound"]
+            self._folder.ledger.append("resume", step=self.steps_done)
 
     def _left(self) -> bool:
-        # A step that failed has used up its batch: the sampler, not `steps_done`, knows what is left.
-        return self.sampler.taken < self.sampler.steps
-
-    def _clear(self) -> None:
-        for p in self.private.parameters.values():
-            p.grad = None
-
-    def _check_optimizer(self) -> None:
-        if isinstance(self.optimizer, torch.optim.LBFGS):
-            raise PrivacyError("LBFGS evaluates the loss several times per step, unseen by the account; "
-                               "use SGD, Adam or another first-order optimizer")
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        names = {id(p): n for n, p in self.private.parameters.items()}
-        missing = [n for i, n in names.items() if i not in held]
-        extra = len(held - names.keys())
-        if missing or extra:
-            raise PrivacyError("the optimizer must hold exactly the parameters of the private step; "
-                               f"it lacks {missing or 'none'} and holds {extra} others. "
-                               "Make it over private.parameters.values()")
+        return self.steps_done < self.sampler.steps and self.books.fits(self.steps_done, self.generation)
 
 
-class _Rows:
-    """Rows of a data set by number. Raises ShapeError where there are none or they are not tensors."""
+class _Differs(LedgerError):
+    """A replayed step summed to something else."""
 
-    def __init__(self, dataset: Any) -> None:
-        self._tensors = dataset if isinstance(dataset, tuple) else None
-        self._dataset = dataset
-        if self._tensors is not None:
-            if not dataset or not all(isinstance(x, Tensor) and x.dim() for x in dataset):
-                raise ShapeError("dataset must be a tuple of tensors with the examples first, or a map-style Dataset")
-            if len({len(x) for x in dataset}) != 1:
-                raise ShapeError(f"dataset tensors have different numbers of examples: {[len(x) for x in dataset]}")
-        elif not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-            raise ShapeError(f"dataset must have __len__ and __getitem__; got {type(dataset).__name__}")
-        self.size = len(dataset[0]) if self._tensors is not None else len(dataset)
-        if self.size == 0:
-            raise ShapeError("dataset has no examples")
 
-    def take(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Returns the batch of `rows`, a tuple of tensors `[len(rows), ...]`."""
-        if self._tensors is not None:
-            return tuple(x[rows.to(x.device)] for x in self._tensors)
-        # An empty batch still needs shapes and dtypes, and nothing else, of some example.
-        batch = default_collate([self._dataset[i] for i in rows.tolist() or [0]])
-        if not isinstance(batch, tuple | list) or not all(isinstance(x, Tensor) for x in batch):
-            raise ShapeError(f"an item of the dataset must be a tuple of tensors; got {type(self._dataset[0]).__name__}")
-        return tuple(x[:len(rows)] for x in batch)
+def _bytes(total: Tensor) -> bytes:
+    return total.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -1,22 +1,24 @@
-"""Poisson sampling: every example joins every step on its own, with one known probability.
+"""Who takes part in a step, and what one such step costs.
 
-The probability is an integer threshold over 2^64, compared with 64 random bits, so that the rate the accountant
-is told is the rate that is drawn: a float32 Bernoulli at 1e-7 takes part 19 % too often.
+Poisson: every example joins every step on its own, with one known probability. The probability is an integer
+threshold over 2^64, compared with 64 random bits, so that the rate the accountant is told is the rate that is drawn:
+a float32 Bernoulli at 1e-7 takes part 19 % too often. Shuffled batches are in `shuffled.py`: another guarantee.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fxperex.errors import ConfigError
-from fxperex.privacy.accountant import sampled_gaussian
-from fxperex.privacy.streams import Streams
+from fxperex.privacy.checks import needed, positive, whole
+from fxperex.privacy.streams import Secret
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -24,52 +26,111 @@ if TYPE_CHECKING:
 UNIT = 2**64
 
 
-class PoissonSampler:
-    """Yields `steps` times the rows of one step: int64 `[rows]` in rising order, possibly empty.
+class Sampler(ABC):
+    """Draws the rows of every step, and tells the accountant what those steps cost: nobody else may say it.
 
-    size: number of examples; expected_batch: mean number of rows per step, at most `size`; steps: how many steps
-    there will be. seed: see `Streams`; None is right for anything but experiments.
-    A sampler is used up once: iterating again goes on where the last loop stopped. Raises ConfigError.
+    size: number of examples; steps: how many steps are planned; expected_batch: mean rows of a step, the constant
+    that sums are divided by. Iterating uses a sampler up: it goes on where the last loop stopped. Raises ConfigError.
     """
 
-    def __init__(self, size: int, expected_batch: float, steps: int, seed: int | None = None) -> None:
-        self.size, self.steps = whole(size, "size"), whole(steps, "steps")
-        self.expected_batch = _expected(expected_batch, self.size)
-        # Scaling a float by 2^64 is exact and floor keeps at most 53 bits, so `rate` equals the threshold exactly.
-        self.threshold = math.floor(self.expected_batch / self.size * UNIT)
-        if self.threshold == 0:
-            raise ConfigError(f"expected_batch {expected_batch!r} of {size} examples is a rate below 2^-64; raise it")
-        self.taken = 0
-        self._streams = Streams("sampling", seed)
+    size: int
+    steps: int
+    expected_batch: float
+    secret: Secret
+    taken: int = 0
 
-    @property
-    def rate(self) -> float:
-        """Probability that one example joins one step, exactly as drawn."""
-        return self.threshold / UNIT
+    @abstractmethod
+    def draw(self, step: int, generation: int = 0) -> Tensor:
+        """Returns the rows of `step`: int64, rising, each at most once. A later generation draws afresh."""
 
+    @abstractmethod
     def event(self, noise_multiplier: float) -> DpEvent:
-        """Returns what one step costs: a Gaussian of `noise_multiplier`, Poisson sampled at `rate`."""
-        return sampled_gaussian(self.rate, noise_multiplier)
+        """Returns what one unit costs; a run is the composition of its units."""
+
+    def units(self, steps: int, first: int = 0) -> int:
+        """Returns how many units the steps `first` to `first + steps - 1` of one generation are: one a step."""
+        return whole(steps, "steps")
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Returns the facts the guarantee rests on, ready for JSON."""
+
+    def relations(self) -> tuple[str, ...]:
+        """Returns the neighbouring relations under which `event` holds."""
+        return ("add-or-remove", "zero-out", "replace")
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[Tensor]:
         while self.taken < self.steps:
-            yield self._draw()
+            self.taken += 1
+            yield self.draw(self.taken - 1)
 
-    def _draw(self) -> Tensor:
-        bits = self._streams.at(self.taken).random_raw(self.size)
-        self.taken += 1
+
+class PoissonSampler(Sampler):
+    """Every example joins every step independently, with probability `expected_batch / size`; a batch may be empty.
+
+    seed, secret: where the randomness comes from; see `Secret`. Raises ConfigError.
+    """
+
+    def __init__(self, size: int, expected_batch: float, steps: int, seed: int | None = None, *,
+                 secret: Secret | None = None) -> None:
+        self.size, self.steps = whole(size, "size", 1), whole(steps, "steps", 1)
+        self.expected_batch = _expected(expected_batch, self.size)
+        # Scaling a float by 2^64 is exact and floor keeps at most 53 bits, so `rate` equals the threshold exactly.
+        self.threshold = math.floor(self.expected_batch / self.size * UNIT)
+        if self.threshold == 0:
+            raise ConfigError(f"expected_batch {expected_batch!r} of {size} examples is a rate below 2^-64; raise it")
+        self.secret = secret or Secret(seed)
+
+    @property
+    def rate(self) -> float:
+        """Probability that one example joins one step, exactly as drawn."""
+        return self.threshold / UNIT
+
+    def draw(self, step: int, generation: int = 0) -> Tensor:
+        bits = self.secret.streams("sampling", generation).bits(self.size, step)
         # `<= threshold - 1` and not `< threshold`: rate 1 is the threshold 2^64, which 64 bits cannot hold.
         return torch.from_numpy(np.flatnonzero(bits <= np.uint64(self.threshold - 1)).astype(np.int64))
 
+    def event(self, noise_multiplier: float) -> DpEvent:
+        """Returns what one step costs: a Gaussian of `noise_multiplier`, Poisson sampled at `rate`."""
+        events = needed("dp_accounting")
+        return events.PoissonSampledDpEvent(self.rate, events.GaussianDpEvent(positive(noise_multiplier, "noise_multiplier")))
 
-def whole(value: object, name: str) -> int:
-    """Returns `value` if it is a whole number of at least 1, else raises ConfigError naming `name`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} must be a whole number of at least 1; got {value!r}")
-    return value
+    def describe(self) -> dict[str, Any]:
+        return {"sampler": "poisson", "examples": self.size, "rate": self.rate, "expected batch": self.expected_batch,
+                "amplified by sampling": True}
+
+
+class TruncatedPoissonSampler(PoissonSampler):
+    """A Poisson batch, cut down to `max_batch` rows chosen uniformly where it has more (arXiv 2508.15089).
+
+    Costs more than Poisson: leaving one example out may let another in; the event says so to the accountant.
+    """
+
+    def __init__(self, size: int, expected_batch: float, steps: int, max_batch: int, seed: int | None = None, *,
+                 secret: Secret | None = None) -> None:
+        super().__init__(size, expected_batch, steps, seed, secret=secret)
+        self.max_batch = whole(max_batch, "max_batch", 1)
+        if self.max_batch < self.expected_batch:
+            raise ConfigError(f"max_batch {max_batch} is below the expected batch {expected_batch}; raise it")
+
+    def draw(self, step: int, generation: int = 0) -> Tensor:
+        rows = super().draw(step, generation)
+        if len(rows) <= self.max_batch:
+            return rows
+        keys = self.secret.streams("truncation", generation).bits(len(rows), step)
+        return rows[np.argsort(keys, kind="stable")[:self.max_batch]].sort().values
+
+    def event(self, noise_multiplier: float) -> DpEvent:
+        """Returns what one step costs, the cut included."""
+        sigma = positive(noise_multiplier, "noise_multiplier")
+        return needed("dp_accounting").TruncatedSubsampledGaussianDpEvent(self.size, self.rate, self.max_batch, sigma)
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"sampler": "truncated poisson", "largest batch": self.max_batch}
 
 
 def _expected(value: object, size: int) -> float:

@@ -1,37 +1,89 @@
-"""Random streams of the privacy modules: one 128-bit key, one stream per (step, item), no global state.
+"""Random bits of the privacy modules: one 256-bit secret, one stream per (purpose, generation, step, item).
 
-Every stream is a Philox4x64 generator whose 256-bit counter starts at words (0, 0, item, step), so two streams
-of one key cannot meet before 2^128 blocks. No global seed of torch, numpy or random reaches a key.
+Secure streams are ChaCha20 (RFC 8439): the key is HMAC-SHA256(secret, purpose and generation), the 96-bit nonce is
+(item, step), the block counter starts at 0; no two streams of a secret ever meet. Fast streams are Philox4x64 with
+the counter words (0, 0, item, step), not cryptographic. No global seed of torch, numpy or random reaches either.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import secrets
 
 import numpy as np
 
-from fxperex.errors import ConfigError
+from fxperex.errors import ConfigError, PrivacyError
+from fxperex.privacy.checks import needed
+
+SECRET_BYTES = 32
+BLOCK_BYTES, BLOCKS = 64, 2**32  # of one ChaCha20 stream
+
+
+class Secret:
+    """The root of all randomness of one run.
+
+    seed: None takes 256 bits from the operating system. A whole number makes a run repeatable, for science only:
+    who knows the seed can subtract the noise. secure: ChaCha20; else Philox. A seeded run is never secure.
+    Raises ConfigError.
+    """
+
+    def __init__(self, seed: int | None = None, secure: bool | None = None, value: bytes | None = None) -> None:
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise ConfigError(f"seed must be a whole number, or None for a secret key; got {seed!r}")
+        if secure and seed is not None:
+            raise ConfigError("a seed and secure=True exclude each other: who knows the seed can subtract the noise")
+        self.seed = seed
+        self.secure = seed is None if secure is None else secure
+        if self.secure:
+            needed("cryptography.hazmat.primitives.ciphers")
+        if value is not None and len(value) != SECRET_BYTES:
+            raise ConfigError(f"a secret has {SECRET_BYTES} bytes; got {len(value)}")
+        fresh = secrets.token_bytes(SECRET_BYTES) if seed is None else hashlib.sha256(f"fxperex {seed}".encode()).digest()
+        self._value = fresh if value is None else value
+
+    @property
+    def told(self) -> str:
+        """How the randomness is made, for people."""
+        if self.seed is not None:
+            return f"Philox, seeded with {self.seed}: repeatable, for science only"
+        return "ChaCha20, 256-bit key of the operating system" if self.secure else "Philox, fast, not cryptographic"
+
+    def value(self) -> bytes:
+        """Returns the secret itself, to be kept where only the run can read it."""
+        return self._value
+
+    def key(self, purpose: str, generation: int = 0) -> bytes:
+        """Returns the 256-bit key of one purpose in one generation."""
+        return hmac.digest(self._value, f"fxperex {purpose} {generation}".encode(), "sha256")
+
+    def streams(self, purpose: str, generation: int = 0) -> Streams:
+        return Streams(self.key(purpose, generation), self.secure)
 
 
 class Streams:
-    """Independent streams, numbered by step and item.
+    """Independent streams of one key, numbered by step and item."""
 
-    seed: None takes the key from the operating system. A whole number makes the streams repeatable, for
-    experiments only: who knows the seed can subtract the noise, so no privacy claim holds. Raises ConfigError.
-    """
+    def __init__(self, key: bytes, secure: bool) -> None:
+        self._key, self.secure = key, secure
 
-    def __init__(self, purpose: str, seed: int | None = None) -> None:
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise ConfigError(f"seed must be a whole number, or None for a secret key; got {seed!r}")
-        self.secret = seed is None
-        self._key = secrets.randbits(128) if seed is None else _key(purpose, seed)
+    def bits(self, count: int, step: int, item: int = 0) -> np.ndarray:
+        """Returns the first `count` uint64 of the stream (step, item). Raises PrivacyError past its length."""
+        if self.secure:
+            return chacha20(self._key, item.to_bytes(4, "little") + step.to_bytes(8, "little"), count)
+        return self.philox(step, item).random_raw(count)
 
-    def at(self, step: int, item: int = 0) -> np.random.Philox:
-        """Returns the bit generator of (`step`, `item`), at its beginning."""
-        return np.random.Philox(key=self._key, counter=np.array([0, 0, item, step], dtype=np.uint64))
+    def philox(self, step: int, item: int = 0) -> np.random.Philox:
+        """Returns the fast bit generator of (step, item), at its beginning."""
+        key = int.from_bytes(self._key[:16], "little")
+        return np.random.Philox(key=key, counter=np.array([0, 0, item, step], dtype=np.uint64))
 
 
-def _key(purpose: str, seed: int) -> int:
-    # The purpose keeps a sampler and a noise with the same seed apart; the hash uses every digit of the seed.
-    return int.from_bytes(hashlib.sha256(f"fxperex {purpose} {seed}".encode()).digest()[:16], "big")
+def chacha20(key: bytes, nonce: bytes, count: int, counter: int = 0) -> np.ndarray:
+    """Returns `count` uint64 of the ChaCha20 key stream from block `counter` on. Raises PrivacyError past 2^32 blocks."""
+    if counter * BLOCK_BYTES + 8 * count > BLOCKS * BLOCK_BYTES:
+        raise PrivacyError(f"one ChaCha20 stream has {BLOCKS} blocks; {count} words from block {counter} do not fit")
+    ciphers = needed("cryptography.hazmat.primitives.ciphers")
+    cipher = ciphers.Cipher(ciphers.algorithms.ChaCha20(key, counter.to_bytes(4, "little") + nonce), mode=None)
+    made = cipher.encryptor().update(bytes(8 * count))
+    return np.frombuffer(made, dtype="<u8").astype(np.uint64, copy=False)

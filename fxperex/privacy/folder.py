@@ -1,0 +1,92 @@
+"""The folder of one run: its secret (readable by its owner alone), its ledger, its checkpoints."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fxperex.errors import LedgerError
+from fxperex.privacy import checkpoint, faults
+from fxperex.privacy.ledger import Counter, Ledger
+from fxperex.privacy.streams import SECRET_BYTES, Secret
+
+SECRET, LEDGER = "secret", "ledger.jsonl"
+ANOTHER = "Give every run a folder of its own, or build the engine as it was"
+
+
+class Folder:
+    """Opened by one process at a time. Raises LedgerError."""
+
+    def __init__(self, path: Path, seed: int | None, secure: bool | None, counter: Counter | None) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self.secret = self._secret(seed, secure)
+        except OSError as e:
+            raise LedgerError(f"the run folder {path} cannot be used: {e.strerror}; nothing was spent") from e
+        self._key = self.secret.key("checkpoint")
+        self.ledger = Ledger(self.secret.key("ledger"), path / LEDGER, counter)
+        self.ledger.open()
+
+    def claim(self, facts: dict[str, Any]) -> None:
+        """Binds the folder to one run's `facts`, or checks that they are what it is bound to. Raises LedgerError."""
+        first = next(self.ledger.of("run"), None)
+        if first is None:
+            self.ledger.append("run", facts=facts)
+            return
+        for name, value in facts.items():
+            if first["facts"].get(name) != value:
+                raise LedgerError(f"the folder {self.path} belongs to another run: its {name} is "
+                                  f"{first['facts'].get(name)!r}, this engine's {value!r}. {ANOTHER}")
+
+    def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Writes a checkpoint that names the ledger as it is now. Raises LedgerError."""
+        length = len(self.ledger.records)
+        state = state | {"ledger": {"length": length, "head": self.ledger.head}}
+        mac = checkpoint.save(self.path, length, tensors, state, self._key)
+        faults.reached("checkpoint: renamed, not in the ledger")
+        self.ledger.append("checkpoint", number=length, step=state["step"], set=mac)
+        checkpoint.prune(self.path, self.path / f"{checkpoint.PREFIX}{length:09d}")
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Returns the newest checkpoint's (tensors, state), or None. Raises LedgerError if it is older than it must be."""
+        path = checkpoint.newest(self.path)
+        last = max((r["number"] for r in self.ledger.of("checkpoint")), default=-1)
+        found = int(path.name.removeprefix(checkpoint.PREFIX)) if path else -1
+        if found < last:
+            raise LedgerError(f"the checkpoints in {self.path} were rolled back or removed: the ledger names number {last}, the "
+                              f"newest here is {found if path else 'none'}. Put the folder back as it was")
+        if path is None:
+            return None
+        tensors, state, _ = checkpoint.load(path, self._key)
+        if not self.ledger.has(**state["ledger"]):
+            raise LedgerError(f"the ledger in {self.path} was rolled back or replaced: checkpoint {found} was written when it "
+                              f"had {state['ledger']['length']} records that are not in it now. Put the folder back as it was")
+        return tensors, state
+
+    def _secret(self, seed: int | None, secure: bool | None) -> Secret:
+        path = self.path / SECRET
+        if path.exists():
+            value = path.read_bytes()
+            if len(value) != SECRET_BYTES:
+                raise LedgerError(f"{path} is damaged: a secret has {SECRET_BYTES} bytes, this has {len(value)}")
+            return Secret(seed, secure, value)
+        if (self.path / LEDGER).exists():
+            raise LedgerError(f"{path} is missing beside a ledger: nothing here can be checked without it. Put it back")
+        made = Secret(seed, secure)
+        # Whole on disk under its name, or not there: a ledger only ever stands beside the secret that signs it.
+        draft = path.with_suffix(f".{os.getpid()}")
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.write(handle, made.value())
+            os.fsync(handle)
+            os.link(draft, path)
+        except FileExistsError:  # another process was first; the ledger's lock decides between the two
+            return Secret(seed, secure, path.read_bytes())
+        finally:
+            os.close(handle)
+            draft.unlink()
+        return made

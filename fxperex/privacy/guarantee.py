@@ -1,0 +1,98 @@
+"""The claim in words and as JSON: what holds for whom, everything it rests on, and what it does not cover."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fxperex.privacy.engine import PrivacyEngine
+
+RELATIONS = {"add-or-remove": "one unit more or less", "zero-out": "one unit replaced by nothing, their number public",
+             "replace": "one unit exchanged for another"}
+RESTS_ON = (
+    "every step drew its rows by the sampler named here and by nothing else",
+    "the ledger is whole and was not put back to an older copy",
+    "the operating system's random source is good and the run's secret stayed secret",
+    "one row of the data set is one unit (see fxperex.privacy.units where a unit has several examples)",
+    "nothing else derived from the data was released: losses, norms, factors and batch sizes are not private",
+)
+NOT_COVERED = (
+    "choosing hyper-parameters, stopping early or choosing a checkpoint by looking at private data",
+    "statistics of the data used to prepare it (means, vocabularies), unless they came from public data",
+    "timing and other side channels of the machine",
+)
+FLOATING_POINT = "floating-point attacks on the noise (Mironov 2012): the noise is float64 on no grid; noise=\"discrete\" has one"
+COINS = "the discrete noise's coins are rounded to float64: each probability is right to a relative 2^-50"
+FAST = "an attacker who predicts Philox, which is not cryptographic"
+SEEDED = "anyone who knows or guesses the seed: the noise can be subtracted. This run is for science only"
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """`str()` is for people; `facts` and `to_json()` hold the same and more."""
+
+    facts: dict[str, Any]
+
+    def to_json(self) -> str:
+        return json.dumps(self.facts, indent=1)
+
+    def __str__(self) -> str:
+        f = self.facts
+        s, m, account = f["sampler"], f["mechanism"], f["account"]
+        lines = [f"The parameters released so far are ({f['epsilon']:.4g}, {f['delta']:g})-differentially private for data sets "
+                 f"that differ by {RELATIONS[m['relation']]} ({m['relation']}).",
+                 f"  steps      {account['steps taken']} of {account['steps planned']} taken, {account['units debited']} units "
+                 f"debited ({account['extra steps']} extra after crashes), by {account['method']} from the sampler's own event",
+                 f"  sampler    {s['sampler']}, " + ", ".join(f"{k} {_told(v)}" for k, v in s.items() if k != "sampler"),
+                 f"  clip       {m['clip']}: one unit moves the sum by at most {m['sensitivity']:.9g}",
+                 f"  noise      {m['noise']}, standard deviation {m['standard deviation']:.6g} = multiplier "
+                 f"{m['noise multiplier']:.6g} x bound {m['bound on one unit']:.9g}; sums divided by the constant "
+                 f"{m['divisor']:g}",
+                 f"  randomness {f['randomness']}",
+                 f"  isolation  {f['isolation']['proof']}; graph {f['isolation']['graph'][:16]}",
+                 "  rests on:", *(f"    - {x}" for x in f["rests on"]),
+                 "  not covered:", *(f"    - {x}" for x in f["not covered"])]
+        return "\n".join(lines)
+
+
+def guarantee(engine: PrivacyEngine) -> Guarantee:
+    """Returns the guarantee of a run as far as it has come. Raises ConfigError."""
+    mechanism, private, books = engine.mechanism, engine.private, engine.books
+    graph = private.capture.print_readable(False)
+    return Guarantee({
+        "epsilon": engine.epsilon(), "delta": engine.delta, "mechanism": mechanism.describe(),
+        "sampler": engine.sampler.describe(),
+        "account": {"method": engine.account, "steps taken": engine.steps_done, "steps planned": engine.sampler.steps,
+                    "units debited": books.units, "units allowed": books.most, "extra steps": books.extra},
+        "randomness": engine.randomness.told,
+        "ledger": {"folder": str(engine.folder) if engine.folder else None, "records": len(books.ledger.records),
+                   "head": books.ledger.head, "external counter": books.ledger.counter is not None},
+        "isolation": {"proof": "every operation of the captured graph was proved not to mix examples",
+                      "graph": hashlib.sha256(graph.encode()).hexdigest()},
+        "strategies": {c.site.name: c.strategy for c in private.plan.choices}, "backend": private.backend,
+        "versions": versions(), "rests on": list(RESTS_ON), "not covered": _not_covered(engine)})
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that the numbers of a run depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("fxperex", "torch", "numpy", "dp-accounting", "cryptography"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found
+
+
+def _not_covered(engine: PrivacyEngine) -> list[str]:
+    randomness = [] if engine.randomness.secure else [FAST if engine.randomness.seed is None else SEEDED]
+    return [*randomness, COINS if engine.mechanism.grid else FLOATING_POINT, *NOT_COVERED]
+
+
+def _told(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

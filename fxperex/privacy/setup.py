@@ -1,0 +1,82 @@
+"""From the arguments of an engine to its sampler and mechanism: every number that is not given is computed here, once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fxperex.errors import ConfigError
+from fxperex.privacy import accountant
+from fxperex.privacy.checks import one_of, positive, probability
+from fxperex.privacy.mechanism import Mechanism
+from fxperex.privacy.sampling import PoissonSampler, Sampler
+from fxperex.privacy.shuffled import ShuffledSampler
+from fxperex.privacy.streams import Secret
+from fxperex.runtime import PerExampleModule
+
+SAMPLINGS = ("poisson", "shuffled")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was asked of a run. Raises ConfigError where that has no meaning."""
+
+    expected_batch: float
+    epochs: float
+    delta: float
+    noise_multiplier: float | None
+    epsilon: float | None
+    budget: float | None
+    relation: str
+    sampling: str | Sampler
+    noise: str
+    account: str
+
+    def __post_init__(self) -> None:
+        if (self.noise_multiplier is None) == (self.epsilon is None):
+            raise ConfigError("give exactly one of noise_multiplier and epsilon; "
+                              + ("got neither" if self.epsilon is None else "got both"))
+        if self.epsilon is not None and self.budget is not None:
+            raise ConfigError("epsilon is the budget of the whole run already; give budget with noise_multiplier")
+        for name in ("expected_batch", "epochs"):
+            positive(getattr(self, name), name)
+        for name in ("noise_multiplier", "epsilon", "budget"):
+            if getattr(self, name) is not None:
+                positive(getattr(self, name), name)
+        probability(self.delta, "delta")
+        one_of(self.relation, "relation", accountant.RELATIONS)
+        one_of(self.account, "account", accountant.METHODS)
+
+
+def make_sampler(wish: Wish, size: int, secret: Secret) -> Sampler:
+    """Returns the sampler of the run. Raises ConfigError."""
+    if isinstance(wish.sampling, Sampler):
+        if wish.sampling.size != size or wish.sampling.expected_batch != wish.expected_batch:
+            raise ConfigError(f"the sampler draws {wish.sampling.expected_batch:g} of {wish.sampling.size} examples; the engine "
+                              f"was asked for {wish.expected_batch:g} of {size}")
+        return wish.sampling
+    steps = math.ceil(wish.epochs * size / wish.expected_batch)
+    if one_of(wish.sampling, "sampling", SAMPLINGS) == "poisson":
+        return PoissonSampler(size, wish.expected_batch, steps, secret=secret)
+    return ShuffledSampler(size, wish.expected_batch, steps, secret=secret)  # type: ignore[arg-type]
+
+
+def make_mechanism(wish: Wish, private: PerExampleModule, sampler: Sampler) -> Mechanism:
+    """Returns the mechanism of the run, its noise found from (epsilon, delta) where that was asked. Raises ConfigError."""
+    if wish.relation not in sampler.relations():
+        raise ConfigError(f"{type(sampler).__name__} has no guarantee under the relation {wish.relation!r}; "
+                          f"it has one under {' or '.join(sampler.relations())}")
+    sigma = wish.noise_multiplier if wish.epsilon is None else accountant.noise_multiplier_for(
+        wish.epsilon, wish.delta, sampler, method=wish.account, relation=wish.relation)
+    assert sigma is not None
+    dimension = sum(p.numel() for p in private.parameters.values())
+    return Mechanism(private.clip, sigma, wish.relation, sampler.expected_batch, dimension, wish.noise)
+
+
+def most_units(wish: Wish, mechanism: Mechanism, sampler: Sampler) -> int | None:
+    """Returns how many of the sampler's units may be spent; None without a budget. Raises ConfigError."""
+    planned = sampler.units(sampler.steps)
+    if wish.budget is None:
+        return None if wish.epsilon is None else planned
+    return accountant.affordable(sampler, mechanism.noise_multiplier, wish.budget, wish.delta, most=planned,
+                                 method=wish.account, relation=wish.relation)

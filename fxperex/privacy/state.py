@@ -1,0 +1,56 @@
+"""Model and optimizer as (named tensors, plain values) and back: what a checkpoint holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxperex.errors import LedgerError
+
+Tensors = dict[str, Tensor]
+
+
+def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
+    """Returns (tensors by name, values for JSON) of model and optimizer."""
+    tensors: Tensors = {f"model.{n}": t for n, t in _model(model).items()}
+    held = optimizer.state_dict()
+    values: dict[str, dict[str, Any]] = {}
+    for index, entries in held["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{name}"] = value
+            else:
+                values.setdefault(str(index), {})[name] = value
+    return tensors, {"values": values, "groups": [_plain(g) for g in held["param_groups"]]}
+
+
+def restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors, plain: dict[str, Any]) -> None:
+    """Puts model and optimizer, in place, to what `capture` found. Raises LedgerError where they do not fit."""
+    ours = _model(model)
+    theirs = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+    differ = [n for n in ours | theirs if n not in ours or n not in theirs or ours[n].shape != theirs[n].shape
+              or ours[n].dtype != theirs[n].dtype]
+    if differ:
+        raise LedgerError(f"the checkpoint is of another model: {', '.join(differ[:5])} differ in name, shape or dtype")
+    with torch.no_grad():
+        for name, value in theirs.items():
+            ours[name].copy_(value)
+    state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in plain["values"].items()}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, entry = name.split(".", 2)
+            state.setdefault(int(index), {})[entry] = value
+    fresh = optimizer.state_dict()["param_groups"]
+    groups = [{k: tuple(v) if isinstance(now.get(k), tuple) else v for k, v in g.items()}
+              for g, now in zip(plain["groups"], fresh, strict=True)]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _model(model: nn.Module) -> Tensors:
+    return {n: t for n, t in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def _plain(group: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.item() if isinstance(v, Tensor) else v for k, v in group.items()}

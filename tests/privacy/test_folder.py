@@ -1,0 +1,211 @@
+"""What a folder holds is whole, ours and the newest, or it is refused by name of what is wrong."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fxperex.clipping import Adaptive
+from fxperex.errors import LedgerError
+from fxperex.privacy import PrivacyEngine
+from fxperex.privacy.ledger import Ledger
+
+Make = Callable[..., PrivacyEngine]
+LEDGER, SECRET = "ledger.jsonl", "secret"
+
+
+@pytest.fixture
+def folder(engine: Make, tmp_path: Path) -> Path:
+    """A run of 4 steps, closed after 3, with its checkpoint."""
+    made = engine(folder=tmp_path, checkpoint_every=3)
+    for _ in range(3):
+        made.step()
+    made.close()
+    return tmp_path
+
+
+def _refused(engine: Make, folder: Path, words: str, **change: Any) -> None:
+    with pytest.raises(LedgerError, match=words):
+        engine(folder=folder, checkpoint_every=3, **change)
+
+
+def _set(folder: Path) -> Path:
+    return max(folder.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("at", [0.0, 0.5, 0.999])
+@pytest.mark.parametrize("name", [LEDGER, "tensors.safetensors", "state.json", "mac"])
+def test_a_flipped_bit_is_seen(name: str, at: float, folder: Path, engine: Make) -> None:
+    path = folder / name if name == LEDGER else _set(folder) / name
+    data = bytearray(path.read_bytes())
+    data[int(at * (len(data) - 1))] ^= 1
+    path.write_bytes(data)
+    _refused(engine, folder, "damaged")
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.9])
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "mac", SECRET])
+def test_a_truncated_file_is_seen(name: str, keep: float, folder: Path, engine: Make) -> None:
+    path = folder / name if name == SECRET else _set(folder) / name
+    data = path.read_bytes()
+    path.write_bytes(data[:int(keep * len(data))])
+    _refused(engine, folder, "damaged|another run")
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "mac"])
+def test_a_missing_file_is_named(name: str, folder: Path, engine: Make) -> None:
+    (_set(folder) / name).unlink()
+    _refused(engine, folder, f"{name} is missing")
+
+
+def test_a_missing_secret_is_named(folder: Path, engine: Make) -> None:
+    (folder / SECRET).unlink()
+    _refused(engine, folder, "secret is missing")
+
+
+def test_another_secret_is_another_run(folder: Path, engine: Make) -> None:
+    (folder / SECRET).write_bytes(bytes(32))
+    _refused(engine, folder, "another run")
+
+
+def test_lines_cannot_be_dropped_moved_or_added(folder: Path, engine: Make) -> None:
+    lines = (folder / LEDGER).read_text().splitlines(keepends=True)
+    for forged in (lines[:4] + lines[5:], [lines[1], lines[0], *lines[2:]], [*lines, lines[-1]], [*lines, "{}\n"], [*lines, "[]\n"]):
+        (folder / LEDGER).write_text("".join(forged))
+        _refused(engine, folder, "damaged or was tampered with at line")
+
+
+def test_a_ledger_older_than_its_checkpoint_is_rolled_back(folder: Path, engine: Make) -> None:
+    lines = (folder / LEDGER).read_text().splitlines(keepends=True)
+    last = max(i for i, line in enumerate(lines) if json.loads(line)["kind"] == "commit")
+    (folder / LEDGER).write_text("".join(lines[:last]))
+    _refused(engine, folder, "rolled back")
+
+
+def test_an_older_checkpoint_is_rolled_back(engine: Make, tmp_path: Path) -> None:
+    made = engine(folder=tmp_path / "run", checkpoint_every=1)
+    made.step()
+    shutil.copytree(_set(tmp_path / "run"), tmp_path / "old" / _set(tmp_path / "run").name)
+    made.step()
+    made.close()
+    shutil.rmtree(_set(tmp_path / "run"))
+    _refused(engine, tmp_path / "run", "rolled back or removed")
+    shutil.copytree(tmp_path / "old", tmp_path / "run", dirs_exist_ok=True)
+    _refused(engine, tmp_path / "run", "rolled back or removed")
+
+
+def test_a_whole_older_folder_is_seen_by_a_counter_alone(folder: Path, engine: Make, tmp_path: Path) -> None:
+    class Elsewhere:
+        value = 0
+
+        def read(self) -> int:
+            return self.value
+
+        def write(self, value: int) -> None:
+            self.value = value
+
+    counter = Elsewhere()
+    old = tmp_path.parent / f"{tmp_path.name}-old"
+    engine(folder=folder, checkpoint_every=3, counter=counter).close()
+    shutil.copytree(folder, old)
+    made = engine(folder=folder, checkpoint_every=3, counter=counter)
+    made.step()
+    made.close()
+    engine(folder=shutil.copytree(old, tmp_path.parent / f"{tmp_path.name}-free"), checkpoint_every=3).close()
+    _refused(engine, old, "rolled back", counter=counter)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"noise_multiplier": 1.0}, "mechanism"), ({"clip": 0.25}, "mechanism"), ({"expected_batch": 5}, "mechanism"),
+    ({"relation": "replace"}, "mechanism"), ({"noise": "discrete"}, "mechanism"), ({"epochs": 2}, "sampler"),
+    ({"sampling": "shuffled", "relation": "zero-out"}, "mechanism"), ({"seed": 5}, "randomness")])
+def test_another_run_is_named(change: dict[str, Any], words: str, folder: Path, engine: Make) -> None:
+    _refused(engine, folder, f"belongs to another run: its {words}", **change)
+
+
+def test_another_optimizer_or_model_is_named(folder: Path, engine: Make, private: Callable[..., Any]) -> None:
+    step = private()
+    _refused(engine, folder, "its optimizer is 'SGD', this engine's 'Adam'", step=step,
+             optimizer=torch.optim.Adam(step.parameters.values()))
+    step = private(model=torch.nn.Sequential(torch.nn.Linear(6, 3)))
+    _refused(engine, folder, "its model is", step=step)
+
+
+def test_a_pickle_is_not_run(folder: Path, engine: Make, tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "owned",)
+
+    for name in ("tensors.safetensors", "state.json", "mac"):
+        (_set(folder) / name).write_bytes(pickle.dumps(Payload()))
+        _refused(engine, folder, "damaged")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_torn_line_was_never_begun(folder: Path, engine: Make) -> None:
+    whole = (folder / LEDGER).read_bytes()
+    (folder / LEDGER).write_bytes(whole + b'{"n": 99, "kind": "begin"')
+    made = engine(folder=folder, checkpoint_every=3)
+    assert made.books.units == 3 and (folder / LEDGER).read_bytes().startswith(whole)
+    made.step()
+    made.close()
+    assert engine(folder=folder, checkpoint_every=3).books.units == 4
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW"])
+def test_optimizers_come_back_as_they_were(kind: str, engine: Make, private: Callable[..., Any], tmp_path: Path) -> None:
+    def run(folder: Path, stops: int) -> tuple[torch.Tensor, dict[str, Any]]:
+        for _ in range(stops + 1):
+            step = private()
+            how = {"momentum": 0.9} if kind == "SGD" else {"betas": (0.8, 0.9)}
+            made = engine(step, optimizer=getattr(torch.optim, kind)(step.parameters.values(), lr=0.1, **how), folder=folder,
+                          checkpoint_every=1)
+            for _ in range(len(made) // (stops + 1)):
+                made.step()
+            made.close()
+        return step.parameters["weight"].detach().clone(), made._gate.optimizer.state_dict()
+
+    (smooth, state), (broken, again) = run(tmp_path / "a", 0), run(tmp_path / "b", 3)
+    assert torch.equal(smooth, broken)
+    assert [{k: v for k, v in g.items()} for g in again["param_groups"]] == state["param_groups"]
+
+
+def test_the_adaptive_bound_comes_back(engine: Make, tmp_path: Path) -> None:
+    made = engine(clip=Adaptive(2.0, count_noise=2.0), folder=tmp_path)
+    list(made)
+    bound = made.mechanism.clip.bound  # type: ignore[attr-defined]
+    made.close()
+    again = engine(clip=Adaptive(2.0, count_noise=2.0), folder=tmp_path)
+    assert again.mechanism.clip.bound == bound != 2.0  # type: ignore[attr-defined]
+
+
+def test_dropout_is_replayed(engine: Make, private: Callable[..., Any], tmp_path: Path) -> None:
+    def run(folder: Path, stops: int) -> list[float]:
+        for _ in range(stops + 1):
+            made = engine(private(model=torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(6, 3))), folder=folder,
+                          checkpoint_every=1)
+            torch.manual_seed(stops)  # a global seed has no say
+            for _ in range(4 // (stops + 1)):
+                made.step()
+            made.close()
+        return next(iter(made.private.parameters.values())).flatten().tolist()
+
+    assert run(tmp_path / "a", 0) == run(tmp_path / "b", 1)
+
+
+def test_the_secret_is_the_owners(folder: Path) -> None:
+    assert (folder / SECRET).stat().st_mode & 0o077 == 0
+
+
+def test_a_ledger_in_memory_checks_nothing_and_counts_all() -> None:
+    ledger = Ledger(bytes(32))
+    ledger.open()
+    ledger.append("begin", step=0, generation=0)
+    assert ledger.has(1, ledger.head) and not ledger.has(2, ledger.head) and not ledger.has(0, "0" * 64)
