@@ -45,13 +45,14 @@ def widened(uses: Uses) -> Uses:
 
     A scaled gradient or a sum rounded to those can pass the clip bound by their own spacing, 2^-9 of it and more.
     """
-    if uses.grad.dtype not in LOW_PRECISION:
+    if uses.dtype not in LOW_PRECISION:
         return uses
 
     def wide(x: Any) -> Any:
         return x.float() if isinstance(x, Tensor) and x.dtype in LOW_PRECISION else x
 
-    return replace(uses, args=[wide(a) for a in uses.args], grads=[wide(g) for g in uses.grads])
+    return replace(uses, args=[wide(a) for a in uses.args], grads=[wide(g) for g in uses.grads],
+                   parts=tuple(widened(part) for part in uses.parts))
 
 
 @dataclass

@@ -86,6 +86,7 @@ class Conv:
 
     def _from_patches(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         a, g = self.factors(uses)
+        a = a.to(g.dtype)  # kept patches may be of 16 bits where the sum is formed in float32
         g = g * factors.to(g.dtype)[:, None, None, None]
         zero = torch.zeros((), dtype=a.dtype, device=a.device)
         a, g = (torch.where(valid[:, None, None, None], v, zero).flatten(0, 2) for v in (a, g))

@@ -77,7 +77,8 @@ def test_another_secret_is_another_run(folder: Path, engine: Make) -> None:
 
 def test_lines_cannot_be_dropped_moved_or_added(folder: Path, engine: Make) -> None:
     lines = (folder / LEDGER).read_text().splitlines(keepends=True)
-    for forged in (lines[:4] + lines[5:], [lines[1], lines[0], *lines[2:]], [*lines, lines[-1]], [*lines, "{}\n"], [*lines, "[]\n"]):
+    for forged in (lines[:4] + lines[5:], [lines[1], lines[0], *lines[2:]], [*lines, lines[-1]], [*lines, "{}\n"],
+                   [*lines, "[]\n"]):
         (folder / LEDGER).write_text("".join(forged))
         _refused(engine, folder, "damaged or was tampered with at line")
 
