@@ -51,7 +51,7 @@ def _reduced(node: fx.Node, width: int | None, graph: fx.Graph) -> fx.Node:
         return made
 
     bags = call(aten.reshape.default, ids, [-1, width])
-    found = call(aten.embedding.default, table, bags, padding, False, frequencies, sparse)
+    found = call(aten.embedding.default, table, bags, padding, frequencies, sparse)
     if weights is not None:
         found = call(aten.mul.Tensor, found, call(aten.reshape.default, weights, [-1, width, 1]))
     kept = call(aten.unsqueeze.default, call(aten.ne.Scalar, bags, padding), -1)
