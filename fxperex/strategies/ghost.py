@@ -10,9 +10,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from fxperex.config import gamma
-from fxperex.layers.conv import SMALL
-from fxperex.registry import Cost, Site, Uses, strategy
-from fxperex.strategies.stored import kind_of, patches_work
+from fxperex.registry import Cost, Site, Uses, Work, strategy
+from fxperex.strategies.stored import kind_of
+from fxperex.work import patches, patches_bytes, scaling_bytes, weight_gradient
 
 GRAM_ROUNDING = 2.0**-50  # float64 products and their blocked sums, in units of S^2
 
@@ -26,13 +26,13 @@ class Ghost:
         d = site.dims
         assert d is not None
         inputs = 0 if site.kind == "embedding" else d.D
-        gram, positions = 2.0 * d.B * d.G * d.T**2 * (inputs + d.P), d.B * d.G * d.T
-        work = {"gram": gram, **patches_work(site)}
-        if site.kind != "embedding":
-            kernel = "conv_weight" if site.kind == "conv" and d.T > SMALL else "mm"
-            work[kernel] = 2.0 * positions * d.D * d.P
-        moved = 4.0 * (positions * (6 * inputs + 8 * d.P) + 8 * d.T * positions + site.size)
-        return Cost(work, moved, 4.0 * positions * d.P, 12)
+        sides = tuple(Work("gram", (d.B * d.G, d.T, width), 2.0 * d.B * d.G * d.T**2 * width)
+                      for width in (inputs, d.P) if width)
+        doubled = 8.0 * d.B * d.G * d.T * (inputs + d.P)
+        grams = 8.0 * d.B * d.G * d.T**2
+        work = (*patches(site), *sides, *weight_gradient(site, d))
+        moved = 4 * doubled + 4 * grams + scaling_bytes(site) + 2.0 * site.size * site.dtype.itemsize
+        return Cost(work, moved, 0.0, patches_bytes(site) + doubled + 3 * grams, 30, rereads=True)
 
     def stored(self, uses: Uses) -> None:
         return None

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from fxperex.numerics import sq_norm
 from fxperex.registry import Cost, Site, Uses, strategy
-from fxperex.strategies.stored import kind_of, patches_work
+from fxperex.strategies.stored import kind_of
+from fxperex.work import inputs_bytes, outputs_bytes, patches, patches_bytes, scaling_bytes, taps, weight_gradient
 
 
 @strategy("outer")
@@ -19,8 +20,9 @@ class Outer:
     def cost(self, site: Site) -> Cost:
         d = site.dims
         assert d is not None
-        work = {"mm": 2.0 * d.B * d.G * d.D * d.P, **patches_work(site)}
-        return Cost(work, 4.0 * (2 * d.B * d.G * (d.D + d.P) + site.size), 0.0, 5)
+        moved = inputs_bytes(site) * taps(site) + outputs_bytes(site)
+        return Cost((*patches(site), *weight_gradient(site, d)), moved + scaling_bytes(site) + 2.0 * site.size * site.dtype.itemsize,
+                    0.0, patches_bytes(site), 16, rereads=True)
 
     def stored(self, uses: Uses) -> None:
         return None

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from fxperex.registry import Cost, Site, Uses, strategy
-from fxperex.strategies.stored import Stored, kind_of, patches_work, stored_work
+from fxperex.strategies.stored import Stored, kind_of
+from fxperex.work import grads_bytes, patches, patches_bytes, per_example_product, read_stored
 
 
 @strategy("unfold")
@@ -19,9 +20,9 @@ class Unfold(Stored):
     def cost(self, site: Site) -> Cost:
         d = site.dims
         assert d is not None
-        grads = 4.0 * d.B * d.G * d.P * d.D
-        work = {"bmm": 2.0 * d.B * d.G * d.T * d.D * d.P, **patches_work(site), **stored_work(grads)}
-        return Cost(work, 4.0 * d.B * d.G * d.T * (d.D + d.P) + 3 * grads, grads, 6)
+        grads = grads_bytes(site)
+        return Cost((*patches(site), per_example_product(site, d), *read_stored(site)), 2 * grads, grads,
+                    patches_bytes(site) + grads, 8)
 
     def gradients(self, uses: Uses) -> Tensor:
         kind = kind_of(uses.site)
