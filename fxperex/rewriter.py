@@ -8,25 +8,22 @@ Nodes made for a site carry `(site, strategy, role)` in `meta["fxperex"]`.
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
-from torch.utils import _pytree as pytree
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxperex.analysis.losses import per_example_loss
 from fxperex.analysis.sites import Analysis
 from fxperex.capture import Capture
 from fxperex.clipping import Clip
-from fxperex.errors import CoverageError
+from fxperex.emit import Emit
+from fxperex.evaluate import backward, evaluate
 from fxperex.numerics import sq_norm
 from fxperex.planner import Plan
-from fxperex.registry import BatchAxis, Site, Uses, strategies
 from fxperex.step_graph import StepGraph
 from fxperex.strategies.stored import weighted_sum
 from fxperex.verify import verify
@@ -67,73 +64,6 @@ def _order(capture: Capture, analysis: Analysis) -> list[str]:
     return parameter_order(capture, {p for s in analysis.sites for p in s.params} | set(analysis.unused))
 
 
-@contextlib.contextmanager
-def _marked(site: str, strategy: str, role: str) -> Iterator[None]:
-    """Nodes traced inside carry who made them."""
-    mode = get_proxy_mode()
-    graph = mode.tracer.graph if mode is not None else None  # type: ignore[union-attr]
-    last = next(iter(reversed(graph.nodes)), None) if graph else None
-    yield
-    if graph is None:
-        return
-    for node in reversed(graph.nodes):
-        if node is last:
-            break
-        node.meta.setdefault("fxperex", (site, strategy, role))
-
-
-@dataclass
-class _Run:
-    """Values of one traced evaluation of the loss program."""
-
-    leaves: dict[str, Tensor] = field(default_factory=dict)
-    params: dict[fx.Node, Any] = field(default_factory=dict)  # parameter-only values, with gradient
-    env: dict[fx.Node, Any] = field(default_factory=dict)
-    loss: Tensor | None = None
-    buffers: list[Any] = field(default_factory=list)
-
-
-def _evaluate(capture: Capture, analysis: Analysis, graph: fx.GraphModule, args: tuple[Tensor, ...]) -> _Run:
-    """Runs the program with the parameters cut off: gradient flows between site outputs only."""
-    run = _Run()
-    outputs = {s.node for s in analysis.sites}
-    values = iter(args)
-    trainable = {p for s in analysis.sites for p in s.params}
-    for node in graph.graph.nodes:
-        if node.op == "placeholder":
-            value = next(values)
-            kind, name = capture.inputs[node.name]
-            if kind == "parameter" and name in trainable:
-                # A tied parameter may come in under two names; one leaf takes both gradients.
-                run.params[node] = run.leaves.setdefault(name, value.detach().requires_grad_())
-            run.env[node] = value.detach()
-        elif node.op == "call_function":
-            _call(run, node, node.name in analysis.parameter_only, node.name in outputs)
-        else:
-            *run.buffers, run.loss = [run.env.get(v, v) if isinstance(v, fx.Node) else v for v in node.args[0]]
-    return run
-
-
-def _call(run: _Run, node: fx.Node, parameter_only: bool, is_site: bool) -> None:
-    if parameter_only:
-        def fetch(n: fx.Node) -> Any:
-            return run.params.get(n, run.env[n])
-        with torch.enable_grad():
-            made = node.target(*fx.map_arg(node.args, fetch), **fx.map_arg(node.kwargs, fetch))  # type: ignore[operator]
-        run.params[node] = made
-        run.env[node] = pytree.tree_map_only(Tensor, lambda t: t.detach(), made)
-        return
-    made = node.target(*fx.map_arg(node.args, run.env.__getitem__),  # type: ignore[operator]
-                       **fx.map_arg(node.kwargs, run.env.__getitem__))
-    if is_site:
-        made = pytree.tree_map_only(Tensor, _tracked, made)
-    run.env[node] = made
-
-
-def _tracked(x: Tensor) -> Tensor:
-    return x if x.requires_grad or not x.dtype.is_floating_point else x.detach().requires_grad_()
-
-
 def _graph(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: fx.GraphModule, want: str,
            rows: int) -> Callable[..., tuple[Any, ...]]:
     chosen = {c.site.name: c.strategy for c in plan.choices}
@@ -142,10 +72,10 @@ def _graph(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
     def step(*args: Tensor) -> tuple[Any, ...]:
         mask = args[-1]
         with torch.enable_grad():
-            run = _evaluate(capture, analysis, graph, args[:-1])
-            uses = _backward(capture, analysis, run, graph, rows)
+            run = evaluate(capture, analysis, graph, args[:-1])
+            uses = backward(capture, analysis, run, graph, rows)
         with torch.no_grad():
-            emit = _Emit(analysis, chosen, run, uses, rows)
+            emit = Emit(analysis, chosen, run, uses, rows)
             if want == "gradients":
                 return tuple(emit.per_example(name, args, capture) for name in order)
             norms = emit.norms(mask)
@@ -160,143 +90,6 @@ def _graph(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
             return (run.loss.detach(), norms, factors, *made, *run.buffers)
 
     return step
-
-
-def _backward(capture: Capture, analysis: Analysis, run: _Run, graph: fx.GraphModule, rows: int) -> dict[str, Uses]:
-    """Gradients of the summed loss at every site's outputs, and each site's values."""
-    nodes = {n.name: n for n in graph.graph.nodes}
-    twins = dict(zip((n.name for n in capture.main.nodes), capture.twin.nodes, strict=True))
-    at_proof = {n.name: n for n in capture.main.nodes}
-    flat: list[Tensor] = []
-    for name in dict.fromkeys(s.node for s in analysis.sites):
-        flat += [t for t in pytree.tree_leaves(run.env[nodes[name]]) if isinstance(t, Tensor) and t.requires_grad]
-    assert run.loss is not None
-    if not run.loss.requires_grad:
-        raise CoverageError("the loss does not depend on any trainable parameter")
-    found = torch.autograd.grad(run.loss.sum(), flat, allow_unused=True)
-    grads = {id(t): g for t, g in zip(flat, found, strict=True)}
-    uses = {}
-    for site in analysis.sites:
-        outs = [t for t in pytree.tree_leaves(run.env[nodes[site.node]]) if isinstance(t, Tensor)]
-        mine = [grads.get(id(t)) for t in outs]
-        if any(g is not None for g in mine):
-            with torch.no_grad():
-                uses[site.name] = _uses(site, nodes[site.node], run, analysis.axes, mine, at_proof, twins,
-                                        (capture.main.rows, rows))
-    return uses
-
-
-def _uses(site: Site, node: fx.Node, run: _Run, axes: dict[str, Any], grads: list[Tensor | None],
-          mains: dict[str, fx.Node], twins: dict[str, fx.Node], rows: tuple[int, int]) -> Uses:
-    from dataclasses import replace
-
-    flat, spec = pytree.tree_flatten((node.args, node.kwargs))
-    main, twin = (pytree.tree_leaves((n.args, n.kwargs)) for n in (mains[node.name], twins[node.name]))
-    values = [run.env[a].detach() if isinstance(a, fx.Node) else a for a in flat]
-    where = [axes.get(a.name) if isinstance(a, fx.Node) else None for a in flat]
-    # Numbers that grow with the batch, at a batch of one.
-    single = [m - (t - m) * (rows[0] - 1) if isinstance(m, int) and m != t else None
-              for m, t in zip(main, twin, strict=True)]
-
-    def call(args: list[Any]) -> Any:
-        positional, named = pytree.tree_unflatten(args, spec)
-        return node.target(*positional, **named)  # type: ignore[operator]
-
-    out_axes = [s for s in pytree.tree_leaves(axes[node.name], is_leaf=lambda s: isinstance(s, BatchAxis))
-                if isinstance(s, BatchAxis)]
-    dims = site.dims and replace(site.dims, B=rows[1])
-    return Uses(replace(site, rows=rows[1], dims=dims), node, values, where, call, out_axes[0], grads,
-                {"single": single, "out_axes": out_axes})
-
-
-@dataclass
-class _Emit:
-    """Norms, sums and gradients of one evaluated program."""
-
-    analysis: Analysis
-    chosen: dict[str, str]
-    run: _Run
-    uses: dict[str, Uses]
-    rows: int
-    pulled: dict[str, Tensor] = field(default_factory=dict)  # per-example gradients of tied parameters
-
-    def norms(self, mask: Tensor) -> Tensor:
-        total = torch.zeros(self.rows, dtype=torch.float64, device=mask.device)
-        for group in self.analysis.groups:
-            live = [s for s in group if s.name in self.uses]
-            if len(group) == 1 and group[0].direct_norm:
-                for site in live:
-                    name = self.chosen[site.name]
-                    with _marked(site.name, name, "norm"):
-                        total = total + strategies()[name].sq_norm(self.uses[site.name])
-                continue
-            for param, grads in self._pull(live).items():
-                with _marked(param, "tied", "norm"):
-                    self.pulled[param] = grads
-                    total = total + sq_norm(grads)
-        return total.sqrt()
-
-    def _pull(self, sites: list[Site]) -> dict[str, Tensor]:
-        """Per-example gradients of the parameters behind `sites`: the sum over uses, pulled back."""
-        outs, stored = [], []
-        for site in sites:
-            with _marked(site.name, self.chosen[site.name], "grad"):
-                grads = strategies()[self.chosen[site.name]].stored(self.uses[site.name])
-                outs.append(self._tensor(site))
-                stored.append(grads.to(outs[-1].dtype))
-        names = sorted({p for s in sites for p in s.params})
-        leaves = [self.run.leaves[n] for n in names]
-        with _marked("+".join(names), "tied", "grad"):
-            made = torch.autograd.grad(outs, leaves, stored, retain_graph=True, is_grads_batched=True,
-                                       allow_unused=True) if outs else []
-        return {n: g for n, g in zip(names, made, strict=False) if g is not None}
-
-    def _tensor(self, site: Site) -> Tensor:
-        by_name = {n.name: v for n, v in self.run.params.items()}
-        return by_name[site.weight]
-
-    def sums(self, factors: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        made: dict[str, Tensor] = {}
-        for param, grads in self.pulled.items():
-            with _marked(param, "tied", "weighted_sum"):
-                made[param] = weighted_sum(grads, factors, valid)
-        outs, cotangents = [], []
-        for site in (s for g in self.analysis.groups for s in g if s.direct_norm and s.name in self.uses):
-            name = self.chosen[site.name]
-            with _marked(site.name, name, "weighted_sum"):
-                total = strategies()[name].weighted_sum(self.uses[site.name], factors, valid)
-            if len(site.params) == 1 and self._tensor(site) is self.run.leaves[site.params[0]]:
-                made[site.params[0]] = total
-            else:
-                outs.append(self._tensor(site))
-                cotangents.append(total.to(outs[-1].dtype))
-        return made | self._pull_sum(outs, cotangents)
-
-    def _pull_sum(self, outs: list[Tensor], cotangents: list[Tensor]) -> dict[str, Tensor]:
-        if not outs:
-            return {}
-        names = list(self.run.leaves)
-        with _marked("pull-back", "vjp", "weighted_sum"):
-            grads = torch.autograd.grad(outs, [self.run.leaves[n] for n in names], cotangents, retain_graph=True,
-                                        allow_unused=True)
-        return {n: g for n, g in zip(names, grads, strict=True) if g is not None}
-
-    def per_example(self, param: str, args: tuple[Tensor, ...], capture: Capture) -> Tensor:
-        """Per-example gradients `[B, *shape]` of one parameter, whatever the plan chose for norms."""
-        if not self.pulled:
-            self.pulled = self._pull_all()
-        if param in self.pulled:
-            return self.pulled[param]
-        leaf = dict(zip((k for _, k in capture.inputs.values()), args, strict=False))[param]
-        return leaf.new_zeros((self.rows, *leaf.shape))
-
-    def _pull_all(self) -> dict[str, Tensor]:
-        known = strategies()
-        for site in self.analysis.sites:
-            if known[self.chosen[site.name]].illegal(site) is not None or self.chosen[site.name] in {"ghost", "outer"}:
-                legal = [n for n in ("direct", "unfold", "vmap", "multi") if known[n].illegal(site) is None]
-                self.chosen = self.chosen | {site.name: legal[0]}
-        return self._pull([s for s in self.analysis.sites if s.name in self.uses])
 
 
 def _naive(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: fx.GraphModule, want: str,
@@ -324,5 +117,3 @@ def _naive(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
             return (loss.detach(), norms, factors, *sums, *buffers)
 
     return step
-
-

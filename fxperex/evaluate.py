@@ -1,0 +1,116 @@
+"""Forward and backward of one traced evaluation: the loss program with the parameters cut off.
+
+Gradient flows between the sites' outputs only, so no ordinary weight gradient is ever formed here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from fxperex.analysis.sites import Analysis
+from fxperex.capture import Capture
+from fxperex.errors import CoverageError
+from fxperex.registry import BatchAxis, Site, Uses
+
+
+@dataclass
+class Run:
+    """Values of one traced evaluation of the loss program."""
+
+    leaves: dict[str, Tensor] = field(default_factory=dict)
+    params: dict[fx.Node, Any] = field(default_factory=dict)  # parameter-only values, with gradient
+    env: dict[fx.Node, Any] = field(default_factory=dict)
+    loss: Tensor | None = None
+    buffers: list[Any] = field(default_factory=list)
+
+
+def evaluate(capture: Capture, analysis: Analysis, graph: fx.GraphModule, args: tuple[Tensor, ...]) -> Run:
+    """Runs the program with the parameters cut off: gradient flows between site outputs only."""
+    run = Run()
+    outputs = {s.node for s in analysis.sites}
+    values = iter(args)
+    trainable = {p for s in analysis.sites for p in s.params}
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            value = next(values)
+            kind, name = capture.inputs[node.name]
+            if kind == "parameter" and name in trainable:
+                # A tied parameter may come in under two names; one leaf takes both gradients.
+                run.params[node] = run.leaves.setdefault(name, value.detach().requires_grad_())
+            run.env[node] = value.detach()
+        elif node.op == "call_function":
+            _call(run, node, node.name in analysis.parameter_only, node.name in outputs)
+        else:
+            *run.buffers, run.loss = [run.env.get(v, v) if isinstance(v, fx.Node) else v for v in node.args[0]]
+    return run
+
+
+def _call(run: Run, node: fx.Node, parameter_only: bool, is_site: bool) -> None:
+    if parameter_only:
+        def fetch(n: fx.Node) -> Any:
+            return run.params.get(n, run.env[n])
+        with torch.enable_grad():
+            made = node.target(*fx.map_arg(node.args, fetch), **fx.map_arg(node.kwargs, fetch))  # type: ignore[operator]
+        run.params[node] = made
+        run.env[node] = pytree.tree_map_only(Tensor, lambda t: t.detach(), made)
+        return
+    made = node.target(*fx.map_arg(node.args, run.env.__getitem__),  # type: ignore[operator]
+                       **fx.map_arg(node.kwargs, run.env.__getitem__))
+    if is_site:
+        made = pytree.tree_map_only(Tensor, _tracked, made)
+    run.env[node] = made
+
+
+def _tracked(x: Tensor) -> Tensor:
+    return x if x.requires_grad or not x.dtype.is_floating_point else x.detach().requires_grad_()
+
+
+def backward(capture: Capture, analysis: Analysis, run: Run, graph: fx.GraphModule, rows: int) -> dict[str, Uses]:
+    """Gradients of the summed loss at every site's outputs, and each site's values."""
+    nodes = {n.name: n for n in graph.graph.nodes}
+    twins = dict(zip((n.name for n in capture.main.nodes), capture.twin.nodes, strict=True))
+    at_proof = {n.name: n for n in capture.main.nodes}
+    flat: list[Tensor] = []
+    for name in dict.fromkeys(s.node for s in analysis.sites):
+        flat += [t for t in pytree.tree_leaves(run.env[nodes[name]]) if isinstance(t, Tensor) and t.requires_grad]
+    assert run.loss is not None
+    if not run.loss.requires_grad:
+        raise CoverageError("the loss does not depend on any trainable parameter")
+    found = torch.autograd.grad(run.loss.sum(), flat, allow_unused=True)
+    grads = {id(t): g for t, g in zip(flat, found, strict=True)}
+    uses = {}
+    for site in analysis.sites:
+        outs = [t for t in pytree.tree_leaves(run.env[nodes[site.node]]) if isinstance(t, Tensor)]
+        mine = [grads.get(id(t)) for t in outs]
+        if any(g is not None for g in mine):
+            with torch.no_grad():
+                uses[site.name] = _uses(site, nodes[site.node], run, analysis.axes, mine, at_proof, twins,
+                                        (capture.main.rows, rows))
+    return uses
+
+
+def _uses(site: Site, node: fx.Node, run: Run, axes: dict[str, Any], grads: list[Tensor | None],
+          mains: dict[str, fx.Node], twins: dict[str, fx.Node], rows: tuple[int, int]) -> Uses:
+    flat, spec = pytree.tree_flatten((node.args, node.kwargs))
+    main, twin = (pytree.tree_leaves((n.args, n.kwargs)) for n in (mains[node.name], twins[node.name]))
+    values = [run.env[a].detach() if isinstance(a, fx.Node) else a for a in flat]
+    where = [axes.get(a.name) if isinstance(a, fx.Node) else None for a in flat]
+    # Numbers that grow with the batch, at a batch of one.
+    single = [m - (t - m) * (rows[0] - 1) if isinstance(m, int) and m != t else None
+              for m, t in zip(main, twin, strict=True)]
+
+    def call(args: list[Any]) -> Any:
+        positional, named = pytree.tree_unflatten(args, spec)
+        return node.target(*positional, **named)  # type: ignore[operator]
+
+    # One axis per output, None where an output has no batch: saved statistics, empty placeholders.
+    out_axes = pytree.tree_leaves(axes[node.name], is_leaf=lambda s: s is None or isinstance(s, BatchAxis))
+    first = next(s for s in out_axes if s is not None)
+    dims = site.dims and replace(site.dims, B=rows[1])
+    return Uses(replace(site, rows=rows[1], dims=dims), node, values, where, call, first, grads,
+                {"single": single, "out_axes": out_axes})
