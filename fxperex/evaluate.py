@@ -89,12 +89,12 @@ def backward(capture: Capture, analysis: Analysis, run: Run, graph: fx.GraphModu
         mine = [grads.get(id(t)) for t in outs]
         if any(g is not None for g in mine):
             with torch.no_grad():
-                uses[site.name] = _uses(site, nodes[site.node], run, analysis.axes, mine, at_proof, twins,
+                uses[site.name] = uses_of(site, nodes[site.node], run, analysis.axes, mine, at_proof, twins,
                                         (capture.main.rows, rows))
     return uses
 
 
-def _uses(site: Site, node: fx.Node, run: Run, axes: dict[str, Any], grads: list[Tensor | None],
+def uses_of(site: Site, node: fx.Node, run: Run, axes: dict[str, Any], grads: list[Tensor | None],
           mains: dict[str, fx.Node], twins: dict[str, fx.Node], rows: tuple[int, int]) -> Uses:
     flat, spec = pytree.tree_flatten((node.args, node.kwargs))
     main, twin = (pytree.tree_leaves((n.args, n.kwargs)) for n in (mains[node.name], twins[node.name]))
