@@ -72,8 +72,8 @@ def _images(weight: Tensor, x: Tensor, out: Tensor, groups: int, kernels: tuple[
     if groups > 1 and c == 1:
         shape = (len(x), p, t, taps)
         return tuple(Work("conv_depthwise", shape, 2.0 * math.prod(shape), 1, _dtype(x)) for _ in kernels)
-    shape = (len(x), c, p // groups, t, taps)
-    return tuple(Work(k, shape, 2.0 * math.prod(shape), groups, _dtype(x)) for k in kernels)
+    sizes = (len(x), c, p // groups, t, taps)
+    return tuple(Work(k, sizes, 2.0 * math.prod(sizes), groups, _dtype(x)) for k in kernels)
 
 
 def _mm(node: fx.Node, given: list[Tensor], out: list[Tensor]) -> tuple[Work, ...]:

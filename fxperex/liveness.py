@@ -63,7 +63,8 @@ def peak(listing: Listing) -> Peak:
     return Peak(listing.inputs + worst, at, steps[at].name if steps else "", live)
 
 
-def _live(steps: tuple[Instruction, ...], last: dict[str, int], outputs: frozenset[str], at: int) -> tuple[tuple[str, float], ...]:
+def _live(steps: tuple[Instruction, ...], last: dict[str, int], outputs: frozenset[str],
+          at: int) -> tuple[tuple[str, float], ...]:
     found = [(name, b) for i, step in enumerate(steps[: at + 1]) for name, b in step.makes.items()
              if name in outputs or last.get(name, i) >= at]
     if steps and steps[at].transient:

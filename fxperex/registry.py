@@ -39,13 +39,18 @@ class BatchAxis:
 
 @dataclass(frozen=True)
 class Dims:
-    """Shapes of a site's factors: `a [B,G,T,D]`, `g [B,G,T,P]`, `grad_b = g_b^T a_b`."""
+    """Shapes of a site's factors: `a [B,G,T,D]`, `g [B,G,T,P]`, `grad_b = g_b^T a_b`.
+
+    Of a convolution also its `taps` (D = inputs per group * taps) and the `pixels` of an example's one image.
+    """
 
     B: int
     G: int
     T: int
     D: int
     P: int
+    taps: int = 1
+    pixels: int = 0
 
 
 @dataclass(frozen=True)

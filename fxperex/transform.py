@@ -18,7 +18,7 @@ from fxperex.compiler import BACKENDS
 from fxperex.devices import profile
 from fxperex.errors import ConfigError, CoverageError, ShapeError
 from fxperex.frame import trace_frames
-from fxperex.planner import Plan, Request, make_plan, parse_memory
+from fxperex.planner import Plan, make_plan, parse_memory
 from fxperex.planner.make import check_rows
 from fxperex.runtime import PerExampleModule
 from fxperex.testing import as_forward
@@ -103,10 +103,11 @@ def outline(
         analysis = find_sites(captured, prove(captured), trainable)
         if not analysis.sites:
             raise CoverageError("the loss does not depend on any trainable parameter of the model")
-        request = Request(strategy, logical, rows, budget, _frozen(model, trainable))
         timer = Trial(captured, analysis, here) if strategy == "measure" and here.type != "meta" else None
         frames = cache(lambda: trace_frames(captured, analysis))
-        return Outline(captured, analysis, make_plan(analysis, profile(device or here), request, frames, timer))
+        plan = make_plan(analysis, profile(device or here), rows, strategy, budget, batch=logical,
+                         frozen=_frozen(model, trainable), frames=frames, timer=timer)
+        return Outline(captured, analysis, plan)
 
 
 def _same_random_state(batch: object) -> Any:

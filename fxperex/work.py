@@ -16,7 +16,7 @@ def name_of(site: Site) -> str:
 
 def taps(site: Site) -> int:
     """Number of elements of a convolution's kernel; 1 for everything else."""
-    return math.prod(site.shape[2:]) if site.kind == "conv" else 1
+    return site.dims.taps if site.dims is not None else 1
 
 
 def grads_bytes(site: Site) -> float:
@@ -25,9 +25,13 @@ def grads_bytes(site: Site) -> float:
 
 
 def inputs_bytes(site: Site) -> float:
-    """Bytes of the site's input, before any unfolding; a strided convolution's is a lower bound."""
+    """Bytes of the site's input, before any unfolding."""
     d = site.dims
-    return d.B * d.G * d.T * d.D / taps(site) * site.dtype.itemsize if d is not None else outputs_bytes(site)
+    if d is None:
+        return outputs_bytes(site)
+    if site.kind == "embedding":
+        return 8.0 * d.B * d.T
+    return float(d.B * d.G * (d.pixels or d.T) * (d.D // d.taps) * site.dtype.itemsize)
 
 
 def outputs_bytes(site: Site) -> float:
@@ -39,7 +43,8 @@ def outputs_bytes(site: Site) -> float:
 
 def patches_bytes(site: Site) -> float:
     """Bytes of a convolution's unfolded input; 0 where unfolding is a view."""
-    return inputs_bytes(site) * taps(site) if taps(site) > 1 else 0.0
+    d = site.dims
+    return float(d.B * d.G * d.T * d.D * site.dtype.itemsize) if d is not None and d.taps > 1 else 0.0
 
 
 def patches(site: Site) -> tuple[Work, ...]:

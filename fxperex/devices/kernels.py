@@ -162,26 +162,32 @@ def _bytes(s: Shape) -> float:
 
 
 _CONV = ("n", "inputs", "outputs", "positions", "taps")
-_CONVS = _grid((1, 8), (3, 32, 192), (32, 192), (9, 64, 784), (1, 9, 25), amount=_product)
-_EACH = _grid((8, 32), (3, 32, 192), (32, 192), (9, 64, 784), (1, 9, 25), amount=_product)
+_PRODUCT = ("b", "p", "t", "d")
+_IMAGES = ("n", "channels", "positions", "taps")
+_CONVS = _grid((1, 8, 32), (3, 16, 64, 256), (16, 64, 256), (4, 49, 256, 2304), (1, 9, 25), amount=_product)
+_EACH = _grid((8, 32), (3, 16, 64, 256), (16, 64, 256), (4, 49, 256, 2304), (1, 9, 25), amount=_product)
+_MM = _grid((10, 64, 256, 1024), (8, 64, 512, 4096), (10, 64, 256, 1024), amount=_product)
+_BMM = _grid((4, 32), (16, 64, 256, 1024), (1, 4, 16, 64, 512), (16, 64, 256, 1024), amount=_product)
+_BMM_PATCHES = _grid((8, 32), (16, 64, 256), (4, 49, 256, 2304), (27, 144, 576, 2304), amount=_product)
+_GRAM = _grid((8, 32), (1, 4, 16, 49, 196, 784), (16, 64, 256, 1024, 4096), amount=_gram_work)
+_DEPTHWISE = _grid((8, 32), (16, 96, 384), (4, 16, 196, 784), (9, 25, 49), amount=_product)
+_UNFOLD = _grid((8, 32), (3, 16, 64, 256), (4, 49, 256, 2304), (9, 25), amount=_bytes)
+_STORED = _grid((8, 32), (16, 256, 4608, 65536, 1048576), amount=_bytes)[:-1]
 KERNELS: dict[str, Kernel] = {
-    "mm": Kernel(("m", "k", "n"), _grid((16, 128, 1024), (8, 128, 2048), (16, 128, 1024), amount=_product), _product, _mm, OTHERS),
-    "bmm": Kernel(("b", "p", "t", "d"), _grid((4, 32), (16, 128, 768), (1, 8, 64, 512), (16, 128, 768), amount=_product),
-                  _product, _bmm, OTHERS),
-    "bmm_patches": Kernel(("b", "p", "t", "d"), _grid((8,), (16, 128, 512), (4, 64, 1024), (27, 288, 2304), amount=_product),
-                          _product, _bmm_patches, OTHERS),
-    "gram": Kernel(("b", "t", "d"), _grid((8,), (1, 4, 16, 64, 256), (16, 128, 1024, 4096), amount=_gram_work), _gram_work, _gram),
-    "conv_forward": Kernel(_CONV, _CONVS[::2], _product, _forward, OTHERS),
-    "conv_input": Kernel(_CONV, _CONVS[::2], _product, _back([True, False, False]), OTHERS),
+    "mm": Kernel(("m", "k", "n"), _MM, _product, _mm, OTHERS),
+    "bmm": Kernel(_PRODUCT, _BMM, _product, _bmm, OTHERS),
+    "bmm_patches": Kernel(_PRODUCT, _BMM_PATCHES, _product, _bmm_patches, OTHERS),
+    "gram": Kernel(("b", "t", "d"), _GRAM, _gram_work, _gram),
+    "conv_forward": Kernel(_CONV, _CONVS[::3], _product, _forward, OTHERS),
+    "conv_input": Kernel(_CONV, _CONVS[1::3], _product, _back([True, False, False]), OTHERS),
     "conv_weight": Kernel(_CONV, _CONVS, _product, _back([False, True, False]), OTHERS),
-    "conv_depthwise": Kernel(("n", "channels", "positions", "taps"), _grid((8,), (16, 128, 512), (16, 196, 784), (9, 25, 49)),
-                             _product, _depthwise),
-    "conv_grouped": Kernel(_CONV, _EACH[::2], _product, _crb, OTHERS),
-    "conv_vmap": Kernel(_CONV, _EACH[::3], _product, _vmapped),
-    "im2col": Kernel(("n", "channels", "positions", "taps"), _grid((8,), (3, 32, 192), (9, 64, 784), (9, 25)), _bytes, _im2col),
-    "copy": Kernel(("bytes",), tuple((2**k,) for k in range(12, 28, 3)), lambda s: 2.0 * s[0], _copy),
-    "norm": Kernel(("rows", "size"), _grid((8, 64), (64, 1152, 36864, 589824), amount=_bytes)[:-1], _bytes, _norm),
-    "mv": Kernel(("rows", "size"), _grid((8, 64), (64, 1152, 36864, 589824), amount=_bytes)[:-1], _bytes, _mv),
-    "store": Kernel(("bytes",), tuple((2**k,) for k in (20, 22, 24, 26, 27)), lambda s: float(s[0]), _store),
+    "conv_depthwise": Kernel(_IMAGES, _DEPTHWISE, _product, _depthwise),
+    "conv_grouped": Kernel(_CONV, _EACH, _product, _crb, OTHERS),
+    "conv_vmap": Kernel(_CONV, _EACH[::2], _product, _vmapped),
+    "im2col": Kernel(_IMAGES, _UNFOLD, _bytes, _im2col),
+    "copy": Kernel(("bytes",), tuple((2**k,) for k in range(10, 28)), lambda s: 2.0 * s[0], _copy),
+    "norm": Kernel(("rows", "size"), _STORED, _bytes, _norm),
+    "mv": Kernel(("rows", "size"), _STORED, _bytes, _mv),
+    "store": Kernel(("bytes",), tuple((2**k,) for k in range(18, 28)), lambda s: float(s[0]), _store),
     "launch": Kernel(("one",), ((1,),), lambda s: 1.0, _launch),
 }

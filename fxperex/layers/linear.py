@@ -35,9 +35,16 @@ class Linear:
     def factors(self, uses: Uses) -> tuple[Tensor, Tensor]:
         x, axis = self._input(uses)
         rows = uses.site.rows
-        a = split(x, axis, rows).reshape(rows, 1, -1, x.shape[-1])
-        g = split(uses.grad, uses.out_axis, rows).reshape(rows, 1, -1, uses.grad.shape[-1])
-        return a, g
+        return split(x, axis, rows).reshape(rows, 1, -1, x.shape[-1]), self.outputs(uses)
+
+    def outputs(self, uses: Uses) -> Tensor:
+        """Output gradients `g [B,1,T,P]`."""
+        return split(uses.grad, uses.out_axis, uses.site.rows).reshape(uses.site.rows, 1, -1, uses.grad.shape[-1])
+
+    def gram(self, uses: Uses) -> Tensor:
+        """`<a_t, a_s>` `[B,1,T,T]`, float64."""
+        a = self.factors(uses)[0].double()
+        return a @ a.transpose(2, 3)
 
     def fold(self, uses: Uses, grads: Tensor) -> Tensor:
         """`[B,1,P,D]` -> `[B, *weight shape]`."""

@@ -14,7 +14,8 @@ from fxperex.registry import BatchAxis, Uses, layer_kind
 
 # op -> (place of the weight, place of the bias or None)
 PLACES: dict[str, tuple[int, int | None]] = {"layer_norm": (2, 3), "rms_norm": (2, None), "group_norm": (2, 3),
-                                             "instance_norm": (1, 2), "batch_norm": (1, 2)}
+                                             "instance_norm": (1, 2), "batch_norm": (1, 2),
+                                             "_native_batch_norm_legit_no_training": (1, 2)}
 
 
 @layer_kind("norm")
@@ -42,7 +43,8 @@ class Norm:
                 at = self._flat(uses.node, which)
                 if at is not None and at < len(args):
                     args[at] = None
-            g = g * uses.call(args)
+            whole = uses.call(args)
+            g = g * (whole if isinstance(whole, Tensor) else whole[0])
         trailing = packet(uses.node) in {"layer_norm", "rms_norm"}
         shape = site.shape if trailing else (*site.shape, *(1,) * (g.dim() - 2))
         return unbroadcast(g, uses.out_axis, shape, site.rows).reshape(site.rows, *site.shape)

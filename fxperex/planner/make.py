@@ -19,35 +19,59 @@ Timer = Callable[[Site, str], float]
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is asked of the planner. `rows`: examples of one step, None: the planner's choice of at most `batch`."""
+class _Request:
+    """What is asked of the planner, whatever number of rows it tries."""
 
-    strategy: str | Mapping[str, str] | Plan = "auto"
-    batch: int = 1
-    rows: int | None = None
-    memory: int | None = None
-    frozen: tuple[str, ...] = ()
+    analysis: Analysis
+    profile: Profile
+    strategy: str | Mapping[str, str] | Plan
+    batch: int
+    memory: int | None
+    frozen: tuple[str, ...]
+    timer: Timer | None
+
+    def draft(self, rows: int) -> Plan:
+        """Returns the plan at `rows` without a look at memory."""
+        wanted, whole = self._wanted()
+        groups = {s.name: tuple(at_rows(m, rows) for m in group) for group in self.analysis.groups for s in group}
+        sites = [at_rows(s, 1 if whole == "naive" else rows) for s in self.analysis.sites]
+        if whole == "naive":
+            choices = tuple(naive(s, self.profile) for s in sites)
+        else:
+            choices = tuple(choose(s, self.profile, groups.get(s.name, (s,)), wanted.get(s.name), whole) for s in sites)
+        how = "naive" if whole == "naive" else "graph"
+        plan = Plan(choices, how, rows, self.profile.device, self.analysis.unused, self.frozen)
+        return plan if self.timer is None or self.strategy != "measure" else refine(plan, self.profile, self.timer)
+
+    def _wanted(self) -> tuple[dict[str, str], str]:
+        """(strategy asked for by site, strategy asked for everywhere or a word such as auto)."""
+        if isinstance(self.strategy, Plan):
+            check_same(self.strategy, self.analysis.sites)
+            return {c.site.name: c.strategy for c in self.strategy.choices}, \
+                "naive" if self.strategy.whole == "naive" else "auto"
+        return forced(self.analysis, self.strategy), self.strategy if isinstance(self.strategy, str) else "auto"
 
 
-def make_plan(analysis: Analysis, profile: Profile, request: Request, frames: Callable[[], Frames] | None = None,
-              timer: Timer | None = None) -> Plan:
-    """Returns the Plan. `frames` is called only where memory is in question, `timer` only for strategy="measure".
+def make_plan(analysis: Analysis, profile: Profile, rows: int | None, strategy: str | Mapping[str, str] | Plan = "auto",
+              memory: int | None = None, *, batch: int | None = None, frozen: tuple[str, ...] = (),
+              frames: Callable[[], Frames] | None = None, timer: Timer | None = None) -> Plan:
+    """Returns the Plan for steps of `rows` examples; None: the planner's choice of at most `batch`.
 
+    `frames` is called only where memory is in question, `timer` only for strategy="measure".
     Raises ConfigError for unknown names, globs without match, an illegal or foreign choice, a budget nothing fits.
     """
-    rows = request.batch if request.rows is None else request.rows
-    plan = _draft(analysis, profile, request, rows)
-    if timer is not None and request.strategy == "measure":
-        plan = refine(plan, profile, timer)
-    if frames is None or (request.memory is None and request.rows is not None):
+    first = rows or batch or 1
+    request = _Request(analysis, profile, strategy, first, memory, frozen, timer)
+    plan = request.draft(first)
+    if frames is None or (memory is None and rows is not None):
         return plan
     made = frames()
-    if request.rows is None:
-        return _choose_rows(plan, analysis, profile, request, made)
-    assert request.memory is not None
-    fitted = _fitted(plan, made.at(plan.frame_rows), request.memory, profile)
+    if rows is None:
+        return _choose_rows(plan, request, made)
+    assert memory is not None
+    fitted = _fitted(plan, made.at(plan.frame_rows), memory, profile)
     if fitted is None:
-        raise refuse(made.at(plan.frame_rows), plan.choices, request.memory)
+        raise refuse(made.at(plan.frame_rows), plan.choices, memory)
     return fitted
 
 
@@ -55,24 +79,6 @@ def with_frame(plan: Plan, frame: Frame, profile: Profile) -> Plan:
     """Returns `plan` with the predicted seconds of forward and backward, and the peak bytes of the whole step."""
     seconds = plan.turns * sum(profile.seconds(c) for c in frame.costs)
     return replace(plan, frame_seconds=seconds, peak=plan_peak(frame, plan.choices).bytes)
-
-
-def _draft(analysis: Analysis, profile: Profile, request: Request, rows: int) -> Plan:
-    strategy = request.strategy
-    if isinstance(strategy, Plan):
-        check_same(strategy, analysis.sites)
-        wanted, whole = {c.site.name: c.strategy for c in strategy.choices}, strategy.whole
-        name = "naive" if whole == "naive" else "auto"
-    else:
-        wanted, name = forced(analysis, strategy), strategy if isinstance(strategy, str) else "auto"
-        whole = "naive" if name == "naive" else "graph"
-    groups = {s.name: tuple(at_rows(m, rows) for m in group) for group in analysis.groups for s in group}
-    sites = [at_rows(s, 1 if whole == "naive" else rows) for s in analysis.sites]
-    if whole == "naive":
-        choices = tuple(naive(s, profile) for s in sites)
-    else:
-        choices = tuple(choose(s, profile, groups.get(s.name, (s,)), wanted.get(s.name), name) for s in sites)
-    return Plan(choices, whole, rows, profile.device, analysis.unused, request.frozen)
 
 
 def refine(plan: Plan, profile: Profile, timer: Timer) -> Plan:
@@ -105,13 +111,13 @@ def _fitted(plan: Plan, frame: Frame, memory: int, profile: Profile) -> Plan | N
     return replace(made, budget=Budget(memory, plan.seconds, free.peak))
 
 
-def _choose_rows(plan: Plan, analysis: Analysis, profile: Profile, request: Request, frames: Frames) -> Plan:
+def _choose_rows(plan: Plan, request: _Request, frames: Frames) -> Plan:
     """The number of rows with the least time for a batch, among the batch's own and its halvings, that fits."""
-    batch, memory = request.batch, request.memory
+    batch, memory, profile = request.batch, request.memory, request.profile
     found: list[tuple[float, int, Plan]] = []
     sizes = sorted({-(-batch // 2**k) for k in range(batch.bit_length() + 1)}, reverse=True)
     for rows in sizes:
-        drafted = plan if rows == plan.rows else _draft(analysis, profile, request, rows)
+        drafted = plan if rows == plan.rows else request.draft(rows)
         frame = frames.at(drafted.frame_rows)
         made = with_frame(drafted, frame, profile) if memory is None else _fitted(drafted, frame, memory, profile)
         if made is not None:
@@ -119,7 +125,7 @@ def _choose_rows(plan: Plan, analysis: Analysis, profile: Profile, request: Requ
             found.append(((made.frame_seconds + made.seconds) * -(-batch // rows), -rows, made))
     if not found:
         assert memory is not None
-        raise refuse(frames.at(1), _draft(analysis, profile, request, 1).choices, memory)
+        raise refuse(frames.at(1), request.draft(1).choices, memory)
     return min(found, key=lambda item: item[:2])[2]
 
 

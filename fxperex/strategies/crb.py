@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxperex.layers.conv import Geometry, geometry, padded
+from fxperex.layers.windows import Geometry, geometry, padded
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.stored import Stored, kind_of
 from fxperex.work import convolutions, grads_bytes, inputs_bytes, outputs_bytes, per_example_product, read_stored

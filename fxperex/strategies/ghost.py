@@ -10,9 +10,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from fxperex.config import gamma
+from fxperex.layers.conv import SMALL, pixel_gram
 from fxperex.registry import Cost, Site, Uses, Work, strategy
 from fxperex.strategies.stored import kind_of
-from fxperex.work import patches, patches_bytes, scaling_bytes, weight_gradient
+from fxperex.work import inputs_bytes, patches, patches_bytes, scaling_bytes, weight_gradient
 
 GRAM_ROUNDING = 2.0**-50  # float64 products and their blocked sums, in units of S^2
 
@@ -26,13 +27,19 @@ class Ghost:
         d = site.dims
         assert d is not None
         inputs = 0 if site.kind == "embedding" else d.D
-        sides = tuple(Work("gram", (d.B * d.G, d.T, width), 2.0 * d.B * d.G * d.T**2 * width)
-                      for width in (inputs, d.P) if width)
-        doubled = 8.0 * d.B * d.G * d.T * (inputs + d.P)
-        grams = 8.0 * d.B * d.G * d.T**2
-        work = (*patches(site), *sides, *weight_gradient(site, d))
-        moved = 4 * doubled + 4 * grams + scaling_bytes(site) + 2.0 * site.size * site.dtype.itemsize
-        return Cost(work, moved, 0.0, patches_bytes(site) + doubled + 3 * grams, 30, rereads=True)
+        pixels = site.kind == "conv" and pixel_gram(d)
+        # Every Gram product is (rows, width) of one operand times its transpose, in float64.
+        pairs = [(d.T, d.P), (d.pixels, d.D // d.taps) if pixels else (d.T, inputs)]
+        groups = d.B * d.G
+        grams = tuple(Work("gram", (groups, t, width), 2.0 * groups * t**2 * width) for t, width in pairs if width)
+        doubled, square = 2 * inputs_bytes(site) + 8.0 * groups * d.T * d.P, 8.0 * groups * d.T**2
+        moved = 3 * doubled + 4 * square + scaling_bytes(site) + 2.0 * site.size * site.dtype.itemsize
+        if pixels:
+            moved += 3 * square * d.taps  # shifted copies of the pixels' matrix, added up
+        unfolded = () if pixels and d.T > SMALL else patches(site)
+        transient = doubled + 3 * square + (8.0 * groups * d.pixels**2 if pixels else 3 * patches_bytes(site))
+        launches = 25 + (2 * d.taps if pixels else 0)
+        return Cost((*unfolded, *grams, *weight_gradient(site, d)), moved, 0.0, transient, launches, rereads=True)
 
     def stored(self, uses: Uses) -> None:
         return None
@@ -44,8 +51,8 @@ class Ghost:
             same, lengths = (ids[:, None, :, None] == ids[:, None, None, :]), 1.0
             g = g.double()[:, None]
         else:
-            a, g = (x.double() for x in kind.factors(uses))
-            same, lengths = a @ a.transpose(2, 3), a.square().sum(3).sqrt()
+            same, g = kind.gram(uses), kind.outputs(uses).double()
+            lengths = same.diagonal(dim1=2, dim2=3).clamp(min=0).sqrt()
         squared = (same * (g @ g.transpose(2, 3))).sum((1, 2, 3)).clamp(min=0)
         spread = (lengths * g.square().sum(3).sqrt()).sum((1, 2))
         return squared + (gamma(uses.grad.dtype) + GRAM_ROUNDING) * spread.square()

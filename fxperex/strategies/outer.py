@@ -7,7 +7,7 @@ from torch import Tensor
 from fxperex.numerics import sq_norm
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.stored import kind_of
-from fxperex.work import inputs_bytes, outputs_bytes, patches, patches_bytes, scaling_bytes, taps, weight_gradient
+from fxperex.work import inputs_bytes, outputs_bytes, patches, patches_bytes, scaling_bytes, weight_gradient
 
 
 @strategy("outer")
@@ -20,9 +20,9 @@ class Outer:
     def cost(self, site: Site) -> Cost:
         d = site.dims
         assert d is not None
-        moved = inputs_bytes(site) * taps(site) + outputs_bytes(site)
-        return Cost((*patches(site), *weight_gradient(site, d)), moved + scaling_bytes(site) + 2.0 * site.size * site.dtype.itemsize,
-                    0.0, patches_bytes(site), 16, rereads=True)
+        moved = (patches_bytes(site) or inputs_bytes(site)) + outputs_bytes(site)
+        moved += scaling_bytes(site) + 2.0 * site.size * site.dtype.itemsize
+        return Cost((*patches(site), *weight_gradient(site, d)), moved, 0.0, patches_bytes(site), 16, rereads=True)
 
     def stored(self, uses: Uses) -> None:
         return None

@@ -24,10 +24,8 @@ class Vmap(Stored):
         d, grads = site.dims, grads_bytes(site)
         if d is None or site.kind == "embedding":
             return Cost(read_stored(site), 12 * outputs_bytes(site) + 6 * grads, grads, 2 * outputs_bytes(site) + grads, 20)
-        if site.kind == "conv":
-            made = convolutions(site, d, "conv_vmap", d.B * d.G, 1)
-        else:
-            made = per_example_product(site, d)
+        conv = site.kind == "conv"
+        made = convolutions(site, d, "conv_vmap", d.B * d.G, 1) if conv else per_example_product(site, d)
         return Cost((made, *read_stored(site)), 6 * grads, grads, 2 * grads, 16)
 
     def gradients(self, uses: Uses) -> Tensor:

@@ -1,0 +1,145 @@
+"""The windows of a convolution: its geometry, its patches, the taps that ever see the image, the Gram matrix of patches.
+
+`a_t` is the patch that output position t sees: `a_t[c,k] = x[c, s t + d k - p]`, zero outside the image.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Options of one convolution, one number per spatial dimension; `before`/`after` pad each side.
+
+    `first`: the tap of the whole kernel at which `kernel` begins (see `live`); `whole`: the whole kernel.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    groups: int
+    first: tuple[int, ...]
+    whole: tuple[int, ...]
+
+    @property
+    def even(self) -> bool:
+        return self.before == self.after
+
+    @property
+    def taps(self) -> int:
+        return torch.Size(self.kernel).numel()
+
+    @property
+    def pointwise(self) -> bool:
+        """True where a patch is one pixel and every pixel has its patch."""
+        return self.taps == 1 and set(self.stride) == {1} and not any(self.before) and not any(self.after)
+
+
+def geometry(node: fx.Node) -> Geometry:
+    """Returns the Geometry of a captured `conv1d/2d/3d` node."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    given: dict[str, Any] = {s.name: s.default_value for s in schema}
+    given |= {s.name: a for s, a in zip(schema, node.args, strict=False)} | dict(node.kwargs)
+    kernel = tuple(given["weight"].meta["val"].shape[2:])
+    n = len(kernel)
+
+    def each(value: Any) -> tuple[int, ...]:
+        return (value,) * n if isinstance(value, int) else tuple(value) * (n if len(value) == 1 else 1)
+
+    stride, dilation, padding = each(given["stride"]), each(given["dilation"]), given["padding"]
+    if isinstance(padding, str):
+        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+        before, after = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+    else:
+        before = after = each(padding)
+    return Geometry(kernel, stride, dilation, before, after, given["groups"], (0,) * n, kernel)
+
+
+def live(shape: Geometry, sizes: tuple[int, ...]) -> Geometry:
+    """Returns `shape` without the outer taps that see padding alone in an image of `sizes`.
+
+    Their gradient is zero whatever the data. An image of one pixel under a padded kernel of 3 x 3 leaves one
+    tap of nine; larger images keep them all.
+    """
+    parts = [_live(shape, i, size) for i, size in enumerate(sizes)]
+    kernel, before, after, first = (tuple(p[j] for p in parts) for j in range(4))
+    return replace(shape, kernel=kernel, before=before, after=after, first=first)
+
+
+def _live(shape: Geometry, i: int, size: int) -> tuple[int, int, int, int]:
+    """(kernel, before, after, first tap) of dimension `i`, cropped; as it was where cropping would eat the image."""
+    k, s, d, before, after = (v[i] for v in (shape.kernel, shape.stride, shape.dilation, shape.before, shape.after))
+    outs = (size + before + after - d * (k - 1) - 1) // s + 1
+    seeing = [j for j in range(k) if any(0 <= o * s + j * d - before < size for o in range(outs))]
+    low, high = (seeing[0], seeing[-1] + 1) if seeing else (0, k)
+    cropped = high - low, before - low * d, after - (k - high) * d, low
+    return cropped if cropped[1] >= 0 and cropped[2] >= 0 else (k, before, after, 0)
+
+
+def whole_kernel(grads: Tensor, shape: Geometry) -> Tensor:
+    """Returns gradients `[..., *live kernel]` as `[..., *whole kernel]`, zero at the taps that see nothing."""
+    widths: list[int] = []
+    for k, low, full in reversed(list(zip(shape.kernel, shape.first, shape.whole, strict=True))):
+        widths += [low, full - low - k]
+    return F.pad(grads, widths) if any(widths) else grads
+
+
+def padded(x: Tensor, shape: Geometry) -> Tensor:
+    """Returns `x` with its padding made explicit."""
+    widths: list[int] = []
+    for before, after in zip(reversed(shape.before), reversed(shape.after), strict=True):
+        widths += [before, after]
+    return F.pad(x, widths)
+
+
+def unfold(x: Tensor, shape: Geometry) -> Tensor:
+    """Returns patches `[N, C |K|, T]` of `x [N, C, *S]`, channels outermost."""
+    if shape.pointwise:
+        return x.flatten(2)
+    if shape.even and len(shape.kernel) == 2:
+        return F.unfold(x, shape.kernel, shape.dilation, shape.before, shape.stride)
+    n = len(shape.kernel)
+    x = padded(x, shape)
+    for i, (k, s, d) in enumerate(zip(shape.kernel, shape.stride, shape.dilation, strict=True)):
+        x = x.unfold(2 + i, d * (k - 1) + 1, s)[..., ::d]
+    positions, taps = range(2, 2 + n), range(2 + n, 2 + 2 * n)
+    x = x.permute(0, 1, *taps, *positions)
+    return x.reshape(x.shape[0], x.shape[1] * shape.taps, -1)
+
+
+def gram(x: Tensor, shape: Geometry, outs: tuple[int, ...]) -> Tensor:
+    """Returns `<a_t, a_s>` `[N, T, T]` of the patches of `x [N, C, *S]` at the positions of `outs`, without patches.
+
+    `<a_t, a_s> = sum_k R[s t + d k, s s + d k]` with the pixels' own Gram matrix `R = x^T x`: one product over
+    channels instead of one over channels and taps, then |K| shifted copies of R added up.
+    """
+    n, sizes = len(shape.kernel), tuple(x.shape[2:])
+    flat = x.flatten(2)
+    pixels = (flat.transpose(1, 2) @ flat).reshape(len(x), *sizes, *sizes)
+    widths: list[int] = []
+    for before, after in reversed(list(zip(shape.before, shape.after, strict=True))):
+        widths += [before, after]
+    pixels = F.pad(pixels, widths * 2) if any(widths) else pixels
+    total: Tensor | None = None
+    for tap in itertools.product(*(range(k) for k in shape.kernel)):
+        seen = pixels
+        for i, (k, o, s, d) in enumerate(zip(tap, outs, shape.stride, shape.dilation, strict=True)):
+            for side in (1 + i, 1 + n + i):
+                seen = _every(seen, side, k * d, o, s)
+        total = seen if total is None else total + seen
+    assert total is not None
+    positions = torch.Size(outs).numel()
+    return total.reshape(len(x), positions, positions)
+
+
+def _every(x: Tensor, dim: int, start: int, count: int, step: int) -> Tensor:
+    return torch.ops.aten.slice.Tensor(x, dim, start, start + (count - 1) * step + 1, step)

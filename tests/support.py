@@ -1,0 +1,63 @@
+"""What the tests share: a non-linear loss, and one capture run under many strategies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from fxperex.analysis import find_sites, prove
+from fxperex.capture import capture
+from fxperex.clipping import as_rule
+from fxperex.devices import profile
+from fxperex.planner import make_plan
+from fxperex.runtime import PerExampleModule
+from fxperex.testing import clipped, error, loop
+
+LIMIT = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def curved(model: nn.Module, *batch: Tensor) -> Tensor:
+    """A per-example loss `[B]` whose output gradients differ by element and example."""
+    out = model(*batch)
+    out = out[0] if isinstance(out, tuple) else out
+    weights = torch.linspace(0.5, 2.0, out[0].numel(), dtype=out.dtype).reshape(out.shape[1:])
+    return ((out * weights).sin() + out**2 / 3).flatten(1).sum(1)
+
+
+def under(model: nn.Module, batch: tuple[Tensor, ...], forward: Callable[..., Tensor], clip: float,
+          names: Iterable[str]) -> Iterator[tuple[str, PerExampleModule]]:
+    """Yields (strategy, private step): `fxperex.transform` under each strategy, captured and proved once."""
+    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+    with torch.random.fork_rng():
+        captured = capture(model, forward, batch, len(batch[0]))
+    axes = prove(captured)
+    analysis = find_sites(captured, axes, trainable)
+    for name in names:
+        plan = make_plan(analysis, profile(batch[0].device), len(batch[0]), name)
+        yield name, PerExampleModule(model, batch, captured, analysis, plan, as_rule(clip), "eager")
+
+
+def against_the_loop(model: nn.Module, batch: tuple[Tensor, ...], names: Iterable[str] = ("auto",),
+                     forward: Callable[..., Tensor] = curved) -> list[PerExampleModule]:
+    """Asserts norms, clipped sums and per-example gradients against the float64 loop; returns the steps."""
+    limit = LIMIT[next(model.parameters()).dtype]
+    truth = loop(model, forward, batch)
+    # A clip below most norms, so that the factors matter.
+    clip = 0.7 * float(clipped(truth, 1.0)[1].median())
+    total, norms = clipped(truth, clip)
+    scale, steps = 1e-3 * float(norms.max()), []
+    for name, private in under(model, batch, forward, clip, names):
+        model.zero_grad()
+        assert error(private.step(*batch).norms, norms) <= limit, name
+        for p, want in total.items():
+            assert error(model.get_parameter(p).grad, want, scale) <= limit, (name, p)
+        if name in {"naive", "vmap", "auto"}:
+            grads = private.gradients(*batch)
+            for p, want in truth.items():
+                assert error(grads[p], want, scale) <= limit, (name, p)
+        steps.append(private)
+    return steps
+
+
