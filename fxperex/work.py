@@ -79,6 +79,12 @@ def weight_gradient(site: Site, d: Dims) -> tuple[Work, ...]:
     return (convolutions(site, d, "conv_weight", d.B, d.G),)
 
 
+def folding_bytes(site: Site) -> float:
+    """Traffic of spreading one gradient of the live taps over the whole kernel, element by element; mostly none."""
+    d = site.dims
+    return 0.0 if site.kind != "conv" or d is None or site.size == d.G * d.P * d.D else 8.0 * site.size * site.dtype.itemsize
+
+
 def scaling_bytes(site: Site) -> float:
     """Traffic of scaling output gradients by the clip factors and of clearing padded rows, before a weight gradient."""
     return 5 * outputs_bytes(site) + 2 * inputs_bytes(site)

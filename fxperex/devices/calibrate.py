@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 
@@ -13,6 +13,7 @@ from fxperex.devices.store import device_name
 
 BUDGET = 110.0  # seconds; what is left unmeasured by then is said, and interpolated
 ENOUGH = 0.02  # seconds spent on one shape
+STRIDE = 137  # a prime that divides no grid's number of shapes
 Report = Callable[[int, int, str], None]
 
 
@@ -21,7 +22,7 @@ def calibrate(device: torch.device, report: Report | None = None, budget: float 
 
     `report(done, total, what)` is called before every measurement.
     """
-    todo = list(_todo())
+    todo = _todo()
     samples: dict[str, dict[str, list[tuple[Shape, float]]]] = {}
     start = time.perf_counter()
     timer = Timer(device)
@@ -38,19 +39,15 @@ def calibrate(device: torch.device, report: Report | None = None, budget: float 
     return Profile(device_name(device), torch.__version__, {k: {d: tuple(r) for d, r in v.items()} for k, v in samples.items()})
 
 
-def _todo() -> Iterator[tuple[str, Kernel, torch.dtype, Shape]]:
+def _todo() -> list[tuple[str, Kernel, torch.dtype, Shape]]:
+    """Every measurement, spread evenly: a budget that runs out leaves gaps in every kernel, and none without samples."""
+    found: list[tuple[float, str, Kernel, torch.dtype, Shape]] = []
     for name, kernel in KERNELS.items():
-        for shape in _spread(kernel.shapes):
-            yield name, kernel, torch.float32, shape
-    for name, kernel in KERNELS.items():
-        for dtype in kernel.dtypes:
-            for shape in kernel.shapes[2::7]:
-                yield name, kernel, dtype, shape
-
-
-def _spread(shapes: tuple[Shape, ...]) -> list[Shape]:
-    """Far-apart shapes first, so that a budget that runs out leaves gaps, not a missing end."""
-    return [s for i in range(3) for s in shapes[i::3]]
+        for dtype, shapes in [(torch.float32, kernel.shapes), *((d, kernel.shapes[2::9]) for d in kernel.dtypes)]:
+            # A stride prime to the grid's sizes takes far-apart shapes first.
+            order = [shapes[(i * STRIDE) % len(shapes)] for i in range(len(shapes))]
+            found += [(i / len(order), name, kernel, dtype, s) for i, s in enumerate(order)]
+    return [item[1:] for item in sorted(found, key=lambda item: item[0])]
 
 
 class Timer:
@@ -62,7 +59,7 @@ class Timer:
     def __call__(self, call: Callable[[], object], enough: float = ENOUGH, least: int = 3) -> float:
         call()
         best, spent, count = float("inf"), 0.0, 0
-        while count < least or (spent < enough and count < 50):
+        while count < (2 if best > enough else least) or (spent < enough and count < 50):
             self._wait()
             start = time.perf_counter()
             call()

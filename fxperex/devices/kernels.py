@@ -19,7 +19,7 @@ from fxperex.numerics import sq_norm
 
 Shape = tuple[int, ...]
 Make = Callable[[Shape, torch.dtype, torch.device], Callable[[], object]]
-LIMIT = 1.5e9  # flop of the largest call measured: a twentieth of a second on a slow core
+LIMIT = 6e8  # flop, or bytes, of the largest call measured
 
 
 @dataclass(frozen=True)

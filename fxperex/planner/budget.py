@@ -59,8 +59,9 @@ def refuse(frame: Frame, choices: Choices, memory: int) -> ConfigError:
     strategy = next((f" ({c.strategy})" for c in least if c.site.name == setter), "")
     at = f"the site {setter}{strategy}" if setter else f"forward and backward, at node {found.at}"
     return ConfigError(
-        f"memory={memory} bytes ({size(memory)}) holds no plan of this step with {frame.rows} rows: the smallest "
-        f"budget that does is {budget_text(found.bytes)}, set by {at}; parameters and batch alone take {size(frame.listing.inputs)}. "
+        f"memory={memory} bytes ({size(memory)}) holds no plan of this step with {frame.rows} rows: the "
+        f"smallest budget that does is {budget_text(found.bytes)}, set by {at}; parameters and batch alone take "
+        f"{size(frame.listing.inputs)}. "
         'Raise memory, or lower physical_batch (or pass physical_batch="auto")')
 
 

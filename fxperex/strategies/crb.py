@@ -13,7 +13,7 @@ from torch import Tensor
 from fxperex.layers.windows import Geometry, geometry, padded
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.stored import Stored, kind_of
-from fxperex.work import convolutions, grads_bytes, inputs_bytes, outputs_bytes, per_example_product, read_stored
+from fxperex.work import convolutions, folding_bytes, grads_bytes, inputs_bytes, outputs_bytes, per_example_product, read_stored
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -28,10 +28,10 @@ class Crb(Stored):
         assert d is not None
         grads, moved = grads_bytes(site), inputs_bytes(site) + outputs_bytes(site)
         if site.kind == "conv":
-            made, traffic = convolutions(site, d, "conv_grouped", d.B * d.G, 1), 2 * moved + 4 * grads
+            made, traffic = convolutions(site, d, "conv_grouped", d.B * d.G, 1), 2 * moved + 4 * grads + d.B * folding_bytes(site)
         else:
             made, traffic = per_example_product(site, d), 2 * grads
-        return Cost((made, *read_stored(site)), traffic, grads, grads + moved, 12)
+        return Cost((made, *read_stored(site)), traffic, grads, grads + moved, 50)
 
     def gradients(self, uses: Uses) -> Tensor:
         if uses.site.kind == "linear":

@@ -20,7 +20,7 @@ class Direct(Stored):
 
     def cost(self, site: Site) -> Cost:
         grads = grads_bytes(site)
-        return Cost(read_stored(site), 4 * outputs_bytes(site) + 4 * grads, grads, 2 * outputs_bytes(site) + grads, 12)
+        return Cost(read_stored(site), 4 * outputs_bytes(site) + 4 * grads, grads, 2 * outputs_bytes(site) + grads, 40)
 
     def gradients(self, uses: Uses) -> Tensor:
         return kind_of(uses.site).per_example(uses)

@@ -13,7 +13,7 @@ from fxperex.config import gamma
 from fxperex.layers.conv import SMALL, pixel_gram
 from fxperex.registry import Cost, Site, Uses, Work, strategy
 from fxperex.strategies.stored import kind_of
-from fxperex.work import inputs_bytes, patches, patches_bytes, scaling_bytes, weight_gradient
+from fxperex.work import folding_bytes, inputs_bytes, patches, patches_bytes, scaling_bytes, weight_gradient
 
 GRAM_ROUNDING = 2.0**-50  # float64 products and their blocked sums, in units of S^2
 
@@ -33,12 +33,12 @@ class Ghost:
         groups = d.B * d.G
         grams = tuple(Work("gram", (groups, t, width), 2.0 * groups * t**2 * width) for t, width in pairs if width)
         doubled, square = 2 * inputs_bytes(site) + 8.0 * groups * d.T * d.P, 8.0 * groups * d.T**2
-        moved = 3 * doubled + 4 * square + scaling_bytes(site) + 2.0 * site.size * site.dtype.itemsize
+        moved = 3 * doubled + 4 * square + scaling_bytes(site) + 2.0 * site.size * site.dtype.itemsize + folding_bytes(site)
         if pixels:
             moved += 3 * square * d.taps  # shifted copies of the pixels' matrix, added up
         unfolded = () if pixels and d.T > SMALL else patches(site)
         transient = doubled + 3 * square + (8.0 * groups * d.pixels**2 if pixels else 3 * patches_bytes(site))
-        launches = 25 + (2 * d.taps if pixels else 0)
+        launches = 80 + (4 * d.taps if pixels else 0)
         return Cost((*unfolded, *grams, *weight_gradient(site, d)), moved, 0.0, transient, launches, rereads=True)
 
     def stored(self, uses: Uses) -> None:

@@ -22,12 +22,12 @@ class Multi(Stored):
     def cost(self, site: Site) -> Cost:
         d, grads = site.dims, grads_bytes(site)
         if d is None or site.kind == "embedding":
-            return Cost(read_stored(site), 8 * outputs_bytes(site) + 6 * grads, grads, grads, 8 * site.rows)
+            return Cost(read_stored(site), 8 * outputs_bytes(site) + 6 * grads, grads, grads, 18 * site.rows + 20)
         if site.kind == "conv":
             each = convolutions(site, d, "conv_weight", 1, site.rows * d.G)
         else:
             each = Work("mm", (d.P, d.T, d.D), 2.0 * d.T * d.D * d.P, site.rows, name_of(site))
-        return Cost((each, *read_stored(site)), 2 * grads, grads, grads, 6 * site.rows)
+        return Cost((each, *read_stored(site)), 2 * grads, grads, grads, 18 * site.rows + 20)
 
     def gradients(self, uses: Uses) -> Tensor:
         return torch.stack([self._one(uses, b) for b in range(uses.site.rows)])

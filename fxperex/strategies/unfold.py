@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.stored import Stored, kind_of
-from fxperex.work import grads_bytes, patches, patches_bytes, per_example_product, read_stored
+from fxperex.work import folding_bytes, grads_bytes, patches, patches_bytes, per_example_product, read_stored
 
 
 @strategy("unfold")
@@ -21,8 +21,8 @@ class Unfold(Stored):
         d = site.dims
         assert d is not None
         grads = grads_bytes(site)
-        return Cost((*patches(site), per_example_product(site, d), *read_stored(site)), 2 * grads, grads,
-                    patches_bytes(site) + grads, 8)
+        return Cost((*patches(site), per_example_product(site, d), *read_stored(site)), 2 * grads + d.B * folding_bytes(site),
+                    grads, patches_bytes(site) + grads, 50)
 
     def gradients(self, uses: Uses) -> Tensor:
         kind = kind_of(uses.site)

@@ -23,10 +23,10 @@ class Vmap(Stored):
     def cost(self, site: Site) -> Cost:
         d, grads = site.dims, grads_bytes(site)
         if d is None or site.kind == "embedding":
-            return Cost(read_stored(site), 12 * outputs_bytes(site) + 6 * grads, grads, 2 * outputs_bytes(site) + grads, 20)
+            return Cost(read_stored(site), 12 * outputs_bytes(site) + 6 * grads, grads, 2 * outputs_bytes(site) + grads, 60)
         conv = site.kind == "conv"
         made = convolutions(site, d, "conv_vmap", d.B * d.G, 1) if conv else per_example_product(site, d)
-        return Cost((made, *read_stored(site)), 6 * grads, grads, 2 * grads, 16)
+        return Cost((made, *read_stored(site)), 6 * grads, grads, 2 * grads, 60)
 
     def gradients(self, uses: Uses) -> Tensor:
         site = uses.site
