@@ -91,9 +91,10 @@ def trace_frame(capture: Capture, analysis: Analysis, rows: int) -> Frame:
         return (made.loss.detach(), *made.buffers, *flat)
 
     values = [n.meta["val"] for n in program.nodes if n.op == "placeholder"]
-    with warnings.catch_warnings(), capture.fakes, torch.backends.mkldnn.flags(enabled=False):
+    with warnings.catch_warnings(), capture.fakes:
         warnings.simplefilter("ignore")
-        traced = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*values).graph
+        with torch.backends.mkldnn.flags(enabled=False):
+            traced = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*values).graph
     traced.eliminate_dead_code()
     return _frame(traced, rows, order, len(capture.mutated))
 

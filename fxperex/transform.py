@@ -21,6 +21,7 @@ from fxperex.frame import trace_frames
 from fxperex.planner import Plan, make_plan, parse_memory
 from fxperex.planner.make import check_rows
 from fxperex.runtime import PerExampleModule
+from fxperex.show import show
 from fxperex.testing import as_forward
 from fxperex.trial import Trial
 
@@ -61,7 +62,11 @@ def transform(
     with _same_random_state(batch):
         made = outline(model, batch, loss, forward=forward, strategy=strategy, memory=memory,
                        physical_batch=physical_batch, autocast=autocast)
-        return PerExampleModule(model, batch, made.capture, made.analysis, made.plan, rule, backend)
+        show(1, "plan", made.plan)
+        show(2, "captured graph", made.capture.main.graph)
+        private = PerExampleModule(model, batch, made.capture, made.analysis, made.plan, rule, backend)
+        show(3, "step graph", private.step_graph)
+        return private
 
 
 @dataclass(frozen=True)

@@ -73,13 +73,14 @@ class Trial:
             return emit.sq_norm(uses), emit.weighted_sum(uses, args[-2], args[-1])
 
         fakes = self.capture.fakes
-        with warnings.catch_warnings(), torch.no_grad(), torch.backends.mkldnn.flags(enabled=False), fakes:
+        with warnings.catch_warnings(), torch.no_grad(), fakes:
             warnings.simplefilter("ignore")
             device = outs[0].device
             factors = torch.ones(site.rows, dtype=torch.float64, device=device)
             valid = torch.ones(site.rows, dtype=torch.bool, device=device)
             inputs = [*(n.meta["val"] for n in given), *outs, factors, valid]
-            graph = make_fx(step, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
+            with torch.backends.mkldnn.flags(enabled=False):
+                graph = make_fx(step, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
         graph.graph.eliminate_dead_code()
         graph.recompile()
         return graph, inputs

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fxperex.config import gamma
 from fxperex.layers.conv import SMALL, pixel_gram
-from fxperex.registry import Cost, Site, Uses, Work, strategy
+from fxperex.registry import Cost, Dims, Site, Uses, Work, strategy
 from fxperex.strategies.stored import kind_of
 from fxperex.work import folding_bytes, inputs_bytes, patches, patches_bytes, scaling_bytes, weight_gradient
 
@@ -37,7 +37,7 @@ class Ghost:
         if pixels:
             moved += 3 * square * d.taps  # shifted copies of the pixels' matrix, added up
         unfolded = () if pixels and d.T > SMALL else patches(site)
-        transient = doubled + 3 * square + (8.0 * groups * d.pixels**2 if pixels else 3 * patches_bytes(site))
+        transient = doubled + (_shifting(d, square) if pixels else 3 * square + 3 * patches_bytes(site))
         launches = 80 + (4 * d.taps if pixels else 0)
         return Cost((*unfolded, *grams, *weight_gradient(site, d)), moved, 0.0, transient, launches, rereads=True)
 
@@ -59,3 +59,9 @@ class Ghost:
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         return kind_of(uses.site).weighted_sum(uses, factors, valid)
+
+def _shifting(d: Dims, square: float) -> float:
+    """Bytes that the pixels' matrix needs: itself and its padded copy, then that copy and two sums of shifts."""
+    whole = 8.0 * d.B * d.G * d.pixels**2
+    padded = whole * ((d.pixels**0.5 + d.taps**0.5 - 1) / d.pixels**0.5) ** 4
+    return padded + max(whole, 2 * square)
