@@ -121,7 +121,7 @@ class Emit:
     def _pull_all(self) -> dict[str, Tensor]:
         known = strategies()
         for site in self.analysis.sites:
-            if known[self.chosen[site.name]].illegal(site) is not None or self.chosen[site.name] in {"ghost", "outer"}:
+            if known[self.chosen[site.name]].illegal(site) is not None or not known[self.chosen[site.name]].stores:
                 legal = [n for n in ("direct", "unfold", "vmap", "multi") if known[n].illegal(site) is None]
                 self.chosen = self.chosen | {site.name: legal[0]}
         return self._pull([s for s in self.analysis.sites if s.name in self.uses])

@@ -76,6 +76,7 @@ class Site:
     isometric: bool = True
     alone: bool = True
     where: str = ""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     outputs: int = 0  # elements of the node's outputs
 
     @property
@@ -155,9 +156,13 @@ class LayerKind(Protocol):
 
 
 class Strategy(Protocol):
-    """One way to per-example gradients. Registered by `@strategy("name")`."""
+    """One way to per-example gradients. Registered by `@strategy("name")`.
+
+    `stores`: False where `stored` never forms them; such a strategy cannot serve a parameter with several uses.
+    """
 
     name: str
+    stores: bool
 
     def illegal(self, site: Site) -> str | None:
         """None, or the reason why this strategy cannot serve `site`."""

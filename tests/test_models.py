@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fxperex
 from fxperex.testing import as_forward, clipped, error, loop
@@ -58,6 +58,25 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
 }
 
 
+def away_from_kinks(model: nn.Module, rows: int, size: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Returns a batch, and its true gradients, at which the ordinary float32 backward is right to 1e-5.
+
+    A ReLU or a maximum within rounding of its kink takes the other branch in float32, in any library; then there
+    is no gradient to agree on (resnet50 at one thread and a batch of three: 7e-4 off, by the plain loop as well).
+    """
+    for _ in range(5):
+        x, y = torch.randn(rows, 3, size, size), torch.randint(0, 10, (rows,))
+        truth = loop(model, as_forward(LOSS), (x, y))
+        model.zero_grad()
+        nn.functional.cross_entropy(model(x), y, reduction="sum").backward()
+        named = dict(model.named_parameters())
+        plain = torch.cat([named[n].grad.flatten() for n in truth])  # type: ignore[union-attr]
+        model.zero_grad()
+        if error(plain, torch.cat([g.sum(0).flatten() for g in truth.values()])) <= 1e-5:
+            return x, y, truth
+    raise AssertionError("five batches in a row on a kink: something else is wrong")
+
+
 def check(name: str, strategy: str, backend: str = "eager") -> fxperex.PerExampleModule:
     make, size, rows = FAMILIES[name]
     torch.manual_seed(1)
@@ -65,8 +84,7 @@ def check(name: str, strategy: str, backend: str = "eager") -> fxperex.PerExampl
     with torch.no_grad():  # away from the zeros that some heads start with
         for p in model.parameters():
             p.add_(0.01 * torch.randn_like(p))
-    x, y = torch.randn(rows, 3, size, size), torch.randint(0, 10, (rows,))
-    truth = loop(model, as_forward(LOSS), (x, y))
+    x, y, truth = away_from_kinks(model, rows, size)
     clip = 0.5 * float(clipped(truth, 1.0)[1].median())
     total, norms = clipped(truth, clip)
     private = fxperex.transform(model, (x, y), LOSS, clip=clip, strategy=strategy, backend=backend)

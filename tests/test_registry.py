@@ -8,11 +8,13 @@ import pytest
 import torch
 from support import against_the_loop
 
+from fxperex import kernels
 from fxperex.errors import ConfigError
 from fxperex.registry import kinds, layer_kind, strategies, strategy
 
 KINDS, STRATEGIES = kinds(), strategies()
 CASES = [(k, i) for k, kind in KINDS.items() for i in range(len(kind.samples()))]
+TRITON = {"fused", "fused_stored", "affine"}
 REACHED: dict[str, set[str]] = {}
 
 
@@ -37,6 +39,8 @@ def test_every_strategy_is_reached() -> None:
     if len(REACHED) < len(KINDS):
         pytest.skip("runs after the samples of every kind")
     for name in STRATEGIES:
+        if name in TRITON and kernels.unavailable(torch.device("cpu")):
+            continue  # tests/kernels runs them under Triton's interpreter
         assert name == "naive" or any(name in found for found in REACHED.values()), f"no sample allows {name}"
 
 

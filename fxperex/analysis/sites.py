@@ -135,7 +135,7 @@ def _sites_of(capture: Capture, node: fx.Node, axes: dict[str, Any],
         params = tuple(sorted(origins[arg].params))
         where = f"{module_path(node) or 'model'}, {source_line(node)}"
         found.append((Site("+".join(params), node.name, arg.name, at, name, _packet(node), params, tuple(weight.shape),
-                           weight.dtype, rows, dims, origins[arg].isometric, True, where,
+                           weight.dtype, rows, dims, origins[arg].isometric, True, where, weight.device,
                            sum(v.numel() for v in outs)), origins[arg]))
     return found
 

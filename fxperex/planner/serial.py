@@ -26,7 +26,7 @@ def to_json(plan: Plan) -> str:
 
 
 def _choice(choice: Choice) -> dict[str, Any]:
-    site = asdict(choice.site) | {"dtype": str(choice.site.dtype).removeprefix("torch.")}
+    site = asdict(choice.site) | {"dtype": str(choice.site.dtype).removeprefix("torch."), "device": str(choice.site.device)}
     return {"site": site, "strategy": choice.strategy, "note": choice.note, "fixed": choice.fixed,
             "measured": sorted(choice.measured), "times": dict(choice.times),
             "costs": {k: asdict(c) for k, c in choice.costs.items()}, "refused": dict(choice.refused)}
@@ -49,7 +49,7 @@ def from_json(text: str) -> Plan:
 
 def _read(found: dict[str, Any]) -> Choice:
     given = found["site"]
-    site = Site(**given | {"dtype": getattr(torch, given["dtype"]), "params": tuple(given["params"]),
+    site = Site(**given | {"dtype": getattr(torch, given["dtype"]), "device": torch.device(given["device"]), "params": tuple(given["params"]),
                            "shape": tuple(given["shape"]), "dims": Dims(**given["dims"]) if given["dims"] else None})
     if found["strategy"] not in found["costs"] or set(found["costs"]) != set(found["times"]):
         raise ConfigError(f"the plan's strategy {found['strategy']!r} for {site.name} has no cost in it")

@@ -2,37 +2,48 @@
 
 Ghost clipping (arXiv 2110.05679), mixed (2205.10683) and book-keeping (2210.00038). The Gram form cancels, so it
 is formed in float64 and the result is the certified bound `n^2 + gamma S^2`, `S = sum_t |a_t||g_t|`
-(`config.gamma`), never below what the weighted sum can emit. Embedding: `<a_t, a_s> = [id_t = id_s]`.
+(`config.gamma`), never below what the weighted sum can emit. Embedding: `<a_t, a_s> = [id_t = id_s]` needs no Gram matrix:
+equal tokens are added up, which is linear in T; both roundings, of norm and sum, are certified there.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from fxperex.config import gamma
+from fxperex import kernels
+from fxperex.config import accumulator, gamma
+from fxperex.kernels.device import DTYPES
 from fxperex.layers.conv import SMALL, pixel_gram
 from fxperex.registry import Cost, Dims, Site, Uses, Work, strategy
 from fxperex.strategies.stored import kind_of
-from fxperex.work import folding_bytes, inputs_bytes, patches, patches_bytes, scaling_bytes, weight_gradient
+from fxperex.work import folding_bytes, inputs_bytes, outputs_bytes, patches, patches_bytes, scaling_bytes, weight_gradient
 
 GRAM_ROUNDING = 2.0**-50  # float64 products and their blocked sums, in units of S^2
 
 
 @strategy("ghost")
 class Ghost:
+    stores = False
+
     def illegal(self, site: Site) -> str | None:
         return None if site.dims is not None else f"kind {site.kind} has no factors a, g to multiply"
 
     def cost(self, site: Site) -> Cost:
         d = site.dims
         assert d is not None
-        inputs = 0 if site.kind == "embedding" else d.D
-        pixels = site.kind == "conv" and pixel_gram(d)
+        if site.kind == "embedding":
+            out = outputs_bytes(site)
+            return Cost((), 12 * out + scaling_bytes(site) + float(site.size * site.dtype.itemsize), 0.0, 4 * out, 60, rereads=True)
+        # A tiled kernel, where there is one, keeps no T x T matrix in memory and takes patches.
+        tiled = kernels.unavailable(site.device) is None and site.dtype in DTYPES
+        pixels = site.kind == "conv" and pixel_gram(d) and not tiled
         # Every Gram product is (rows, width) of one operand times its transpose, in float64.
-        pairs = [(d.T, d.P), (d.pixels, d.D // d.taps) if pixels else (d.T, inputs)]
+        pairs = [(d.T, d.P), (d.pixels, d.D // d.taps) if pixels else (d.T, d.D)]
         groups = d.B * d.G
-        grams = tuple(Work("gram", (groups, t, width), 2.0 * groups * t**2 * width) for t, width in pairs if width)
-        doubled, square = 2 * inputs_bytes(site) + 8.0 * groups * d.T * d.P, 8.0 * groups * d.T**2
+        grams = tuple(Work("gram", (groups, t, width), 2.0 * groups * t**2 * width) for t, width in pairs)
+        square = 0.0 if tiled else 8.0 * groups * d.T**2
+        doubled = 0.0 if tiled else 2 * inputs_bytes(site) + 8.0 * groups * d.T * d.P
         moved = 3 * doubled + 4 * square + scaling_bytes(site) + 2.0 * site.size * site.dtype.itemsize + folding_bytes(site)
         if pixels:
             moved += 3 * square * d.taps  # shifted copies of the pixels' matrix, added up
@@ -48,17 +59,21 @@ class Ghost:
         kind = kind_of(uses.site)
         if uses.site.kind == "embedding":
             ids, g = kind.tokens(uses)
-            same, lengths = (ids[:, None, :, None] == ids[:, None, None, :]), 1.0
-            g = g.double()[:, None]
+            lengths = torch.linalg.vector_norm(g.to(accumulator(g.dtype)), dim=2).double().sum(1)
+            return kernels.by_token(ids, g) + 4 * gamma(g.dtype) * lengths.square()
+        if kernels.unavailable(uses.grad.device) is None and uses.grad.dtype in DTYPES:
+            a, g = kind.factors(uses)
+            squared, lengths = kernels.gram_sq_norm(a, g), a.double().square().sum(3).sqrt()
         else:
             same, g = kind.gram(uses), kind.outputs(uses).double()
             lengths = same.diagonal(dim1=2, dim2=3).clamp(min=0).sqrt()
-        squared = (same * (g @ g.transpose(2, 3))).sum((1, 2, 3)).clamp(min=0)
-        spread = (lengths * g.square().sum(3).sqrt()).sum((1, 2))
+            squared = (same * (g @ g.transpose(2, 3))).sum((1, 2, 3)).clamp(min=0)
+        spread = (lengths * g.double().square().sum(3).sqrt()).sum((1, 2))
         return squared + (gamma(uses.grad.dtype) + GRAM_ROUNDING) * spread.square()
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         return kind_of(uses.site).weighted_sum(uses, factors, valid)
+
 
 def _shifting(d: Dims, square: float) -> float:
     """Bytes that the pixels' matrix needs: itself and its padded copy, then that copy and two sums of shifts."""

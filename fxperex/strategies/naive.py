@@ -16,6 +16,8 @@ from fxperex.work import grads_bytes
 
 @strategy("naive")
 class Naive:
+    stores = False
+
     def illegal(self, site: Site) -> str | None:
         return "naive runs the whole step one example at a time; it is not a node's choice"
 

@@ -12,6 +12,8 @@ from fxperex.work import folding_bytes, inputs_bytes, outputs_bytes, patches, pa
 
 @strategy("outer")
 class Outer:
+    stores = False
+
     def illegal(self, site: Site) -> str | None:
         if site.dims is None or not hasattr(kind_of(site), "fold"):
             return f"kind {site.kind} has no factors a, g to multiply"

@@ -23,6 +23,8 @@ def weighted_sum(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
 class Stored:
     """Base of the strategies that form per-example gradients once and keep them."""
 
+    stores = True
+
     def gradients(self, uses: Uses) -> Tensor:
         raise TypeError("a stored strategy defines gradients()")
 

@@ -1,0 +1,26 @@
+"""Hand-written kernels where ATen has no good form, each a `torch.library` op beside its ATen reference.
+
+Every op has a fake kernel, so export, `make_fx`, Inductor and CUDA graphs see one named node. The op runs the Triton
+kernel where `unavailable(device)` is None, else its reference, which is also what the tests hold the kernel to.
+Triton is imported on the first launch, never by `import fxperex`.
+
+| op | returns | kernel |
+|---|---|---|
+| `linear_sq_norm`, `linear_gradients` | `sum |g_b^T a_b|^2`, and the gradients stored | `gpu/linear.py` |
+| `conv_sq_norm`, `conv_gradients` | the same of a convolution, no im2col in memory | `gpu/conv.py`, `gpu/depthwise.py` |
+| `gram_sq_norm` | `<a_b a_b^T, g_b g_b^T>`, no T x T in memory | `gpu/gram.py` |
+| `embedding_sq_norm` | norms by sorted tokens, not T^2 | `gpu/embedding.py` |
+| `affine_gradients` | scale and shift of a normalisation, one pass | `gpu/affine.py` |
+| `weighted_sum` | `sum_b f_b grad_b`, one read | `gpu/weighted.py` |
+"""
+
+from fxperex.kernels.affine import affine_gradients
+from fxperex.kernels.conv import Shape, conv_gradients, conv_sq_norm
+from fxperex.kernels.device import unavailable
+from fxperex.kernels.embedding import by_token, embedding_sq_norm
+from fxperex.kernels.gram import gram_sq_norm
+from fxperex.kernels.linear import linear_gradients, linear_sq_norm
+from fxperex.kernels.weighted import weighted_sum
+
+__all__ = ["Shape", "affine_gradients", "by_token", "conv_gradients", "conv_sq_norm", "embedding_sq_norm", "gram_sq_norm",
+           "linear_gradients", "linear_sq_norm", "unavailable", "weighted_sum"]

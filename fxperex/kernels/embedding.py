@@ -1,0 +1,50 @@
+"""Embedding norms by sorting each example's tokens: `sum_v |sum_{t: id_t = v} g_t|^2`, linear in T.
+
+Sorted, equal tokens stand side by side: their gradients add up in one run and each run's square is taken. Nothing
+cancels that does not cancel in the gradient itself, and no table of the vocabulary's size is formed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxperex.kernels.device import runs, unavailable
+from fxperex.numerics import sq_norm
+
+
+def by_token(ids: Tensor, g: Tensor) -> Tensor:
+    """Returns `embedding_sq_norm`: as one node where its kernel runs, else as ATen that a compiler can fuse."""
+    return embedding_sq_norm(ids, g) if unavailable(g.device) is None else reference(ids, g)
+
+
+@torch.library.custom_op("fxperex::embedding_sq_norm", mutates_args=())
+def embedding_sq_norm(ids: Tensor, g: Tensor) -> Tensor:
+    """Returns squared norms, float64 `[B]`, of the table's gradients for `ids [B,T]` and `g [B,T,P]`."""
+    if runs(ids, g):
+        from fxperex.kernels.gpu.embedding import launch
+
+        return launch(ids, g)
+    return reference(ids, g)
+
+
+@embedding_sq_norm.register_fake
+def _(ids: Tensor, g: Tensor) -> Tensor:
+    return g.new_empty(g.shape[0], dtype=torch.float64)
+
+
+def reference(ids: Tensor, g: Tensor) -> Tensor:
+    """Returns the same by ATen: every token adds to the row of its run, `[B,T,P]` in all."""
+    rows, length, width = g.shape
+    runs_of = run_numbers(ids) + length * torch.arange(rows, device=ids.device)[:, None]
+    wide = g if g.dtype in (torch.float32, torch.float64) else g.float()
+    table = torch.zeros(rows * length, width, dtype=wide.dtype, device=g.device)
+    return sq_norm(table.index_add(0, runs_of.reshape(-1), wide.reshape(-1, width)).reshape(rows, -1))
+
+
+def run_numbers(ids: Tensor) -> Tensor:
+    """Returns `[B,T]`: for every token, the number of its id among the example's sorted distinct ids."""
+    found, order = ids.sort(dim=1)
+    new = torch.zeros_like(found)
+    new[:, 1:] = (found[:, 1:] != found[:, :-1]).to(found.dtype)
+    return torch.empty_like(found).scatter_(1, order, new.cumsum(1))

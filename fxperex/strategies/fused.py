@@ -1,0 +1,143 @@
+"""Per-example weight gradients streamed through registers by a Triton kernel; no patches, no Gram matrices.
+
+`fused`: `|g_b^T a_b|^2` accumulated tile by tile and thrown away, the sum by one ordinary weight gradient. The two are
+rounded apart, so the norm is the certified bound `n^2 + 4 gamma S^2`, `S = sum_t |a_t||g_t|` (`config.gamma` covers the
+rounding of one product; here there are two). `fused_stored`: the tiles are kept, in the operands' dtype; norm and sum
+both read what was kept, so any precision of the product is covered. Blueprint: FlashDP (arXiv 2507.01154).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxperex import kernels
+from fxperex.config import gamma
+from fxperex.kernels.device import DTYPES, interpreting
+from fxperex.layers.shapes import split
+from fxperex.layers.windows import geometry, padded
+from fxperex.registry import Cost, Site, Uses, Work, strategy
+from fxperex.strategies.crb import CONV
+from fxperex.strategies.stored import kind_of
+from fxperex.work import grads_bytes, inputs_bytes, outputs_bytes, per_example_product, scaling_bytes, weight_gradient
+
+INTERPRETED = 10**9  # launches: the interpreter is for tests, never a plan's choice
+
+
+def _unavailable(site: Site) -> str | None:
+    """The reason why no fused kernel serves `site`, or None."""
+    if site.kind not in {"linear", "conv"}:
+        return f"kind {site.kind} is neither convolution nor linear"
+    if site.dtype not in DTYPES:
+        return f"the Triton kernels accumulate in float32, too little for {str(site.dtype).removeprefix('torch.')}"
+    return kernels.unavailable(site.device)
+
+
+def _loose(site: Site) -> bool:
+    """True where the ordinary weight gradient rounds its operands: 16-bit floats, or TF32."""
+    if site.dtype != torch.float32:
+        return True
+    if site.device.type != "cuda":
+        return False
+    return torch.backends.cudnn.allow_tf32 if site.kind == "conv" else torch.get_float32_matmul_precision() != "highest"
+
+
+def _cost(site: Site, stores: bool) -> Cost:
+    d = site.dims
+    assert d is not None
+    # A convolution's patches overlap in memory: what is read is the input, not its |K| copies.
+    read, launches = inputs_bytes(site) + outputs_bytes(site), INTERPRETED if interpreting() else 4
+    product, grads = per_example_product(site, d), grads_bytes(site)
+    if stores:
+        summed = Work("mv", (site.rows, site.size), grads)
+        return Cost((product, summed), read + grads, grads, grads, launches)
+    return Cost((product, *weight_gradient(site, d)), 2 * read + scaling_bytes(site), 0.0, 0.0, launches, rereads=True)
+
+
+@strategy("fused")
+class Fused:
+    stores = False
+
+    def illegal(self, site: Site) -> str | None:
+        reason = _unavailable(site)
+        if reason is None and _loose(site):
+            return ("the sum's product rounds its operands (16-bit or TF32), which the norm does not cover: fused_stored "
+                    "does, or float32 with torch.set_float32_matmul_precision('highest') and cudnn.allow_tf32 = False")
+        return reason
+
+    def cost(self, site: Site) -> Cost:
+        return _cost(site, stores=False)
+
+    def stored(self, uses: Uses) -> None:
+        return None
+
+    def sq_norm(self, uses: Uses) -> Tensor:
+        if uses.site.kind == "linear":
+            a, g = kind_of(uses.site).factors(uses)
+            squared, spread = kernels.linear_sq_norm(a, g), _length(a, 3) * _length(g, 3)
+        else:
+            x, g, shape = images(uses)
+            squared = kernels.conv_sq_norm(x, g, *shape)
+            spread = _patch_lengths(uses) * _length(uses.grad.unflatten(1, (shape.groups, -1)), 2)
+            spread = split(spread, uses.out_axis, uses.site.rows)
+        return squared + 4 * gamma(uses.grad.dtype) * spread.flatten(1).sum(1).double().square()
+
+    def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
+        return kind_of(uses.site).weighted_sum(uses, factors, valid)
+
+
+@strategy("fused_stored")
+class FusedStored:
+    stores = True
+
+    def illegal(self, site: Site) -> str | None:
+        return _unavailable(site)
+
+    def cost(self, site: Site) -> Cost:
+        return _cost(site, stores=True)
+
+    def stored(self, uses: Uses) -> Tensor:
+        return self._made(uses)[0]
+
+    def sq_norm(self, uses: Uses) -> Tensor:
+        return self._made(uses)[1]
+
+    def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
+        return kernels.weighted_sum(self._made(uses)[0], factors, valid)
+
+    def _made(self, uses: Uses) -> tuple[Tensor, Tensor]:
+        """(per-example gradients `[B, *shape]`, their squared norms `[B]`)."""
+        if "fused_stored" not in uses.cache:
+            uses.cache["fused_stored"] = self._linear(uses) if uses.site.kind == "linear" else self._conv(uses)
+        return uses.cache["fused_stored"]
+
+    def _linear(self, uses: Uses) -> tuple[Tensor, Tensor]:
+        kind = kind_of(uses.site)
+        grads, squared = kernels.linear_gradients(*kind.factors(uses), "tf32" if _loose(uses.site) else "ieee")
+        return kind.fold(uses, grads), squared
+
+    def _conv(self, uses: Uses) -> tuple[Tensor, Tensor]:
+        x, g, shape = images(uses)
+        return kernels.conv_gradients(x, g, *shape, "tf32" if _loose(uses.site) else "ieee")
+
+
+def images(uses: Uses) -> tuple[Tensor, Tensor, kernels.Shape]:
+    """Returns (`x [B,J,C,*S]`, `g [B,J,O,*S']`, the options) of a convolution: views unless merged on both sides."""
+    shape, rows = geometry(uses.node), uses.site.rows
+    assert uses.axes[0] is not None
+    x = split(uses.args[0], uses.axes[0], rows).flatten(1, 2)
+    g = split(uses.grad, uses.out_axis, rows).flatten(1, 2)
+    return x, g, kernels.Shape(list(shape.kernel), list(shape.stride), list(shape.dilation), list(shape.before), shape.groups)
+
+
+def _length(x: Tensor, dim: int) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=dim, dtype=torch.float32)
+
+
+def _patch_lengths(uses: Uses) -> Tensor:
+    """`|a_t|` of the patches that a convolution meets, `[N, G, *S']`: a box sum of squares, no patches."""
+    shape = geometry(uses.node)
+    squares = uses.args[0].unflatten(1, (shape.groups, -1)).float().square().sum(2)
+    box = torch.ones(shape.groups, 1, *shape.kernel, dtype=squares.dtype, device=squares.device)
+    return CONV[len(shape.kernel)](padded(squares, shape), box, None, shape.stride, 0, shape.dilation,
+                                   shape.groups).clamp(min=0).sqrt()

@@ -1,0 +1,149 @@
+"""Kernels against float64 formulas: odd sizes, strided and transposed operands, every dtype, splits, stored or not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fxperex import kernels
+from fxperex.kernels.conv import reference as conv_reference
+from fxperex.kernels.gpu import conv, depthwise, linear
+from fxperex.testing import error
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# What the store may round: float32 sums, or half a unit of the 16-bit dtype.
+STORED = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+
+
+def squares(x: Tensor) -> Tensor:
+    return x.double().flatten(1).square().sum(1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("groups", "positions", "inputs", "outputs"), [(1, 5, 3, 2), (2, 37, 21, 70), (1, 130, 65, 17)])
+def test_linear(groups: int, positions: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
+    # The batch lies in the second dimension, as in sequence-first code.
+    a = torch.randn(groups, 3, positions, inputs).to(dtype).transpose(0, 1)
+    g = torch.randn(3, groups, outputs, positions).to(dtype).transpose(2, 3)
+    truth = torch.einsum("bgtp,bgtd->bgpd", g.double(), a.double())
+    assert error(kernels.linear_sq_norm(a, g), squares(truth)) <= 1e-6
+    grads, found = kernels.linear_gradients(a, g, "ieee")
+    assert grads.dtype == dtype and error(grads, truth) <= STORED[dtype]
+    assert error(found, squares(grads)) <= 1e-6, "norms are those of what was stored"
+    for parts in (2, 3):
+        grads, found = linear.launch(a, g, dtype, "ieee", parts=parts)
+        assert error(grads, truth) <= STORED[dtype] and error(found, squares(grads)) <= 1e-6
+        none, found = linear.launch(a, g, None, "ieee", parts=parts)
+        assert none is None and error(found, squares(truth)) <= 1e-6
+
+
+CONVS = [  # images, channels, outputs, input size, kernel, stride, dilation, before, groups
+    ((1, 3, 5, (9,)), ([3], [1], [1], [1], 1)),
+    ((1, 4, 6, (11,)), ([2], [2], [3], [0], 2)),
+    ((2, 3, 5, (7, 6)), ([3, 2], [2, 1], [1, 2], [1, 1], 1)),
+    ((1, 6, 8, (8, 5)), ([3, 3], [2, 3], [2, 1], [2, 1], 2)),
+    ((1, 20, 17, (5, 5)), ([1, 1], [1, 1], [1, 1], [0, 0], 1)),
+    ((1, 4, 2, (4, 5, 3)), ([2, 2, 3], [1, 2, 1], [1, 1, 1], [1, 0, 1], 2)),
+    ((2, 5, 5, (6, 7)), ([3, 3], [1, 2], [1, 1], [1, 1], 5)),
+    ((1, 3, 6, (9,)), ([4], [2], [2], [3], 3)),
+]
+
+
+def conv_case(sizes: tuple, options: tuple, last: bool) -> tuple[Tensor, Tensor, kernels.Shape]:  # type: ignore[type-arg]
+    images, channels, outputs, size = sizes
+    shape = kernels.Shape(*options)
+    out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, d, p in
+           zip(size, shape.kernel, shape.stride, shape.dilation, shape.before, strict=True)]
+    x, g = torch.randn(3, images, channels, *size), torch.randn(3, images, outputs, *out)
+    if last:
+        x, g = (v.movedim(2, -1).contiguous().movedim(-1, 2) for v in (x, g))
+    return x, g, shape
+
+
+def by_autograd(x: Tensor, g: Tensor, shape: kernels.Shape) -> Tensor:
+    """The truth: one ordinary convolution backward per example."""
+    dims = len(shape.kernel)
+    weight = x.new_zeros(g.shape[2], x.shape[2] // shape.groups, *shape.kernel).double()
+    return torch.stack([torch.ops.aten.convolution_backward(
+        gb, xb, weight, None, shape.stride, shape.before, shape.dilation, False, [0] * dims, shape.groups,
+        [False, True, False])[1] for xb, gb in zip(x.double(), g.double(), strict=True)])
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("sizes", "options"), CONVS)
+def test_conv(sizes: tuple, options: tuple, last: bool) -> None:  # type: ignore[type-arg]
+    x, g, shape = conv_case(sizes, options, last)
+    truth = by_autograd(x, g, shape)
+    assert error(conv_reference(x.double(), g.double(), shape), truth) <= 1e-12
+    assert error(kernels.conv_sq_norm(x, g, *shape), squares(truth)) <= 1e-6
+    for dtype in DTYPES:
+        xs, gs = x.to(dtype), g.to(dtype)
+        exact = by_autograd(xs, gs, shape)
+        grads, found = kernels.conv_gradients(xs, gs, *shape, "ieee")
+        assert grads.dtype == dtype and error(grads, exact) <= STORED[dtype]
+        assert error(found, squares(grads)) <= 1e-6
+    if shape.groups < x.shape[2]:
+        for store in (None, torch.float32):
+            grads, found = conv.launch(x, g, shape, store, "ieee", parts=3)
+            assert error(found, squares(truth)) <= 1e-6 and (grads is None or error(grads, truth) <= 1e-6)
+    else:
+        assert error(depthwise.launch(x, g, shape, None)[0], truth) <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("groups", "positions", "inputs", "outputs"), [(1, 1, 3, 2), (2, 19, 5, 40), (1, 150, 33, 7)])
+def test_gram(groups: int, positions: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
+    a = torch.randn(3, groups, positions, inputs).to(dtype)
+    g = torch.randn(3, groups, positions, outputs).to(dtype)
+    truth = torch.einsum("bgtp,bgtd->bgpd", g.double(), a.double())
+    assert error(kernels.gram_sq_norm(a, g), squares(truth)) <= 1e-12
+
+
+def test_gram_of_cancelling_positions() -> None:
+    signs = torch.tensor([1.0, -1.0]).repeat(40)[:, None]
+    a = torch.ones(1, 1, 80, 16) + 1e-4 * torch.randn(1, 1, 80, 16)
+    g = signs * torch.ones(1, 1, 80, 8)
+    truth = torch.einsum("bgtp,bgtd->bgpd", g.double(), a.double())
+    # The sum of |a||g| is some 1e5 times the gradient; float32 Gram products read nonsense here.
+    assert error(kernels.gram_sq_norm(a, g), squares(truth)) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("length", "width", "entries"), [(1, 3, 4), (17, 33, 5), (40, 150, 1000)])
+def test_embedding(length: int, width: int, entries: int, dtype: torch.dtype) -> None:
+    ids, g = torch.randint(entries, (3, length)), torch.randn(length, 3, width).to(dtype).transpose(0, 1)
+    table = torch.zeros(3, entries, width, dtype=torch.float64)
+    for b in range(3):
+        table[b].index_add_(0, ids[b], g[b].double())
+    assert error(kernels.embedding_sq_norm(ids, g), squares(table)) <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("per", [0, 3])
+@pytest.mark.parametrize("last", [False, True])
+def test_affine(per: int, last: bool, dtype: torch.dtype) -> None:
+    x, g = torch.randn(3, 6, 37).to(dtype), torch.randn(3, 6, 37).to(dtype)
+    if last:
+        x, g = (v.transpose(1, 2).contiguous().transpose(1, 2) for v in (x, g))
+    count = 37 if per == 0 else 2
+    mean, rstd = torch.randn(3, count), torch.rand(3, count) + 0.5
+    wide_mean, wide_rstd = (s.double()[:, None] if per == 0 else s.double().repeat_interleave(3, 1)[:, :, None]
+                            for s in (mean, rstd))
+    truth = (g.double() * (x.double() - wide_mean) * wide_rstd).sum(2), g.double().sum(2)
+    *found, norms = kernels.affine_gradients(x, g, mean, rstd, per)
+    for i in (0, 1):
+        assert error(found[i], truth[i]) <= 1e-6 and error(norms[:, i], squares(found[i])) <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1,), (3, 700), (2050,)])
+def test_weighted_sum(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    grads, factors = torch.randn(5, *shape).to(dtype), torch.rand(5, dtype=torch.float64)
+    grads[1], grads[3] = float("nan"), float("inf")
+    factors[1], factors[3] = float("nan"), 0.0
+    valid = torch.tensor([True, False, True, False, True])
+    truth = torch.einsum("b,b...->...", factors[valid], grads[valid].double())
+    found = kernels.weighted_sum(grads, factors, valid)
+    assert found.dtype == torch.float32 and error(found, truth) <= 1e-6
+    assert torch.equal(kernels.weighted_sum(grads, factors, torch.zeros(5, dtype=torch.bool)), torch.zeros(shape))

@@ -1,0 +1,96 @@
+"""What runs without a GPU: the ops' schemas and fakes, their ATen references, and the reasons why not Triton."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxperex
+from fxperex import kernels
+from fxperex.errors import ConfigError
+from fxperex.kernels import device
+from fxperex.kernels.embedding import run_numbers
+from fxperex.kernels.gram import reference
+from fxperex.testing import error
+
+CPU = torch.device("cpu")
+SHAPE: tuple[Any, ...] = ([3, 2], [2, 1], [1, 2], [1, 1], 2)
+
+
+def _calls() -> dict[Any, tuple[Any, ...]]:
+    a, g = torch.randn(3, 2, 7, 5), torch.randn(3, 2, 7, 4)
+    x, y = torch.randn(3, 2, 4, 7, 6), torch.randn(3, 2, 6, 4, 6)
+    rows = torch.randn(3, 6, 9)
+    return {kernels.linear_sq_norm: (a, g), kernels.linear_gradients: (a.bfloat16(), g.bfloat16(), "ieee"),
+            kernels.conv_sq_norm: (x, y, *SHAPE), kernels.conv_gradients: (x, y, *SHAPE, "ieee"),
+            kernels.gram_sq_norm: (a, g), kernels.embedding_sq_norm: (torch.randint(4, (3, 7)), g[:, 0]),
+            kernels.affine_gradients: (rows, rows, torch.randn(3, 2), torch.rand(3, 2), 3),
+            kernels.weighted_sum: (a, torch.rand(3, dtype=torch.float64), torch.tensor([True, False, True]))}
+
+
+@pytest.mark.parametrize("op", _calls(), ids=lambda op: op._name)
+def test_schema_and_fake(op: Any) -> None:
+    torch.library.opcheck(op, _calls()[op], test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("length", [1, 255, 256, 257, 600])
+def test_gram_by_tiles(length: int) -> None:
+    a, g = torch.randn(2, 1, length, 3).double(), torch.randn(2, 1, length, 4).double()
+    truth = torch.einsum("bgtp,bgtd->bgpd", g, a).square().sum((1, 2, 3))
+    assert error(reference(a, g), truth) <= 1e-12
+
+
+def test_run_numbers_count_distinct_tokens() -> None:
+    ids = torch.tensor([[7, 2, 7, 9, 2], [1, 1, 1, 1, 1]])
+    assert run_numbers(ids).tolist() == [[1, 0, 1, 2, 0], [0, 0, 0, 0, 0]]
+
+
+def test_an_embedding_of_long_rows_needs_no_square() -> None:
+    """T = 20,000: a T x T matrix would take 3.2 GB an example."""
+    model, ids = nn.Embedding(50, 3), torch.randint(50, (2, 20_000))
+    private = fxperex.transform(model, (ids,), forward=lambda m, i: m(i).square().sum((1, 2)), strategy="ghost",
+                                backend="eager")
+    counts = torch.stack([torch.bincount(row, minlength=50) for row in ids]).double()
+    truth = (2 * counts[:, :, None] * model.weight.double()).square().sum((1, 2)).sqrt()
+    assert error(private.step(ids).norms, truth.detach()) <= 1e-5
+
+
+def test_the_cpu_says_why() -> None:
+    model, x = nn.Linear(3, 2), torch.randn(4, 5, 3)
+    forward = lambda m, v: m(v).square().sum((1, 2))  # noqa: E731
+    private = fxperex.transform(model, (x,), forward=forward, strategy="fused_stored", backend="eager")
+    assert "need a CUDA GPU" in str(private.plan)
+    with pytest.raises(ConfigError, match="need a CUDA GPU"):
+        fxperex.transform(model, (x,), forward=forward, strategy={"weight": "fused"}, backend="eager")
+
+
+def test_every_missing_piece_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    assert "need a CUDA GPU" in (kernels.unavailable(CPU) or "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no CUDA GPU" in (kernels.unavailable(cuda) or "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert "too old: compute capability 7.5" in (kernels.unavailable(cuda) or "")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert kernels.unavailable(cuda) is None
+    monkeypatch.setattr(device, "_installed", lambda: False)
+    assert "not installed" in (kernels.unavailable(cuda) or "")
+
+
+def test_offsets_beyond_32_bits_are_left_to_aten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "unavailable", lambda _: None)
+    small: Tensor = torch.zeros(2, 3)
+    assert device.runs(small) and not device.runs(small.double())
+    assert not device.runs(torch.empty(2, 70_000, 70_000, device="meta"))
+
+
+def test_importing_the_library_imports_no_triton() -> None:
+    code = ("import sys, fxperex.registry; fxperex.registry.strategies(); "
+            "sys.exit(any(m.split('.')[0] == 'triton' for m in sys.modules))")
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
