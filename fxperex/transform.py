@@ -103,8 +103,10 @@ def outline(
         rows = check_rows(strategy, None if physical_batch is None else rows)
     run = _autocast(forward or as_forward(loss), autocast, here)
     logical = max(len(batch[0]), 1)
-    with _same_random_state(batch), here if here.type == "meta" else contextlib.nullcontext():
-        captured = capture(model, run, batch, logical if rows is None else rows)
+    with _same_random_state(batch):
+        # Code that makes a tensor without saying where means the model's device.
+        with here if here.type == "meta" else contextlib.nullcontext():
+            captured = capture(model, run, batch, logical if rows is None else rows)
         analysis = find_sites(captured, prove(captured), trainable)
         if not analysis.sites:
             raise CoverageError("the loss does not depend on any trainable parameter of the model")

@@ -49,7 +49,8 @@ def from_json(text: str) -> Plan:
 
 def _read(found: dict[str, Any]) -> Choice:
     given = found["site"]
-    site = Site(**given | {"dtype": getattr(torch, given["dtype"]), "device": torch.device(given["device"]), "params": tuple(given["params"]),
+    site = Site(**given | {"dtype": getattr(torch, given["dtype"]), "device": torch.device(given["device"]),
+                           "params": tuple(given["params"]),
                            "shape": tuple(given["shape"]), "dims": Dims(**given["dims"]) if given["dims"] else None})
     if found["strategy"] not in found["costs"] or set(found["costs"]) != set(found["times"]):
         raise ConfigError(f"the plan's strategy {found['strategy']!r} for {site.name} has no cost in it")

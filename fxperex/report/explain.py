@@ -10,7 +10,7 @@ from fxperex.planner.sizes import size
 
 HEAD = ("site", "node", "kind", "B,G,T,D,P", "strategy", "ms", "held", "runner-up")
 MODULE = ("module",)
-RIGHT = {"ms", "held", "sites ms", "step ms", "peak", "sites"}
+RIGHT = {"ms", "held", "sites ms", "step ms", "peak", "sites", "measured ms", "measured/predicted"}
 
 
 def table(plan: Plan) -> str:

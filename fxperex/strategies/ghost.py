@@ -34,7 +34,8 @@ class Ghost:
         assert d is not None
         if site.kind == "embedding":
             out = outputs_bytes(site)
-            return Cost((), 12 * out + scaling_bytes(site) + float(site.size * site.dtype.itemsize), 0.0, 4 * out, 60, rereads=True)
+            moved = 12 * out + scaling_bytes(site) + float(site.size * site.dtype.itemsize)
+            return Cost((), moved, 0.0, 4 * out, 60, rereads=True)
         # A tiled kernel, where there is one, keeps no T x T matrix in memory and takes patches.
         tiled = kernels.unavailable(site.device) is None and site.dtype in DTYPES
         pixels = site.kind == "conv" and pixel_gram(d) and not tiled
