@@ -25,6 +25,8 @@ def run(options: argparse.Namespace) -> None:
     present(device)
     if not options.seconds > 0:
         raise ConfigError(f"--seconds must be above 0; got {options.seconds}")
+    if options.output is not None and not options.output.parent.is_dir():
+        raise ConfigError(f"the profile cannot be written to {options.output}: there is no folder {options.output.parent}")
     with progress("measuring") as report:
         found = calibrate(device, report, options.seconds)
     print(f"{'kernel':<15} {'shapes':>6}  {'typical error':>13}")

@@ -12,6 +12,7 @@ from fxperex.compiler import BACKENDS
 from fxperex.devices import profile, target
 from fxperex.devices.calibrate import Timer
 from fxperex.devices.store import present
+from fxperex.errors import ConfigError
 from fxperex.frame import trace_frames
 from fxperex.planner.make import with_frame
 from fxperex.planner.sizes import size
@@ -34,6 +35,9 @@ def run(options: argparse.Namespace) -> None:
     device = target(options.device)
     present(device)
     names = ["auto", *strategies()] if options.only is None else options.only
+    unknown = [n for n in names if n != "auto" and n not in strategies()]
+    if unknown:
+        raise ConfigError(f"unknown strategy {unknown[0]!r}; valid: auto, {', '.join(strategies())}")
     model, batch = make(options, options.device), stand_in(options, options.device)
     rows = []
     with progress("comparing") as report:
