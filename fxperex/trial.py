@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,18 @@ class Trial:
 
     def measure(self, site: Site, strategy: str) -> float:
         """Returns seconds, measured now."""
+        return self.timer(self.prepare(site, strategy))
+
+    def prepare(self, site: Site, strategy: str) -> Callable[[], object]:
+        """Returns a call that does the site's work once: norm and weighted sum."""
         graph, fakes = self._trace(site, strategy)
         inputs = [_real(t, self.device, site) for t in fakes]
-        with torch.no_grad():
-            return self.timer(lambda: graph(*inputs))
+
+        def run() -> object:
+            with torch.no_grad():
+                return graph(*inputs)
+
+        return run
 
     def _node(self, site: Site) -> fx.Node:
         return next(n for n in self.capture.at(site.rows).nodes if n.name == site.node)
