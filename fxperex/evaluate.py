@@ -107,13 +107,13 @@ def backward(capture: Capture, analysis: Analysis, run: Run, graph: fx.GraphModu
         mine = [grads.get(id(t)) for t in outs]
         if all(g is None for g in mine):
             return None
-        return _uses(site, nodes[site.node], run, analysis.axes, mine, at_proof, twins, (capture.main.rows, rows))
+        return uses_of(site, nodes[site.node], run, analysis.axes, mine, at_proof, twins, (capture.main.rows, rows))
 
     with torch.no_grad():
-        return {s.name: made for s in analysis.sites if (made := _joined(s, [one(use) for use in s.each]))}
+        return {s.name: made for s in analysis.sites if (made := join_uses(s, [one(use) for use in s.each]))}
 
 
-def _joined(site: Site, uses: list[Uses | None]) -> Uses | None:
+def join_uses(site: Site, uses: list[Uses | None]) -> Uses | None:
     """The values of a site, from those of its uses that the loss depends on."""
     live = tuple(use for use in uses if use is not None)
     if not live or not site.parts:
@@ -124,8 +124,8 @@ def _joined(site: Site, uses: list[Uses | None]) -> Uses | None:
     return Uses(site, lead.node, [], [], lead.call, lead.out_axis, [], {}, live)
 
 
-def _uses(site: Site, node: fx.Node, run: Run, axes: dict[str, Any], grads: list[Tensor | None],
-          mains: dict[str, fx.Node], twins: dict[str, fx.Node], rows: tuple[int, int]) -> Uses:
+def uses_of(site: Site, node: fx.Node, run: Run, axes: dict[str, Any], grads: list[Tensor | None],
+            mains: dict[str, fx.Node], twins: dict[str, fx.Node], rows: tuple[int, int]) -> Uses:
     flat, spec = pytree.tree_flatten((node.args, node.kwargs))
     main, twin = (pytree.tree_leaves((n.args, n.kwargs)) for n in (mains[node.name], twins[node.name]))
     values = [run.env[a].detach() if isinstance(a, fx.Node) else a for a in flat]

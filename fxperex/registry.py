@@ -5,7 +5,7 @@ Letters, defined once: B examples, G groups, T positions, D inputs per group, P 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -82,6 +82,7 @@ class Site:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     parts: tuple[Site, ...] = ()
     turned: bool = False
+    outputs: int = 0  # elements of the node's outputs
 
     @property
     def each(self) -> tuple[Site, ...]:
@@ -99,13 +100,31 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Work of one site: amounts by class (`devices.RATES`), bytes moved, bytes held to the end, launches."""
+class Work:
+    """Calls of one kernel class (`devices.KERNELS`): the amount of one, in flop or bytes, at `shape`."""
 
-    work: Mapping[str, float] = field(default_factory=dict)
+    kernel: str
+    shape: tuple[int, ...]
+    amount: float
+    calls: int = 1
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one site costs under one strategy, from norm to weighted sum.
+
+    `work`: kernels; `bytes`: traffic of everything else; `launches`: its operations; `held`: bytes kept from the norm
+    to the weighted sum; `transient`: bytes needed beside them while it runs; `rereads`: the weighted sum needs the
+    node's input and output gradient once more.
+    """
+
+    work: tuple[Work, ...] = ()
     bytes: float = 0.0
     held: float = 0.0
+    transient: float = 0.0
     launches: int = 1
+    rereads: bool = False
 
 
 @dataclass

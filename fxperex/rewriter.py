@@ -24,6 +24,7 @@ from fxperex.emit import Emit
 from fxperex.evaluate import backward, evaluate
 from fxperex.numerics import sq_norm
 from fxperex.planner import Plan
+from fxperex.show import show
 from fxperex.step_graph import StepGraph
 from fxperex.strategies.stored import weighted_sum
 from fxperex.verify import verify
@@ -38,6 +39,7 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, want: 
     rows = 1 if plan.whole == "naive" else plan.rows
     program = capture.at(rows)
     loss_graph = per_example_loss(capture, analysis.axes, program)
+    show(4, "loss graph: per example", loss_graph)
     build = _naive if plan.whole == "naive" else _graph
     step = build(capture, analysis, plan, clip, loss_graph, want, rows)
     values = [n.meta["val"] for n in program.nodes if n.op == "placeholder"]
@@ -49,6 +51,7 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, want: 
         # Fused CPU recurrent layers have no traceable backward; without mkldnn they come apart into cells.
         with torch.backends.mkldnn.flags(enabled=False):
             traced = make_fx(step, tracing_mode="real", _allow_non_fake_inputs=True)(*values, *clip.inputs(), mask)
+    show(4, "traced step", traced)
     traced.graph.eliminate_dead_code()
     if want == "step":
         named = dict(zip((k for _, k in capture.inputs.values()), values, strict=True))

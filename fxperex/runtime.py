@@ -20,8 +20,12 @@ from fxperex.analysis.sites import Analysis
 from fxperex.capture import Capture
 from fxperex.clipping import Clip
 from fxperex.compiler import Step, compile_step, guarded
+from fxperex.devices import profile
 from fxperex.errors import BackendWarning, ShapeError, StateError
+from fxperex.frame import trace_frames
+from fxperex.liveness import listing, peak
 from fxperex.planner import Plan
+from fxperex.planner.alternatives import Alternative, explained
 from fxperex.rewriter import parameter_order, rewrite
 from fxperex.step_graph import StepGraph
 
@@ -68,10 +72,36 @@ class PerExampleModule:
         return self._analysis.sites
 
     def explain(self) -> str:
-        """Prints and returns the plan as a table."""
-        text = str(self.plan)
+        """Prints and returns the plan: every site with its cost and runner-up, totals, alternatives, every parameter."""
+        from fxperex.report.explain import full
+
+        text = full(*self._explained())
         print(text)
         return text
+
+    def draw(self, path: str | Path) -> Path:
+        """Returns the path of a picture of the captured graph and the step graph: .svg, .png or .html."""
+        from fxperex.report.draw import draw
+
+        return draw(path, self.capture.graph, self._explained()[0], type(self.model).__name__, self.step_graph.graph)
+
+    def _repr_html_(self) -> str:
+        from fxperex.report.canvas import svg
+        from fxperex.report.draw import picture
+        from fxperex.report.html import plan_html
+
+        plan, others = self._explained()
+        drawn = svg(picture(self.capture.graph, plan, type(self.model).__name__, self.step_graph.graph))
+        return plan_html(plan, drawn, others)
+
+    def _explained(self) -> tuple[Plan, list[Alternative]]:
+        """The plan with seconds of forward and backward and its peak, and what each strategy alone would cost."""
+        return explained(self.plan, trace_frames(self._capture, self._analysis), profile(self._spec[0][2]))
+
+    @property
+    def peak(self) -> float:
+        """Bytes of the step graph at its worst node, in the order it runs: inputs, parameters and all it makes."""
+        return peak(listing(self.step_graph.graph)[0]).bytes
 
     def step(self, *batch: Tensor) -> StepResult:
         """Returns StepResult of `batch`; adds the clipped SUM of its per-example gradients to each `.grad`.

@@ -17,13 +17,15 @@ class StepGraph(fx.GraphModule):
 
 def readable(graph: fx.Graph) -> str:
     """Returns the graph, one node a line with shape and dtype, under a comment line per site and role."""
-    lines: list[str] = []
-    at: object = None
+    lines: list[str] = ["# inputs: parameters, buffers, batch, mask"]
+    at, rest = "", "forward and backward"
     for node in graph.nodes:
         mark = node.meta.get("fxperex")
-        if mark != at and node.op == "call_function":
-            lines.append(f"\n# {mark[0]}: {mark[1]} ({mark[2]})" if mark else "\n# forward, backward, clip")
-            at = mark
+        rest = rest if mark is None else "clip factors and totals"
+        part = f"{mark[0]}: {mark[1]} ({mark[2]})" if mark else rest
+        if part != at and node.op == "call_function":
+            lines.append(f"\n# {part}")
+            at = part
         lines.append(f"{node.name}{_type(node)} = {_call(node)}")
     return "\n".join(lines)
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fxperex.analysis import find_sites, prove
-from fxperex.capture import capture
+from fxperex.analysis import Analysis, find_sites, prove
+from fxperex.capture import Capture, capture
 from fxperex.clipping import Clip, as_rule
 from fxperex.compiler import BACKENDS
 from fxperex.devices import profile
 from fxperex.errors import ConfigError, CoverageError, ShapeError
-from fxperex.planner import make_plan, parse_memory
+from fxperex.frame import trace_frames
+from fxperex.planner import Plan, make_plan, parse_memory
+from fxperex.planner.make import check_rows
 from fxperex.runtime import PerExampleModule
+from fxperex.show import show
 from fxperex.testing import as_forward
+from fxperex.trial import Trial
 
 
 def transform(
@@ -26,9 +33,9 @@ def transform(
     *,
     forward: Callable[..., Tensor] | None = None,
     clip: float | Clip = 1.0,
-    strategy: str | Mapping[str, str] = "auto",
+    strategy: str | Mapping[str, str] | Plan = "auto",
     memory: int | str | None = None,
-    physical_batch: int | None = None,
+    physical_batch: int | str | None = None,
     autocast: torch.dtype | None = None,
     backend: str = "auto",
 ) -> PerExampleModule:
@@ -39,32 +46,84 @@ def transform(
     loss: `loss(output, target)` with `output = model(*batch[:-1])`, `target = batch[-1]`; mean, sum or `[B]`.
     forward: instead of `loss`, `forward(model, *batch) -> loss`. With neither, the model returns its loss.
     clip: bound of one example's gradient norm, or a rule of `fxperex.clipping`.
-    strategy: "auto", a strategy's name for every node where it is legal, or {glob of parameter names: name}.
-    memory: bytes, or "16GiB", for what the plan keeps until the clip factors are known.
-    physical_batch: rows of one compiled step; default those of `batch`.
+    strategy: "auto"; "measure" (also times on the device what the cost model cannot tell apart); a strategy's name for
+    every node where it is legal; {glob of parameter names: name}; or a Plan made for this model before.
+    memory: bytes, or "16GiB": the peak of the step, parameters and batch included, that the plan must fit.
+    physical_batch: rows of one compiled step; default those of `batch`; "auto": what is fastest within `memory`.
     autocast: forward and backward under `torch.autocast` of this dtype.
     backend: "auto" (measured once), "inductor" or "eager".
 
     Raises an FxperexError, leaving everything as it was: ConfigError, ShapeError, CaptureError,
     BatchMixingError, MutationError, CoverageError.
     """
-    rule, budget = as_rule(clip), parse_memory(memory)
-    device = _check_batch(batch)
-    trainable = _check_model(model, device)
-    rows = _check_rows(physical_batch, batch)
+    rule = as_rule(clip)
     if backend not in BACKENDS:
         raise ConfigError(f"unknown backend {backend!r}; valid: {', '.join(BACKENDS)}")
+    with _same_random_state(batch):
+        made = outline(model, batch, loss, forward=forward, strategy=strategy, memory=memory,
+                       physical_batch=physical_batch, autocast=autocast)
+        show(1, "plan", made.plan)
+        show(2, "captured graph", made.capture.main.graph)
+        private = PerExampleModule(model, batch, made.capture, made.analysis, made.plan, rule, backend)
+        show(3, "step graph", private.step_graph)
+        return private
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a private step before it is built: `capture`, `analysis`, `plan`."""
+
+    capture: Capture
+    analysis: Analysis
+    plan: Plan
+
+
+def outline(
+    model: nn.Module,
+    batch: tuple[Tensor, ...],
+    loss: Callable[[Any, Tensor], Tensor] | None = None,
+    *,
+    forward: Callable[..., Tensor] | None = None,
+    strategy: str | Mapping[str, str] | Plan = "auto",
+    memory: int | str | None = None,
+    physical_batch: int | str | None = None,
+    autocast: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> Outline:
+    """Returns the Outline of `model`'s private step. Arguments and errors as `transform`.
+
+    Model and batch may be on the meta device: planning needs neither weights nor the device that `device` names.
+    """
+    budget, here = parse_memory(memory), _check_batch(batch)
+    trainable = _check_model(model, here)
+    rows = _check_rows(physical_batch, batch)
     if loss is not None and forward is not None:
         raise ConfigError("give loss or forward, not both")
-    run = _autocast(forward or as_forward(loss), autocast, device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        captured = capture(model, run, batch, rows)
-        axes = prove(captured)
-        analysis = find_sites(captured, axes, trainable)
+    if isinstance(strategy, Plan):
+        rows = check_rows(strategy, None if physical_batch is None else rows)
+    run = _autocast(forward or as_forward(loss), autocast, here)
+    logical = max(len(batch[0]), 1)
+    with _same_random_state(batch):
+        # Code that makes a tensor without saying where means the model's device.
+        with here if here.type == "meta" else contextlib.nullcontext():
+            captured = capture(model, run, batch, logical if rows is None else rows)
+        analysis = find_sites(captured, prove(captured), trainable)
         if not analysis.sites:
             raise CoverageError("the loss does not depend on any trainable parameter of the model")
-        plan = make_plan(analysis, profile(device), rows, strategy, budget)
-        return PerExampleModule(model, batch, captured, analysis, plan, rule, backend)
+        timer = Trial(captured, analysis, here) if strategy == "measure" and here.type != "meta" else None
+        frames = cache(lambda: trace_frames(captured, analysis))
+        plan = make_plan(analysis, profile(device or here), rows, strategy, budget, batch=logical,
+                         frozen=_frozen(model, trainable), frames=frames, timer=timer)
+        return Outline(captured, analysis, plan)
+
+
+def _same_random_state(batch: object) -> Any:
+    device = batch[0].device if isinstance(batch, tuple) and batch and isinstance(batch[0], Tensor) else torch.device("cpu")
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def _frozen(model: nn.Module, trainable: set[str]) -> tuple[str, ...]:
+    return tuple(n for n, p in model.named_parameters() if not p.requires_grad and n not in trainable)
 
 
 def _check_batch(batch: object) -> torch.device:
@@ -99,11 +158,14 @@ def _check_model(model: object, device: torch.device) -> set[str]:
     return set(first.values())
 
 
-def _check_rows(physical_batch: int | None, batch: tuple[Tensor, ...]) -> int:
+def _check_rows(physical_batch: int | str | None, batch: tuple[Tensor, ...]) -> int | None:
+    """Returns the rows of one step, None where the planner is to choose."""
     if physical_batch is None:
         return max(len(batch[0]), 1)
+    if physical_batch == "auto":
+        return None
     if isinstance(physical_batch, bool) or not isinstance(physical_batch, int) or physical_batch < 1:
-        raise ConfigError(f"physical_batch must be a whole number of rows above 0; got {physical_batch!r}")
+        raise ConfigError(f"physical_batch must be 'auto' or a whole number of rows above 0; got {physical_batch!r}")
     return physical_batch
 
 

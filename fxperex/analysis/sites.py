@@ -87,7 +87,8 @@ def _sites_of(capture: Capture, node: fx.Node, axes: dict[str, Any],
         params, rows = tuple(sorted(origins[arg].params)), capture.main.rows
         site = Site("+".join(params), node.name, arg.name, at, name, packet_name(node), params, tuple(weight.shape),
                     weight.dtype, rows, kind.dims(node, at, rows, axis), origins[arg].isometric, True,
-                    f"{module_path(node) or 'model'}, {source_line(node)}", weight.device)
+                    f"{module_path(node) or 'model'}, {source_line(node)}", weight.device,
+                    outputs=sum(v.numel() for v in outs))
         found.append((site, origins[arg], kind.layout(node, at) if hasattr(kind, "layout") else None))
     return found
 

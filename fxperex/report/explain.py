@@ -1,44 +1,101 @@
-"""The plan as a table: every site, its shapes, its strategy, its predicted cost and the runner-up."""
+"""The plan as text: every site with its shapes, strategy, cost and runner-up; totals; alternatives; every parameter."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-if TYPE_CHECKING:
-    from fxperex.planner import Choice, Plan
+from fxperex.planner.alternatives import Alternative
+from fxperex.planner.plan import Choice, Plan
+from fxperex.planner.sizes import size
 
-HEAD = ("site", "kind", "B,G,T,D,P", "strategy", "ms", "held", "runner-up")
+HEAD = ("site", "node", "kind", "B,G,T,D,P", "strategy", "ms", "held", "runner-up")
+MODULE = ("module",)
+RIGHT = {"ms", "held", "sites ms", "step ms", "peak", "sites", "measured ms", "measured/predicted"}
 
 
 def table(plan: Plan) -> str:
     """Returns the aligned table of `plan`, ending in totals and notes."""
-    rows = [HEAD, *(_row(c) for c in plan.choices)]
-    widths = [max(len(r[i]) for r in rows) for i in range(len(HEAD))]
-    right = {4, 5}
-    lines = ["  ".join(v.rjust(w) if i in right else v.ljust(w) for i, (v, w) in enumerate(zip(r, widths, strict=True))).rstrip()
-             for r in rows]
-    lines.insert(1, "  ".join("-" * w for w in widths))
-    how = "one example at a time (naive)" if plan.whole == "naive" else f"{plan.rows} rows per compiled step"
-    lines.append(f"total {1e3 * plan.seconds:.2f} ms predicted beside forward and backward, {size(plan.held)} held; "
-                 f"{how}; costs for {plan.device}")
-    lines += [f"unused (gradient zero): {name}" for name in plan.unused]
-    lines += [f"{c.site.name}: {c.note}" for c in plan.choices if c.note]
-    return "\n".join(lines)
+    return "\n".join([*aligned(HEAD, [row(c) for c in plan.choices]), *totals(plan), *_notes(plan)])
 
 
-def _row(choice: Choice) -> tuple[str, ...]:
+def full(plan: Plan, alternatives: Sequence[Alternative]) -> str:
+    """Returns everything known of a plan: the table with module paths, the alternatives, and every parameter's coverage."""
+    rows = [(*row(c), c.site.where.partition(", ")[0]) for c in plan.choices]
+    return "\n".join([
+        *aligned((*HEAD, *MODULE), rows), *totals(plan), *_notes(plan),
+        "", "If one strategy served wherever it is legal:", *aligned(ALTERNATIVE, [alternative_row(a) for a in alternatives]),
+        "", "Parameters:", *aligned(PARAMETER, parameter_rows(plan))])
+
+
+def aligned(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Returns lines of a table under `head`; columns of numbers are flush right."""
+    widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
+    lines = ["  ".join(v.rjust(w) if name in RIGHT else v.ljust(w) for name, v, w in zip(head, r, widths, strict=True)).rstrip()
+             for r in [head, *rows]]
+    return [lines[0], "  ".join("-" * w for w in widths), *lines[1:]]
+
+
+def row(choice: Choice) -> tuple[str, ...]:
+    """Returns the cells of HEAD for one site."""
+    took = f"{1e3 * choice.seconds:.3f}" + ("*" if choice.strategy in choice.measured else "")
+    return (choice.site.name, choice.site.node, choice.site.kind, shape(choice), choice.strategy, took,
+            size(choice.cost.held), why_not(choice))
+
+
+def shape(choice: Choice) -> str:
     d = choice.site.dims
-    shape = ",".join(str(v) for v in (d.B, d.G, d.T, d.D, d.P)) if d else "x".join(map(str, choice.site.shape)) or "scalar"
-    timed = {k: v for k, v in choice.rejected.items() if isinstance(v, float)}
-    runner = min(timed, key=lambda k: timed[k]) if timed else None
-    told = f"{runner} {1e3 * timed[runner]:.3f} ms" if runner else "-"
-    return (choice.site.name, choice.site.kind, shape, choice.strategy, f"{1e3 * choice.seconds:.3f}",
-            size(choice.cost.held), told)
+    return ",".join(map(str, (d.B, d.G, d.T, d.D, d.P))) if d else "x".join(map(str, choice.site.shape)) or "scalar"
 
 
-def size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
+def why_not(choice: Choice) -> str:
+    """Returns the runner-up and what speaks against it: its time, or where it is faster, its bytes."""
+    name = choice.runner_up
+    if name is None:
+        return "-"
+    slower = 1e3 * (choice.times[name] - choice.seconds)
+    told = f"{name} {slower:+.3f} ms"
+    more = choice.costs[name].held - choice.cost.held
+    return told if slower > 0 else f"{told}, holds {size(more)} more" if more > 0 else f"{told}, not asked for"
+
+
+def totals(plan: Plan) -> list[str]:
+    """Returns the lines on time and memory of the whole plan."""
+    how = f"{plan.rows} rows, one example at a time (naive)" if plan.whole == "naive" else f"{plan.rows} rows per compiled step"
+    sites = f"sites {1e3 * plan.seconds:.2f} ms"
+    if plan.frame_seconds is None:
+        lines = [f"total {sites} predicted beside forward and backward, {size(plan.held)} held; {how}; costs for {plan.device}"]
+    else:
+        whole = 1e3 * (plan.seconds + plan.frame_seconds)
+        lines = [f"total {whole:.2f} ms predicted: {sites}, forward and backward {1e3 * plan.frame_seconds:.2f} ms; {how}",
+                 f"peak memory {size(plan.peak or 0)}, of which strategies hold {size(plan.held)}; costs for {plan.device}"]
+    if plan.budget is not None:
+        lost = 1e3 * (plan.seconds - plan.budget.free_seconds)
+        lines.append(f"budget {size(plan.budget.memory)} cost {lost:.2f} ms; without it the peak would be "
+                     f"{size(plan.budget.free_peak)}")
+    return lines + (["* measured on the device"] if any(c.strategy in c.measured for c in plan.choices) else [])
+
+
+def _notes(plan: Plan) -> list[str]:
+    return [f"unused (gradient zero): {name}" for name in plan.unused] + \
+        [f"{c.site.name}: {c.note}" for c in plan.choices if c.note]
+
+
+ALTERNATIVE = ("strategy", "sites", "sites ms", "step ms", "peak")
+
+
+def alternative_row(found: Alternative) -> tuple[str, ...]:
+    return (found.name, f"{found.legal} of {found.sites}", f"{1e3 * found.seconds:.2f}", f"{1e3 * found.step_seconds:.2f}",
+            size(found.peak))
+
+
+PARAMETER = ("parameter", "status", "used by")
+
+
+def parameter_rows(plan: Plan) -> list[tuple[str, ...]]:
+    """Returns the coverage report: (parameter, trained | unused | frozen, its sites with kind and strategy)."""
+    sites: dict[str, list[str]] = {}
+    for c in plan.choices:
+        for name in c.site.params:
+            sites.setdefault(name, []).append(f"{c.site.node} ({c.site.kind}: {c.strategy})")
+    rows: list[tuple[str, ...]] = [(name, "trained", "; ".join(found)) for name, found in sites.items()]
+    return rows + [(n, "unused", "-") for n in plan.unused] + [(n, "frozen", "-") for n in plan.frozen]

@@ -13,6 +13,7 @@ from fxperex.kernels.device import DTYPES, interpreting
 from fxperex.layers.shapes import packet, split
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.fused import INTERPRETED
+from fxperex.work import outputs_bytes
 
 OPS = {"aten.layer_norm", "aten.group_norm"}
 
@@ -32,7 +33,7 @@ class Affine:
 
     def cost(self, site: Site) -> Cost:
         held = 4.0 * site.rows * site.size
-        return Cost({}, 2 * held, held, INTERPRETED if interpreting() else 2)
+        return Cost((), 2 * outputs_bytes(site) + 2 * held, held, 0.0, INTERPRETED if interpreting() else 2)
 
     def stored(self, uses: Uses) -> Tensor:
         return self._made(uses)[0]

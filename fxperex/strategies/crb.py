@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fxperex.layers.windows import Geometry, geometry, padded
 from fxperex.registry import Cost, Site, Uses, strategy
-from fxperex.strategies.stored import Stored, kind_of, stored_work
+from fxperex.strategies.stored import Stored, kind_of
+from fxperex.work import convolutions, folding_bytes, grads_bytes, inputs_bytes, outputs_bytes, per_example_product, read_stored
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -26,9 +27,12 @@ class Crb(Stored):
     def cost(self, site: Site) -> Cost:
         d = site.dims
         assert d is not None
-        flops, grads = 2.0 * d.B * d.G * d.T * d.D * d.P, 4.0 * d.B * site.size
-        kernel = "conv_grouped" if site.kind == "conv" else "bmm"
-        return Cost({kernel: flops, **stored_work(grads)}, 4.0 * d.B * d.G * d.T * (d.D + d.P) + 4 * grads, grads, 5)
+        grads, moved = grads_bytes(site), inputs_bytes(site) + outputs_bytes(site)
+        if site.kind == "conv":
+            made, traffic = convolutions(site, d, "conv_grouped", d.B * d.G, 1), 2 * moved + 4 * grads + d.B * folding_bytes(site)
+        else:
+            made, traffic = per_example_product(site, d), 2 * grads
+        return Cost((made, *read_stored(site)), traffic, grads, grads + moved, 50)
 
     def gradients(self, uses: Uses) -> Tensor:
         if uses.site.kind == "linear":

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.stored import Stored, kind_of, offers
+from fxperex.work import grads_bytes, outputs_bytes, read_stored
 
 
 @strategy("direct")
@@ -20,8 +21,8 @@ class Direct(Stored):
         return None if closed else f"kind {site.kind} has no closed formula"
 
     def cost(self, site: Site) -> Cost:
-        grads = 4.0 * site.rows * site.size
-        return Cost({}, 4 * grads, grads, 3)
+        grads = grads_bytes(site)
+        return Cost(read_stored(site), 4 * outputs_bytes(site) + 4 * grads, grads, 2 * outputs_bytes(site) + grads, 40)
 
     def gradients(self, uses: Uses) -> Tensor:
         kind = kind_of(uses.site)

@@ -16,9 +16,10 @@ from fxperex.config import gamma
 from fxperex.kernels.device import DTYPES, interpreting
 from fxperex.layers.shapes import split
 from fxperex.layers.windows import geometry, padded
-from fxperex.registry import Cost, Site, Uses, strategy
+from fxperex.registry import Cost, Site, Uses, Work, strategy
 from fxperex.strategies.crb import CONV
-from fxperex.strategies.stored import kind_of, offers, stored_work
+from fxperex.strategies.stored import kind_of, offers
+from fxperex.work import grads_bytes, inputs_bytes, outputs_bytes, per_example_product, scaling_bytes, weight_gradient
 
 INTERPRETED = 10**9  # launches: the interpreter is for tests, never a plan's choice
 
@@ -43,18 +44,16 @@ def _loose(site: Site) -> bool:
     return torch.backends.cudnn.allow_tf32 if site.kind == "conv" else torch.get_float32_matmul_precision() != "highest"
 
 
-def _cost(site: Site, products: int, held: float) -> Cost:
+def _cost(site: Site, stores: bool) -> Cost:
     d = site.dims
     assert d is not None
-    size = site.dtype.itemsize
     # A convolution's patches overlap in memory: what is read is the input, not its |K| copies.
-    taps = torch.Size(site.shape[2:]).numel() if site.kind == "conv" else 1
-    read = size * d.B * d.G * d.T * (d.D / taps + d.P)
-    work = {"bmm": 2.0 * d.B * d.G * d.T * d.D * d.P}
-    if products > 1:
-        work["conv_weight" if site.kind == "conv" else "mm"] = work["bmm"]
-    launches = INTERPRETED if interpreting() else 4
-    return Cost({**work, **stored_work(held)}, products * read + 2 * held, held, launches)
+    read, launches = inputs_bytes(site) + outputs_bytes(site), INTERPRETED if interpreting() else 4
+    product, grads = per_example_product(site, d), grads_bytes(site)
+    if stores:
+        summed = Work("mv", (site.rows, site.size), grads)
+        return Cost((product, summed), read + grads, grads, grads, launches)
+    return Cost((product, *weight_gradient(site, d)), 2 * read + scaling_bytes(site), 0.0, 0.0, launches, rereads=True)
 
 
 @strategy("fused")
@@ -69,7 +68,7 @@ class Fused:
         return reason
 
     def cost(self, site: Site) -> Cost:
-        return _cost(site, 2, 0.0)
+        return _cost(site, stores=False)
 
     def stored(self, uses: Uses) -> None:
         return None
@@ -97,8 +96,7 @@ class FusedStored:
         return _unavailable(site)
 
     def cost(self, site: Site) -> Cost:
-        held = float(site.rows * site.size * site.dtype.itemsize)
-        return _cost(site, 1, held)
+        return _cost(site, stores=True)
 
     def stored(self, uses: Uses) -> Tensor:
         return self._made(uses)[0]

@@ -15,8 +15,9 @@ from fxperex import kernels
 from fxperex.config import accumulator, gamma
 from fxperex.kernels.device import DTYPES
 from fxperex.layers.conv import SMALL, pixel_gram
-from fxperex.registry import Cost, Site, Uses, strategy
-from fxperex.strategies.stored import kind_of, offers, patches_work
+from fxperex.registry import Cost, Dims, Site, Uses, Work, strategy
+from fxperex.strategies.stored import kind_of, offers
+from fxperex.work import folding_bytes, inputs_bytes, outputs_bytes, patches, patches_bytes, scaling_bytes, weight_gradient
 
 GRAM_ROUNDING = 2.0**-50  # float64 products and their blocked sums, in units of S^2
 
@@ -31,18 +32,26 @@ class Ghost:
     def cost(self, site: Site) -> Cost:
         d = site.dims
         assert d is not None
-        positions = d.B * d.G * d.T
         if site.kind == "embedding":
-            return Cost({}, 4.0 * (10 * positions * d.P + site.size), 4.0 * positions * d.P, 12)
-        pixels = site.kind == "conv" and pixel_gram(d)
-        pairs = d.pixels**2 * d.D / d.taps + d.T**2 * d.taps if pixels else d.T**2 * d.D
-        work = {"gram": 2.0 * d.B * d.G * (pairs + d.T**2 * d.P)}
-        if not pixels or d.T <= SMALL:
-            work |= patches_work(site)
-        kernel = "conv_weight" if site.kind == "conv" and d.T > SMALL else "mm"
-        work[kernel] = 2.0 * positions * d.D * d.P
-        moved = 4.0 * (positions * (6 * d.D + 8 * d.P) + 8 * d.T * positions + site.size)
-        return Cost(work, moved, 4.0 * positions * d.P, 12)
+            out = outputs_bytes(site)
+            moved = 12 * out + scaling_bytes(site) + float(site.size * site.dtype.itemsize)
+            return Cost((), moved, 0.0, 4 * out, 60, rereads=True)
+        # A tiled kernel, where there is one, keeps no T x T matrix in memory and takes patches.
+        tiled = kernels.unavailable(site.device) is None and site.dtype in DTYPES
+        pixels = site.kind == "conv" and pixel_gram(d) and not tiled
+        # Every Gram product is (rows, width) of one operand times its transpose, in float64.
+        pairs = [(d.T, d.P), (d.pixels, d.D // d.taps) if pixels else (d.T, d.D)]
+        groups = d.B * d.G
+        grams = tuple(Work("gram", (groups, t, width), 2.0 * groups * t**2 * width) for t, width in pairs)
+        square = 0.0 if tiled else 8.0 * groups * d.T**2
+        doubled = 0.0 if tiled else 2 * inputs_bytes(site) + 8.0 * groups * d.T * d.P
+        moved = 3 * doubled + 4 * square + scaling_bytes(site) + 2.0 * site.size * site.dtype.itemsize + folding_bytes(site)
+        if pixels:
+            moved += 3 * square * d.taps  # shifted copies of the pixels' matrix, added up
+        unfolded = () if pixels and d.T > SMALL else patches(site)
+        transient = doubled + (_shifting(d, square) if pixels else 3 * square + 3 * patches_bytes(site))
+        launches = 80 + (4 * d.taps if pixels else 0)
+        return Cost((*unfolded, *grams, *weight_gradient(site, d)), moved, 0.0, transient, launches, rereads=True)
 
     def stored(self, uses: Uses) -> None:
         return None
@@ -65,3 +74,10 @@ class Ghost:
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         return kind_of(uses.site).weighted_sum(uses, factors, valid)
+
+
+def _shifting(d: Dims, square: float) -> float:
+    """Bytes that the pixels' matrix needs: itself and its padded copy, then that copy and two sums of shifts."""
+    whole = 8.0 * d.B * d.G * d.pixels**2
+    padded = whole * ((d.pixels**0.5 + d.taps**0.5 - 1) / d.pixels**0.5) ** 4
+    return padded + max(whole, 2 * square)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from fxperex.layers.generic import single
 from fxperex.layers.shapes import split
-from fxperex.registry import BatchAxis, Cost, Site, Uses, strategy
-from fxperex.strategies.stored import Stored, stored_work
+from fxperex.registry import BatchAxis, Cost, Site, Uses, Work, strategy
+from fxperex.strategies.stored import Stored
+from fxperex.work import convolutions, grads_bytes, name_of, outputs_bytes, read_stored
 
 
 @strategy("multi")
@@ -19,11 +20,14 @@ class Multi(Stored):
         return None
 
     def cost(self, site: Site) -> Cost:
-        d = site.dims
-        flops = 2.0 * d.B * d.G * d.T * d.D * d.P if d is not None else 10.0 * site.rows * site.size
-        grads = 4.0 * site.rows * site.size
-        work = {"conv_single" if site.kind == "conv" else "bmm": flops, **stored_work(2 * grads)}
-        return Cost(work, 6 * grads, grads, 4 * site.rows)
+        d, grads = site.dims, grads_bytes(site)
+        if d is None or site.kind == "embedding":
+            return Cost(read_stored(site), 8 * outputs_bytes(site) + 6 * grads, grads, grads, 18 * site.rows + 20)
+        if site.kind == "conv":
+            each = convolutions(site, d, "conv_weight", 1, site.rows * d.G)
+        else:
+            each = Work("mm", (d.P, d.T, d.D), 2.0 * d.T * d.D * d.P, site.rows, name_of(site))
+        return Cost((each, *read_stored(site)), 2 * grads, grads, grads, 18 * site.rows + 20)
 
     def gradients(self, uses: Uses) -> Tensor:
         return torch.stack([self._one(uses, b) for b in range(uses.site.rows)])

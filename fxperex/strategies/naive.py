@@ -6,9 +6,12 @@ and its loop over the rows is the step.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
-from fxperex.registry import Cost, Site, Uses, strategy
+from fxperex.registry import Cost, Site, Uses, strategies, strategy
+from fxperex.work import grads_bytes
 
 
 @strategy("naive")
@@ -19,8 +22,7 @@ class Naive:
         return "naive runs the whole step one example at a time; it is not a node's choice"
 
     def cost(self, site: Site) -> Cost:
-        kernel = "conv_single" if site.kind == "conv" else "mm"
-        return Cost({kernel: 6.0 * site.rows * site.size}, 0.0, 0.0, 20 * site.rows)
+        return replace(strategies()["multi"].cost(site), held=0.0, transient=grads_bytes(site) / site.rows)
 
     def stored(self, uses: Uses) -> None:
         return None

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from fxperex.numerics import sq_norm
 from fxperex.registry import Cost, Site, Uses, strategy
-from fxperex.strategies.stored import kind_of, offers, patches_work
+from fxperex.strategies.stored import kind_of, offers
+from fxperex.work import folding_bytes, inputs_bytes, outputs_bytes, patches, patches_bytes, scaling_bytes, weight_gradient
 
 
 @strategy("outer")
@@ -21,8 +22,9 @@ class Outer:
     def cost(self, site: Site) -> Cost:
         d = site.dims
         assert d is not None
-        work = {"mm": 2.0 * d.B * d.G * d.D * d.P, **patches_work(site)}
-        return Cost(work, 4.0 * (2 * d.B * d.G * (d.D + d.P) + site.size), 0.0, 5)
+        moved = (patches_bytes(site) or inputs_bytes(site)) + outputs_bytes(site)
+        moved += scaling_bytes(site) + 2.0 * site.size * site.dtype.itemsize + folding_bytes(site)
+        return Cost((*patches(site), *weight_gradient(site, d)), moved, 0.0, patches_bytes(site), 70, rereads=True)
 
     def stored(self, uses: Uses) -> None:
         return None

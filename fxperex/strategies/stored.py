@@ -46,22 +46,6 @@ class Stored:
         return weighted_sum(self.stored(uses), factors, valid)
 
 
-SPILL = 16 * 2**20  # bytes from which an allocator hands out untouched memory every time
-
-
-def stored_work(grads: float) -> dict[str, float]:
-    """Returns the work of writing `grads` bytes of per-example gradients, beyond plain traffic."""
-    return {"store": grads} if grads > SPILL else {}
-
-
-def patches_work(site: Site) -> dict[str, float]:
-    """Returns the work of unfolding a convolution's input; none for a kernel of one element or a linear map."""
-    d = site.dims
-    if site.kind != "conv" or d is None or d.taps == 1:
-        return {}
-    return {"im2col": 4.0 * d.B * d.G * d.T * d.D}
-
-
 def kind_of(site: Site) -> Any:
     """Returns the site's layer kind; that of joined uses where it has several."""
     return JOINED if site.parts else kinds()[site.kind]

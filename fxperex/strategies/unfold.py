@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from fxperex.registry import Cost, Site, Uses, strategy
-from fxperex.strategies.stored import Stored, kind_of, offers, patches_work, stored_work
+from fxperex.strategies.stored import Stored, kind_of, offers
+from fxperex.work import folding_bytes, grads_bytes, patches, patches_bytes, per_example_product, read_stored
 
 
 @strategy("unfold")
@@ -21,9 +22,9 @@ class Unfold(Stored):
     def cost(self, site: Site) -> Cost:
         d = site.dims
         assert d is not None
-        grads = 4.0 * d.B * d.G * d.P * d.D
-        work = {"bmm": 2.0 * d.B * d.G * d.T * d.D * d.P, **patches_work(site), **stored_work(grads)}
-        return Cost(work, 4.0 * d.B * d.G * d.T * (d.D + d.P) + 3 * grads, grads, 6)
+        grads = grads_bytes(site)
+        return Cost((*patches(site), per_example_product(site, d), *read_stored(site)), 2 * grads + d.B * folding_bytes(site),
+                    grads, patches_bytes(site) + grads, 50)
 
     def gradients(self, uses: Uses) -> Tensor:
         kind = kind_of(uses.site)

@@ -9,7 +9,8 @@ from fxperex.layers.generic import single
 from fxperex.layers.shapes import split
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.multi import as_one
-from fxperex.strategies.stored import Stored, stored_work
+from fxperex.strategies.stored import Stored
+from fxperex.work import convolutions, grads_bytes, outputs_bytes, per_example_product, read_stored
 
 
 @strategy("vmap")
@@ -18,11 +19,12 @@ class Vmap(Stored):
         return None
 
     def cost(self, site: Site) -> Cost:
-        d = site.dims
-        flops = 2.0 * d.B * d.G * d.T * d.D * d.P if d is not None else 10.0 * site.rows * site.size
-        grads = 4.0 * site.rows * site.size
-        work = {"conv_grouped" if site.kind == "conv" else "bmm": 2 * flops, **stored_work(2 * grads)}
-        return Cost(work, 6 * grads, grads, 8)
+        d, grads = site.dims, grads_bytes(site)
+        if d is None or site.kind == "embedding":
+            return Cost(read_stored(site), 12 * outputs_bytes(site) + 6 * grads, grads, 2 * outputs_bytes(site) + grads, 60)
+        conv = site.kind == "conv"
+        made = convolutions(site, d, "conv_vmap", d.B * d.G, 1) if conv else per_example_product(site, d)
+        return Cost((made, *read_stored(site)), 6 * grads, grads, 2 * grads, 60)
 
     def gradients(self, uses: Uses) -> Tensor:
         site = uses.site

@@ -1,0 +1,41 @@
+"""The command line. One file of this package = one command: its HELP, `options(parser)` and `run(options)`.
+
+A new command is a new file; files whose name starts with an underscore are no commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+from fxperex.errors import FxperexError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 after a refusal, told on stderr."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except FxperexError as e:
+        print(f"fxperex: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def commands() -> list[str]:
+    """Returns the names of all commands."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("fxperex", description="Differentially private training of torch models.")
+    table = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name in commands():
+        command = importlib.import_module(f"fxperex.cli.{name}")
+        one = table.add_parser(name, help=command.HELP, description=command.HELP)
+        command.options(one)
+        one.set_defaults(run=command.run)
+    return parser

@@ -1,0 +1,121 @@
+"""What several commands share: a model by name, stand-in batches, and the options that say which."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import os
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxperex.devices import Profile, profile, target
+from fxperex.errors import ConfigError
+from fxperex.frame import Frames, trace_frames
+from fxperex.transform import Outline, outline
+
+LOSS = nn.functional.cross_entropy
+
+
+def model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds MODEL and the shape of its input."""
+    parser.add_argument("model", metavar="MODEL", help="torchvision:resnet50, or package.module:factory")
+    parser.add_argument("--input", default="3x32x32", help="shape of one example, default %(default)s")
+    parser.add_argument("--batch", type=int, default=16, help="examples of a batch, default %(default)s")
+    parser.add_argument("--classes", type=int, default=10, help="passed as num_classes where the factory takes it")
+    parser.add_argument("--norm", choices=["group", "batch"], default="group",
+                        help="torchvision models that take a norm_layer get GroupNorm; batch keeps their own")
+
+
+def plan_options(parser: argparse.ArgumentParser) -> None:
+    """Adds MODEL and what a plan depends on."""
+    model_options(parser)
+    parser.add_argument("--device", default="cpu", help="plan for this device, which need not be there; default %(default)s")
+    parser.add_argument("--strategy", default="auto", help="auto, or a strategy for every site where it is legal")
+    parser.add_argument("--memory", help='peak of the step that the plan must fit, as "16GiB"')
+    parser.add_argument("--physical-batch", help='rows of one compiled step, or "auto": the planner\'s choice within --memory')
+
+
+def planned(options: argparse.Namespace) -> tuple[Outline, Frames, Profile]:
+    """Returns (outline, frames, profile) of the model on the meta device: no weights, no device. Raises FxperexError."""
+    device = target(options.device)
+    _positive(options)
+    model, batch = make(options, "meta"), stand_in(options, "meta")
+    made = outline(model, batch, LOSS, strategy=options.strategy, memory=options.memory,
+                   physical_batch=_rows(options.physical_batch), device=device)
+    return made, trace_frames(made.capture, made.analysis), profile(device)
+
+
+def make(options: argparse.Namespace, device: str) -> nn.Module:
+    """Returns the model that the options name, made on `device`. Raises ConfigError."""
+    with torch.device(device):
+        return _model(options.model, options.classes, options.norm == "group")
+
+
+def stand_in(options: argparse.Namespace, device: str) -> tuple[Tensor, Tensor]:
+    """Returns a batch (inputs, targets) of the options' shape. Raises ConfigError."""
+    _positive(options)
+    shape = _shape(options.input)
+    make = torch.empty if device == "meta" else torch.randn
+    return make(options.batch, *shape, device=device), torch.zeros(options.batch, dtype=torch.long, device=device)
+
+
+def _positive(options: argparse.Namespace) -> None:
+    if options.batch < 1 or options.classes < 1:
+        raise ConfigError(f"--batch and --classes must be above 0; got {options.batch} and {options.classes}")
+
+
+def _rows(given: str | None) -> int | str | None:
+    return int(given) if given is not None and given.lstrip("-").isdigit() else given
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(part) for part in text.split("x"))
+    except ValueError:
+        shape = (0,)
+    if min(shape) < 1:
+        raise ConfigError(f"--input must be sizes joined by x, as 3x32x32; got {text!r}")
+    return shape
+
+
+def _model(name: str, classes: int, group: bool) -> nn.Module:
+    package, _, factory = name.partition(":")
+    if not package or not factory:
+        raise ConfigError(f"MODEL must be torchvision:NAME or package.module:factory; got {name!r}")
+    # The user's own modules lie where the user stands, as for `python -m`.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        made = getattr(importlib.import_module("torchvision.models" if package == "torchvision" else package), factory)
+    except Exception as e:  # whatever the user's module raises when it is imported
+        raise ConfigError(f"cannot find {name!r}: {type(e).__name__}: {e}") from e
+    try:
+        model = _call(made, classes, group and package == "torchvision")
+    except Exception as e:
+        raise ConfigError(f"{name} could not be called: {type(e).__name__}: {e}") from e
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{name} made a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _call(made: Any, classes: int, group: bool) -> Any:
+    if not callable(made) or isinstance(made, nn.Module):
+        return made
+    taken = inspect.signature(made).parameters
+    anything = any(p.kind == p.VAR_KEYWORD for p in taken.values()) and group
+    given: dict[str, Any] = {"num_classes": classes} if "num_classes" in taken or anything else {}
+    if not group:
+        return made(**given)
+    try:
+        return made(**given, norm_layer=group_norm)
+    except TypeError:
+        return made(**given)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Returns the GroupNorm that stands for a BatchNorm of as many channels."""
+    return nn.GroupNorm(next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0), channels)

@@ -1,0 +1,41 @@
+"""`fxperex calibrate`: measures this device, and keeps the profile for every later plan."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fxperex.cli._progress import progress
+from fxperex.devices import calibrate, target
+from fxperex.devices.calibrate import BUDGET
+from fxperex.devices.store import present, save
+from fxperex.errors import ConfigError
+
+HELP = "measure this device's rates, in under two minutes, for the plans made on it"
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, default %(default)s")
+    parser.add_argument("--seconds", type=float, default=BUDGET, help="time to spend at most, default %(default)s")
+    parser.add_argument("--output", type=Path, help="write the profile there instead of the cache folder")
+
+
+def run(options: argparse.Namespace) -> None:
+    device = target(options.device)
+    present(device)
+    if not options.seconds > 0:
+        raise ConfigError(f"--seconds must be above 0; got {options.seconds}")
+    if options.output is not None and not options.output.parent.is_dir():
+        raise ConfigError(f"the profile cannot be written to {options.output}: there is no folder {options.output.parent}")
+    with progress("measuring") as report:
+        found = calibrate(device, report, options.seconds)
+    print(f"{'kernel':<15} {'shapes':>6}  {'typical error':>13}")
+    for kernel, error in found.errors.items():
+        print(f"{kernel:<15} {len(found.samples[kernel]['float32']):>6}  {100 * error:>12.0f}%")
+    if options.output is None:
+        print(f"kept in {save(found)}")
+        return
+    try:
+        options.output.write_text(found.to_json())
+    except OSError as error_:
+        raise ConfigError(f"the profile cannot be written to {options.output}: {error_}") from error_

@@ -1,0 +1,62 @@
+"""`fxperex compare`: every single-strategy plan and `auto`, predicted beside measured."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from fxperex.cli._models import LOSS, make, model_options, stand_in
+from fxperex.cli._progress import progress
+from fxperex.compiler import BACKENDS
+from fxperex.devices import profile, target
+from fxperex.devices.calibrate import Timer
+from fxperex.devices.store import present
+from fxperex.errors import ConfigError
+from fxperex.frame import trace_frames
+from fxperex.planner.make import with_frame
+from fxperex.planner.sizes import size
+from fxperex.registry import strategies
+from fxperex.report.explain import aligned
+from fxperex.transform import transform
+
+HELP = "run a model under auto and under every strategy alone; print predicted beside measured"
+HEAD = ("strategy", "sites", "step ms", "measured ms", "measured/predicted", "peak")
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    model_options(parser)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--backend", choices=BACKENDS, default="eager")
+    parser.add_argument("--only", nargs="+", default=None, metavar="STRATEGY", help="these strategies instead of all")
+
+
+def run(options: argparse.Namespace) -> None:
+    device = target(options.device)
+    present(device)
+    names = ["auto", *strategies()] if options.only is None else options.only
+    unknown = [n for n in names if n != "auto" and n not in strategies()]
+    if unknown:
+        raise ConfigError(f"unknown strategy {unknown[0]!r}; valid: auto, {', '.join(strategies())}")
+    model, batch = make(options, options.device), stand_in(options, options.device)
+    rows = []
+    with progress("comparing") as report:
+        for i, name in enumerate(names):
+            report(i, len(names), name)
+            rows.append(_row(model, batch, name, options.backend, device))
+        report(len(names), len(names), "done")
+    print("\n".join(aligned(HEAD, rows)))
+
+
+def _row(model: torch.nn.Module, batch: tuple[torch.Tensor, ...], name: str, backend: str,
+         device: torch.device) -> tuple[str, ...]:
+    private = transform(model, batch, LOSS, strategy=name, backend=backend)
+    frames = trace_frames(private._capture, private._analysis)
+    plan = with_frame(private.plan, frames.at(private.plan.frame_rows), profile(device))
+    assert plan.frame_seconds is not None
+    predicted = plan.seconds + plan.frame_seconds
+    measured = Timer(device)(lambda: private.step(*batch), enough=0.2)
+    model.zero_grad()
+    legal = sum(c.strategy == name for c in plan.choices) if name != "auto" else len(plan.choices)
+    return (name, f"{legal} of {len(plan.choices)}", f"{1e3 * predicted:.2f}", f"{1e3 * measured:.2f}",
+            f"{measured / predicted:.2f}", size(private.peak))

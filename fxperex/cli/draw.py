@@ -1,0 +1,22 @@
+"""`fxperex draw`: the captured graph and the step graph of a model as one picture."""
+
+from __future__ import annotations
+
+import argparse
+
+from fxperex.cli._models import plan_options, planned
+from fxperex.planner.make import with_frame
+from fxperex.report.draw import draw
+
+HELP = "draw the captured graph and the step graph that the plan makes of it"
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    plan_options(parser)
+    parser.add_argument("--output", default="plan.svg", help="a file that ends in .svg, .png or .html; default %(default)s")
+
+
+def run(options: argparse.Namespace) -> None:
+    made, frames, rates = planned(options)
+    plan = with_frame(made.plan, frames.at(made.plan.frame_rows), rates)
+    print(draw(options.output, made.capture.main.graph.graph, plan, f"{options.model}, {options.input}"))

@@ -1,0 +1,26 @@
+"""`fxperex explain`: the plan of a model, without its weights and without the device."""
+
+from __future__ import annotations
+
+import argparse
+
+from fxperex.cli._models import plan_options, planned
+from fxperex.planner.alternatives import explained
+from fxperex.report.draw import draw
+from fxperex.report.explain import full
+
+HELP = "print the plan of a model: sites, strategies, predicted time and memory, coverage of every parameter"
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    plan_options(parser)
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON, which transform(strategy=Plan) takes")
+    parser.add_argument("--draw", metavar="FILE", help="also draw it: .svg, .png or .html")
+
+
+def run(options: argparse.Namespace) -> None:
+    made, frames, rates = planned(options)
+    plan, others = explained(made.plan, frames, rates)
+    print(plan.to_json() if options.json else full(plan, others))
+    if options.draw:
+        draw(options.draw, made.capture.main.graph.graph, plan, f"{options.model}, {options.input}")

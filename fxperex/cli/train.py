@@ -1,0 +1,29 @@
+"""`fxperex train`: a small network trained privately, beside the same without."""
+
+from __future__ import annotations
+
+import argparse
+
+from fxperex import training
+from fxperex.compiler import BACKENDS
+
+HELP = "train a small network privately, beside the same without"
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    default = training.Job()
+    parser.add_argument("job", nargs="?", choices=["digits"], default="digits")
+    parser.add_argument("--data", help="mnist:PATH or cifar10:PATH instead of the digits")
+    for name in ("epsilon", "delta", "epochs", "clip", "lr"):
+        parser.add_argument(f"--{name}", type=float, default=getattr(default, name), help="default %(default)s")
+    parser.add_argument("--batch", type=int, default=default.batch, help="expected batch, default %(default)s")
+    parser.add_argument("--seeds", type=int, default=1, help="number of runs, averaged")
+    parser.add_argument("--seed", type=int, default=default.seed, help="of the first run")
+    parser.add_argument("--strategy", default=default.strategy)
+    parser.add_argument("--backend", choices=BACKENDS, default=default.backend)
+    parser.add_argument("--physical-batch", type=int, help="rows of one compiled step")
+
+
+def run(options: argparse.Namespace) -> None:
+    given = {k: v for k, v in vars(options).items() if k not in ("job", "run", "seeds")}
+    training.main(training.Job(**given | {"data": options.data or options.job}), options.seeds)

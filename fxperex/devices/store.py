@@ -1,0 +1,94 @@
+"""Where profiles lie: the user's cache folder first, then the ones shipped with the package."""
+
+from __future__ import annotations
+
+import os
+import platform
+import warnings
+from pathlib import Path
+
+import torch
+
+from fxperex.devices.profile import VERSION, Profile
+from fxperex.errors import ConfigError
+
+SHIPPED = Path(__file__).parent.parent / "profiles"
+
+
+def profile(device: torch.device) -> Profile:
+    """Returns the profile of `device`: calibrated on this machine, else the shipped one of its type. Never measures.
+
+    A broken or foreign file in the cache is passed over with a warning. Raises ConfigError for a device without any.
+    """
+    path = cache_folder() / f"{device_name(device)}.json"
+    try:
+        found = Profile.from_json(path.read_text())
+        if found.device == device_name(device) and found.torch == torch.__version__:
+            return found
+        warnings.warn(f"device profile {path} was measured on {found.device} with torch {found.torch}; not used. "
+                      "Measure this device with `fxperex calibrate`", stacklevel=2)
+    except FileNotFoundError:
+        pass
+    except (OSError, ConfigError) as error:
+        warnings.warn(f"device profile {path} is not used: {error}. Measure anew with `fxperex calibrate`", stacklevel=2)
+    return _shipped(device.type)
+
+
+def _shipped(kind: str) -> Profile:
+    paths = sorted(SHIPPED.glob(f"{kind}-*.json"))
+    if not paths:
+        raise ConfigError(f"no profile is known for device type {kind!r}; there are: {', '.join(shipped_types())}")
+    return Profile.from_json(paths[0].read_text())
+
+
+def shipped_types() -> list[str]:
+    return sorted({p.name.partition("-")[0] for p in SHIPPED.glob("*.json")})
+
+
+def target(name: str) -> torch.device:
+    """Returns the device that `name` means for planning; it need not be present. Raises ConfigError for an unknown one."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {name!r}; plans are made for: {', '.join(shipped_types())}") from error
+    if device.type not in shipped_types():
+        raise ConfigError(f"no profile is known for device {name!r}; plans are made for: {', '.join(shipped_types())}")
+    return device
+
+
+def present(device: torch.device) -> None:
+    """Raises ConfigError where nothing can run on `device` here."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {str(device)!r} is not there: torch sees no CUDA device on this machine")
+
+
+def save(found: Profile) -> Path:
+    """Returns the path in the cache folder that `found` was written to. Raises ConfigError where it cannot be."""
+    path = cache_folder() / f"{found.device}.json"
+    try:
+        write(path, found.to_json())
+    except OSError as error:
+        raise ConfigError(f"the profile cannot be written to {path}: {error}. Set FXPEREX_CACHE to another folder") from error
+    return path
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def device_name(device: torch.device) -> str:
+    """Returns the name of a device, threads and torch version under which its measurements are kept."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        kind = torch.cuda.get_device_name(device)
+    else:
+        kind = f"{platform.machine()}-{torch.get_num_threads()}t" if device.type == "cpu" else "absent"
+    return f"{device.type}-{kind}-torch{torch.__version__}-v{VERSION}".replace(" ", "_").replace("/", "_")
+
+
+def cache_folder() -> Path:
+    """Returns the user's cache folder: $FXPEREX_CACHE, else ~/.cache/fxperex."""
+    return Path(os.environ.get("FXPEREX_CACHE", Path.home() / ".cache" / "fxperex"))

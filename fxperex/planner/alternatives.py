@@ -1,0 +1,60 @@
+"""What the plan is measured against: each strategy alone, wherever it is legal, with the plan's choice elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fxperex.devices import Profile
+from fxperex.frame import Frames
+from fxperex.planner.choose import at_rows, naive
+from fxperex.planner.make import with_frame
+from fxperex.planner.memory import plan_peak
+from fxperex.planner.plan import Plan
+from fxperex.registry import strategies
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Strategy `name` at `legal` of `sites`: seconds of the sites and of the step, peak bytes of the step."""
+
+    name: str
+    legal: int
+    sites: int
+    seconds: float
+    step_seconds: float
+    peak: float
+
+
+def explained(plan: Plan, frames: Frames, profile: Profile) -> tuple[Plan, list[Alternative]]:
+    """Returns `plan` with the seconds of forward and backward and its peak, and its alternatives."""
+    return with_frame(plan, frames.at(plan.frame_rows), profile), alternatives(plan, frames, profile)
+
+
+def alternatives(plan: Plan, frames: Frames, profile: Profile) -> list[Alternative]:
+    """Returns the plan itself first, as "this plan", then every strategy that is legal somewhere."""
+    return list(_each(plan, frames, profile))
+
+
+def _each(plan: Plan, frames: Frames, profile: Profile) -> Iterator[Alternative]:
+    frame, count = frames.at(plan.frame_rows), len(plan.choices)
+    forward = plan.turns * sum(profile.seconds(c) for c in frame.costs)
+    yield Alternative("this plan", count, count, plan.seconds, plan.seconds + forward, plan_peak(frame, plan.choices).bytes)
+    if plan.whole == "naive":
+        return
+    for name in strategies():
+        made = [c.using(name) if name in c.costs else c for c in plan.choices]
+        legal = sum(name in c.costs for c in plan.choices)
+        if name == "naive":
+            yield _one_by_one(plan, frames, profile)
+        elif legal:
+            seconds = sum(c.seconds for c in made)
+            yield Alternative(name, legal, count, seconds, seconds + forward, plan_peak(frame, made).bytes)
+
+
+def _one_by_one(plan: Plan, frames: Frames, profile: Profile) -> Alternative:
+    frame = frames.at(1)
+    made = [naive(at_rows(c.site, 1), profile) for c in plan.choices]
+    seconds = plan.rows * sum(c.seconds for c in made)
+    forward = plan.rows * sum(profile.seconds(c) for c in frame.costs)
+    return Alternative("naive", len(made), len(made), seconds, seconds + forward, plan_peak(frame, made).bytes)

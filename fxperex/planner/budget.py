@@ -1,0 +1,127 @@
+"""The fastest plan whose peak fits a budget, and the smallest budget that any plan fits.
+
+A price per byte held moves every site to its best strategy at that price (Lagrange); the lowest price that fits is
+found by bisection, and then every site takes back the fastest strategy that still fits, largest gain first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from fxperex.errors import ConfigError
+from fxperex.frame import Frame
+from fxperex.liveness import Peak
+from fxperex.planner.memory import plan_peak, site_of
+from fxperex.planner.plan import Choice
+from fxperex.planner.sizes import budget_text, size
+from fxperex.registry import Cost
+from fxperex.work import inputs_bytes, outputs_bytes
+
+Choices = tuple[Choice, ...]
+HALVINGS = 24
+Weight = Callable[[Choice, Cost], float]
+
+
+def fit(frame: Frame, choices: Choices, memory: int) -> Choices | None:
+    """Returns the fastest choices found whose peak is within `memory` bytes, or None where none fits."""
+    if _bytes(frame, choices) <= memory:
+        return choices
+    found = [made for weight in WEIGHTS if (made := _priced_to_fit(frame, choices, memory, weight)) is not None]
+    if not found:
+        least = smallest(frame, choices)
+        found = [least] if _bytes(frame, least) <= memory else []
+    better = [_take_back(frame, choices, made, memory) for made in found]
+    return min(better, key=lambda made: sum(c.seconds for c in made)) if better else None
+
+
+def smallest(frame: Frame, choices: Choices) -> Choices:
+    """Returns choices of the least peak: the best of a few extremes, improved site by site until nothing helps."""
+    starts = [_at_price(choices, 1e12, weight) for weight in WEIGHTS]
+    best = min(starts, key=lambda made: _bytes(frame, made))
+    for _ in range(len(choices)):
+        now = plan_peak(frame, best)
+        moves = [_with(best, i, name) for i, c in enumerate(best) if not c.fixed and _matters(c, now)
+                 for name in c.costs if name != c.strategy]
+        tried = min(moves, key=lambda made: _bytes(frame, made), default=best)
+        if _bytes(frame, tried) >= now.bytes:
+            break
+        best = tried
+    return best
+
+
+def refuse(frame: Frame, choices: Choices, memory: int) -> ConfigError:
+    """Returns the error that says the smallest budget that would do, and which site sets it."""
+    least = smallest(frame, choices)
+    found = plan_peak(frame, least)
+    sites = [site_of(name) for name, _ in found.live] + [site_of(found.at)]
+    setter = site_of(found.at) or next((s for s in sites if s), "")
+    strategy = next((f" ({c.strategy})" for c in least if c.site.name == setter), "")
+    at = f"the site {setter}{strategy}" if setter else f"forward and backward, at node {found.at}"
+    return ConfigError(
+        f"memory={memory} bytes ({size(memory)}) holds no plan of this step with {frame.rows} rows: the "
+        f"smallest budget that does is {budget_text(found.bytes)}, set by {at}; parameters and batch alone take "
+        f"{size(frame.listing.inputs)}. "
+        'Raise memory, or lower physical_batch (or pass physical_batch="auto")')
+
+
+def _held(choice: Choice, cost: Cost) -> float:
+    """Bytes that stay alive because of this site from its norm to its sum."""
+    again = inputs_bytes(choice.site) + outputs_bytes(choice.site) if cost.rereads else 0.0
+    return cost.held + again
+
+
+WEIGHTS: tuple[Weight, ...] = (_held, lambda c, cost: cost.held, lambda c, cost: _held(c, cost) + cost.transient)
+
+
+def _bytes(frame: Frame, choices: Choices) -> float:
+    return plan_peak(frame, choices).bytes
+
+
+def _at_price(choices: Choices, price: float, weight: Weight) -> Choices:
+    def best(c: Choice) -> Choice:
+        return c if c.fixed else replace(c, strategy=min(c.costs, key=lambda k: c.times[k] + price * weight(c, c.costs[k])))
+
+    return tuple(best(c) for c in choices)
+
+
+def _priced_to_fit(frame: Frame, choices: Choices, memory: int, weight: Weight) -> Choices | None:
+    low, high = -18.0, 0.0  # log10 of seconds per byte
+    best = _at_price(choices, 10**high, weight)
+    if _bytes(frame, best) > memory:
+        return None
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        made = _at_price(choices, 10**middle, weight)
+        if _bytes(frame, made) <= memory:
+            best, high = made, middle
+        else:
+            low = middle
+    return best
+
+
+def _take_back(frame: Frame, free: Choices, tight: Choices, memory: int) -> Choices:
+    """Gives every site the fastest strategy that still fits, largest gain first."""
+    gains = sorted(((t.times[name] - t.seconds, i, name) for i, (t, f) in enumerate(zip(tight, free, strict=True))
+                    if not t.fixed for name in f.costs), key=lambda move: move[0])
+    for _, i, name in gains:
+        if tight[i].times[name] < tight[i].seconds:
+            made = _with(tight, i, name)
+            if _bytes(frame, made) <= memory:
+                tight = made
+    return tight
+
+
+def _with(choices: Choices, index: int, strategy: str) -> Choices:
+    return (*choices[:index], choices[index].using(strategy), *choices[index + 1:])
+
+
+def _matters(choice: Choice, now: Peak) -> bool:
+    return choice.cost.rereads or site_of(now.at) == choice.site.name or any(site_of(n) == choice.site.name for n, _ in now.live)
+
+
+def notes(free: Sequence[Choice], tight: Sequence[Choice]) -> Choices:
+    """Returns `tight` with a note at every site that the budget moved away from its fastest strategy."""
+    return tuple(t if t.strategy == f.strategy else
+                 t.using(t.strategy, f"memory budget: {f.strategy} would be {1e3 * (t.seconds - f.seconds):.3f} ms faster")
+                 for f, t in zip(free, tight, strict=True))

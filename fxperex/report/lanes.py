@@ -1,0 +1,75 @@
+"""The captured graph folded by the module hierarchy into lanes: few enough to read, in the order they run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from fxperex.capture import module_path
+from fxperex.layers.shapes import packet
+from fxperex.planner.plan import Choice, Plan
+
+MOST = 28
+
+
+@dataclass
+class Lane:
+    """Nodes of one module (or of a prefix of its path): its operations, its sites, the lanes it reads, its result's shape."""
+
+    name: str
+    ops: Counter[str] = field(default_factory=Counter)
+    choices: list[Choice] = field(default_factory=list)
+    reads: list[str] = field(default_factory=list)
+    result: tuple[int, ...] = ()
+
+    @property
+    def told(self) -> str:
+        return ", ".join(f"{count} {op}" if count > 1 else op for op, count in self.ops.most_common())
+
+
+def lanes(graph: fx.Graph, plan: Plan) -> list[Lane]:
+    """Returns the lanes of a captured graph, at the deepest folding that leaves at most MOST of them."""
+    nodes = [n for n in graph.nodes if n.op == "call_function" and "getitem" not in str(n.target)]
+    paths = _paths(nodes)
+    deepest = max((p.count(".") + 1 for p in paths.values()), default=1)
+    depth = next((d for d in range(deepest, 1, -1) if len({_prefix(p, d) for p in paths.values()}) <= MOST), 1)
+    return _folded(nodes, {n: _prefix(p, depth) for n, p in paths.items()}, plan)
+
+
+def _paths(nodes: list[fx.Node]) -> dict[fx.Node, str]:
+    """Module path of every node; one without a module goes where its first input came from, the loss aside."""
+    found: dict[fx.Node, str] = {}
+    for node in nodes:
+        path = module_path(node)
+        if not path:
+            near = [found[n] for n in node.all_input_nodes if n in found]
+            scalar = all(t.dim() == 0 for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, torch.Tensor))
+            path = "loss" if scalar or "loss" in near else "model" if "nn_module_stack" in node.meta and not near else near[0] \
+                if near else "model"
+        found[node] = path
+    return found
+
+
+def _prefix(path: str, depth: int) -> str:
+    return ".".join(path.split(".")[:depth])
+
+
+def _folded(nodes: list[fx.Node], where: dict[fx.Node, str], plan: Plan) -> list[Lane]:
+    made: dict[str, Lane] = {}
+    names = {n.name: where[n] for n in nodes}
+    for node in nodes:
+        lane = made.setdefault(where[node], Lane(where[node]))
+        lane.ops[packet(node).lstrip("_")] += 1
+        for source in node.all_input_nodes:
+            other = where.get(source)
+            if other is not None and other != lane.name and other not in lane.reads:
+                lane.reads.append(other)
+        tensors = [t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, torch.Tensor)]
+        lane.result = tuple(tensors[0].shape) if tensors else lane.result
+    for choice in plan.choices:
+        made[names[choice.site.node]].choices.append(choice)
+    return list(made.values())

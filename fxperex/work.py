@@ -1,0 +1,97 @@
+"""The kernels that strategies call, as Work: what one site's products, convolutions and copies amount to."""
+
+from __future__ import annotations
+
+import math
+
+from fxperex.layers.conv import SMALL
+from fxperex.registry import Dims, Site, Work
+
+SPILL = 16 * 2**20  # bytes from which an allocator hands out untouched memory every time
+
+
+def name_of(site: Site) -> str:
+    return str(site.dtype).removeprefix("torch.")
+
+
+def taps(site: Site) -> int:
+    """Number of elements of a convolution's kernel; 1 for everything else."""
+    return site.dims.taps if site.dims is not None else 1
+
+
+def grads_bytes(site: Site) -> float:
+    """Bytes of the site's per-example gradients."""
+    return float(site.rows * site.size * site.dtype.itemsize)
+
+
+def inputs_bytes(site: Site) -> float:
+    """Bytes of the site's input, before any unfolding."""
+    d = site.dims
+    if d is None:
+        return outputs_bytes(site)
+    if site.kind == "embedding":
+        return 8.0 * d.B * d.T
+    return float(d.B * d.G * (d.pixels or d.T) * (d.D // d.taps) * site.dtype.itemsize)
+
+
+def outputs_bytes(site: Site) -> float:
+    """Bytes of the output gradient."""
+    d = site.dims
+    elements = d.B * d.G * d.T * d.P if d is not None else site.outputs
+    return float(elements * site.dtype.itemsize)
+
+
+def patches_bytes(site: Site) -> float:
+    """Bytes of a convolution's unfolded input; 0 where unfolding is a view."""
+    d = site.dims
+    return float(d.B * d.G * d.T * d.D * site.dtype.itemsize) if d is not None and d.taps > 1 else 0.0
+
+
+def patches(site: Site) -> tuple[Work, ...]:
+    """Work of unfolding a convolution's input; none for a kernel of one element or a linear map."""
+    d = site.dims
+    if d is None or taps(site) == 1:
+        return ()
+    return (Work("im2col", (d.B, d.G * d.D // taps(site), d.T, taps(site)), patches_bytes(site)),)
+
+
+def per_example_product(site: Site, d: Dims) -> Work:
+    """`g_b^T a_b` for every example and group, as one batched product."""
+    kernel = "bmm_patches" if site.kind == "conv" else "bmm"
+    return Work(kernel, (d.B * d.G, d.P, d.T, d.D), 2.0 * d.B * d.G * d.T * d.D * d.P, 1, name_of(site))
+
+
+def convolutions(site: Site, d: Dims, kernel: str, n: int, calls: int) -> Work:
+    """`calls` convolutions of `n` images (or groups) each, of the site's shape."""
+    inputs = d.D // taps(site)
+    return Work(kernel, (n, inputs, d.P, d.T, taps(site)), 2.0 * n * inputs * d.P * d.T * taps(site), calls, name_of(site))
+
+
+def weight_gradient(site: Site, d: Dims) -> tuple[Work, ...]:
+    """The ordinary, summed weight gradient, as the layer kinds form it."""
+    if site.kind != "conv" or (d.T <= SMALL and d.G == 1):
+        if site.kind == "embedding":
+            return ()
+        return (Work("mm", (d.P, d.B * d.T, d.D), 2.0 * d.B * d.G * d.T * d.D * d.P, 1, name_of(site)),)
+    if d.G > 1 and taps(site) == d.D:
+        shape = (d.B, d.G * d.P, d.T, taps(site))
+        return (Work("conv_depthwise", shape, 2.0 * math.prod(shape), 1, name_of(site)),)
+    return (convolutions(site, d, "conv_weight", d.B, d.G),)
+
+
+def folding_bytes(site: Site) -> float:
+    """Traffic of spreading one gradient of the live taps over the whole kernel, element by element; mostly none."""
+    d = site.dims
+    return 0.0 if site.kind != "conv" or d is None or site.size == d.G * d.P * d.D else 8.0 * site.size * site.dtype.itemsize
+
+
+def scaling_bytes(site: Site) -> float:
+    """Traffic of scaling output gradients by the clip factors and of clearing padded rows, before a weight gradient."""
+    return 5 * outputs_bytes(site) + 2 * inputs_bytes(site)
+
+
+def read_stored(site: Site) -> tuple[Work, ...]:
+    """Norm and weighted sum of stored per-example gradients, and the first touch of large ones."""
+    shape, grads = (site.rows, site.size), grads_bytes(site)
+    work = (Work("norm", shape, grads), Work("mv", shape, grads))
+    return (*work, Work("store", (int(grads),), 2 * grads)) if grads > SPILL else work

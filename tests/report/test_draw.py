@@ -1,0 +1,81 @@
+"""The picture: every site in it, lanes in order, well-formed SVG, a page with numbers, a PNG that is not blank."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fxperex
+from fxperex.errors import ConfigError
+from fxperex.registry import strategies
+from fxperex.report.canvas import fitted, length
+from fxperex.report.colors import color
+from fxperex.report.draw import picture
+from fxperex.report.lanes import MOST, lanes
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(self.up(x).tanh())
+
+
+@pytest.fixture(scope="module")
+def private() -> fxperex.PerExampleModule:
+    model = nn.Sequential(nn.Linear(6, 8), *[_Block(8) for _ in range(14)], nn.Linear(8, 3))
+    batch = torch.randn(5, 6), torch.randint(0, 3, (5,))
+    return fxperex.transform(model, batch, nn.CrossEntropyLoss(), backend="eager")
+
+
+def test_svg_names_every_site_in_its_colour(private: fxperex.PerExampleModule, tmp_path: Path) -> None:
+    root = ET.fromstring(private.draw(tmp_path / "plan.svg").read_text())
+    titles = {t.text: r.get("fill") for r in root.iter(f"{SVG}rect") for t in r.iter(f"{SVG}title")}
+    for c in private.plan.choices:
+        mine = [fill for text, fill in titles.items() if text and text.startswith(f"{c.site.name} (")]
+        assert mine == [color(c.strategy)], c.site.name
+
+
+def test_modules_are_folded_until_they_fit(private: fxperex.PerExampleModule) -> None:
+    made = lanes(private.capture.graph, private.plan)
+    names = [lane.name for lane in made]
+    assert names == [*map(str, range(16)), "loss"]  # blocks whole: their 42 parts would not fit
+    assert len(made) <= MOST and sum(len(lane.choices) for lane in made) == len(private.plan.choices)
+    assert made[5].ops["linear"] == 2 and made[5].reads == ["4"]
+
+
+def test_nothing_runs_out_of_its_column(private: fxperex.PerExampleModule) -> None:
+    canvas = picture(private.capture.graph, private.plan)
+    assert canvas.width < 2200 and all(getattr(s, "x", 0.0) >= 0 for s in canvas.shapes)
+    assert length(fitted("a" * 200, 100)) <= 100
+
+
+def test_page_holds_picture_and_numbers(private: fxperex.PerExampleModule, tmp_path: Path) -> None:
+    page = private.draw(tmp_path / "plan.html").read_text()
+    assert "<svg" in page and all(c.site.name in page for c in private.plan.choices) and "trained" in page
+    assert "<svg" in private._repr_html_() and "<table>" in private.plan._repr_html_()
+
+
+def test_png_is_a_picture(private: fxperex.PerExampleModule, tmp_path: Path) -> None:
+    image = pytest.importorskip("matplotlib.image").imread(private.draw(tmp_path / "plan.png"))
+    assert image.shape[0] > 500 and image.shape[1] > 1000 and 0.02 < (image[..., :3].min(2) < 0.95).mean() < 0.9
+
+
+def test_strategies_have_colours_of_their_own() -> None:
+    made = [color(name) for name in strategies()]
+    assert len(set(made)) == len(made)
+    assert color("somebody's own") == color("somebody's own")
+
+
+@pytest.mark.parametrize("name", ["plan.gif", "plan", "no/such/folder/plan.svg"])
+def test_a_picture_that_cannot_be_is_refused(private: fxperex.PerExampleModule, name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="picture"):
+        private.draw(tmp_path / name)

@@ -1,0 +1,105 @@
+"""Profiles: measured, kept, checked when read; a shipped one so that nothing needs measuring first."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from fxperex.devices import Profile, calibrate, device_name, profile, store, target
+from fxperex.devices.kernels import KERNELS
+from fxperex.devices.surface import Surface
+from fxperex.errors import ConfigError
+from fxperex.registry import Cost, Work
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FXPEREX_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def measured() -> Profile:
+    return calibrate(CPU, budget=0.0)
+
+
+def test_a_spent_budget_still_measures_every_kernel(measured: Profile) -> None:
+    assert set(measured.samples) == set(KERNELS)
+    assert measured.source == "measured" and measured.device == device_name(CPU)
+
+
+def test_json_round_trip(measured: Profile) -> None:
+    again = Profile.from_json(measured.to_json())
+    assert again.device == measured.device and again.samples.keys() == measured.samples.keys()
+    for kernel, by in measured.samples.items():
+        for dtype, rows in by.items():
+            for (shape, rate), (shape_again, rate_again) in zip(rows, again.samples[kernel][dtype], strict=True):
+                assert shape == shape_again and math.isclose(rate, rate_again, rel_tol=1e-3)
+
+
+@pytest.mark.parametrize("path", sorted(store.SHIPPED.glob("*.json")), ids=lambda p: p.stem)
+def test_shipped_profiles_read_and_say_where_they_are_from(path: Path) -> None:
+    found = Profile.from_json(path.read_text())
+    assert (found.source == "measured") != ("not measured" in found.source)
+    assert ("not-measured" in path.name) == (found.source != "measured")
+    assert all(set(by) >= {"float32"} for by in found.samples.values())
+
+
+def test_the_first_profile_is_shipped_and_nothing_is_measured(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "ones", None)  # every measurement begins with it
+    assert profile(CPU).device.startswith("cpu-") and not list(cache.iterdir())
+
+
+def test_a_measured_profile_is_kept_and_found(cache: Path, measured: Profile) -> None:
+    assert store.save(measured).parent == cache
+    assert profile(CPU).samples["copy"] == Profile.from_json(measured.to_json()).samples["copy"]
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda t: t.replace('"version": 5', '"version": 1'), lambda t: t[: len(t) // 2], lambda t: "[]", lambda t: "",
+    lambda t: t.replace('"mm"', '"nn"'), lambda t: t.replace('"torch": "', '"torch": "0.'),
+    lambda t: t.replace('[[[1], ', '[[[1], -')], ids=["version", "cut", "list", "empty", "kernel", "torch", "negative"])
+def test_a_broken_or_foreign_profile_is_passed_over_with_a_warning(cache: Path, measured: Profile, spoil: object) -> None:
+    text = measured.to_json()
+    broken = spoil(text)  # type: ignore[operator]
+    assert broken != text
+    (cache / f"{device_name(CPU)}.json").write_text(broken)
+    with pytest.warns(UserWarning, match="device profile .* (is not used|not used)"):
+        found = profile(CPU)
+    assert found.samples["copy"] != Profile.from_json(text).samples["copy"]
+
+
+@pytest.mark.parametrize("name", ["quantum", "mps", "meta", ""])
+def test_an_unknown_device_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"device .*(cpu, cuda)"):
+        target(name)
+
+
+def test_a_missing_gpu_is_refused_for_measuring_only() -> None:
+    assert target("cuda").type == "cuda"
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="no CUDA device"):
+            store.present(torch.device("cuda"))
+
+
+def test_a_surface_is_exact_where_measured_and_between_elsewhere() -> None:
+    shapes = ((8, 8), (64, 8), (8, 64), (64, 64), (512, 512))
+    surface = Surface(shapes, (1e9, 2e9, 2e9, 4e9, 5e9))
+    for shape, rate in zip(shapes, surface.rates, strict=True):
+        assert math.isclose(surface.rate(shape), rate, rel_tol=1e-4)
+    assert 1e9 < surface.rate((24, 24)) < 4e9
+    assert math.isclose(surface.rate((10**6, 10**6)), 5e9, rel_tol=1e-3)  # flat beyond what was measured
+
+
+def test_seconds_add_up_and_grow_with_the_work() -> None:
+    rates = profile(CPU)
+    one = Work("mm", (256, 512, 256), 2.0 * 256 * 512 * 256)
+    assert math.isclose(rates.seconds(Cost((one, one), launches=0)), 2 * rates.of(one))
+    assert rates.of(Work("mm", (256, 512, 256), one.amount, calls=3)) == pytest.approx(3 * rates.of(one))
+    assert rates.seconds(Cost((one,), bytes=1e9)) > rates.seconds(Cost((one,))) + 1e-3
+    assert rates.error(Cost((one,))) > 0
