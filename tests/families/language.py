@@ -142,10 +142,12 @@ def whisper() -> Case:
     return Case(model, (torch.randn(ROWS, 8, 20), torch.randint(3, VOCABULARY, (ROWS, 5))), forward)
 
 
-def _lora(model: nn.Module, targets: list[str]) -> nn.Module:
+def _lora(model: nn.Module, targets: list[str], *, transposed: bool = False) -> nn.Module:
     import peft
 
-    return peft.get_peft_model(model, peft.LoraConfig(r=3, lora_alpha=6, target_modules=targets, lora_dropout=0.0))
+    # GPT-2's `Conv1D` keeps its weight as [inputs, outputs].
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=targets, lora_dropout=0.0, fan_in_fan_out=transposed)
+    return peft.get_peft_model(model, config)
 
 
 @family("LoRA on Llama", "language", "peft")
@@ -155,4 +157,4 @@ def lora_llama() -> Case:
 
 @family("LoRA on GPT-2", "language", "peft")
 def lora_gpt2() -> Case:
-    return Case(_lora(gpt2_model(), ["c_attn"]), (_ids(),), _labelled)
+    return Case(_lora(gpt2_model(), ["c_attn"], transposed=True), (_ids(),), _labelled)
