@@ -18,7 +18,7 @@ RESTS_ON = (
     "every step drew its rows by the sampler named here and by nothing else",
     "the ledger is whole and was not put back to an older copy",
     "the operating system's random source is good and the run's secret stayed secret",
-    "one row of the data set is one unit (see fxperex.privacy.units where a unit has several examples)",
+    "one row of the data set is one unit: a unit of several rows is not bounded",
     "nothing else derived from the data was released: losses, norms, factors and batch sizes are not private",
 )
 NOT_COVERED = (
