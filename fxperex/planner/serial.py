@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from fxperex.errors import ConfigError
 from fxperex.planner.plan import Budget, Choice, Plan
 from fxperex.registry import Cost, Dims, Site, Work
 
-VERSION = 1
+VERSION = 2
 
 
 def to_json(plan: Plan) -> str:
@@ -26,10 +26,15 @@ def to_json(plan: Plan) -> str:
 
 
 def _choice(choice: Choice) -> dict[str, Any]:
-    site = asdict(choice.site) | {"dtype": str(choice.site.dtype).removeprefix("torch."), "device": str(choice.site.device)}
-    return {"site": site, "strategy": choice.strategy, "note": choice.note, "fixed": choice.fixed,
+    return {"site": _site(choice.site), "strategy": choice.strategy, "note": choice.note, "fixed": choice.fixed,
             "measured": sorted(choice.measured), "times": dict(choice.times),
             "costs": {k: asdict(c) for k, c in choice.costs.items()}, "refused": dict(choice.refused)}
+
+
+def _site(site: Site) -> dict[str, Any]:
+    flat = asdict(replace(site, parts=()))
+    return flat | {"dtype": str(site.dtype).removeprefix("torch."), "device": str(site.device),
+                   "parts": [_site(part) for part in site.parts]}
 
 
 def from_json(text: str) -> Plan:
@@ -48,13 +53,17 @@ def from_json(text: str) -> Plan:
 
 
 def _read(found: dict[str, Any]) -> Choice:
-    given = found["site"]
-    site = Site(**given | {"dtype": getattr(torch, given["dtype"]), "device": torch.device(given["device"]),
-                           "params": tuple(given["params"]),
-                           "shape": tuple(given["shape"]), "dims": Dims(**given["dims"]) if given["dims"] else None})
+    site = _read_site(found["site"])
     if found["strategy"] not in found["costs"] or set(found["costs"]) != set(found["times"]):
         raise ConfigError(f"the plan's strategy {found['strategy']!r} for {site.name} has no cost in it")
     costs = {k: Cost(**c | {"work": tuple(Work(**w | {"shape": tuple(w["shape"])}) for w in c["work"])})
              for k, c in found["costs"].items()}
     return Choice(site, found["strategy"], costs, found["times"], found["refused"], found["note"], found["fixed"],
                   frozenset(found["measured"]))
+
+
+def _read_site(given: dict[str, Any]) -> Site:
+    return Site(**given | {"dtype": getattr(torch, given["dtype"]), "device": torch.device(given["device"]),
+                           "params": tuple(given["params"]), "shape": tuple(given["shape"]),
+                           "dims": Dims(**given["dims"]) if given["dims"] else None,
+                           "parts": tuple(_read_site(part) for part in given["parts"])})
