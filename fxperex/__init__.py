@@ -5,9 +5,10 @@ model, loss, batch --capture--> Capture --analyse--> Analysis --plan--> Plan --r
 """
 
 from fxperex.errors import FxperexError
+from fxperex.fixes import fix
 from fxperex.package import load
 from fxperex.runtime import PerExampleModule, StepResult
 from fxperex.transform import transform
 
-__all__ = ["FxperexError", "PerExampleModule", "StepResult", "load", "transform"]
+__all__ = ["FxperexError", "PerExampleModule", "StepResult", "fix", "load", "transform"]
 __version__ = "0.1.0"

@@ -96,6 +96,6 @@ def parameter_rows(plan: Plan) -> list[tuple[str, ...]]:
     sites: dict[str, list[str]] = {}
     for c in plan.choices:
         for name in c.site.params:
-            sites.setdefault(name, []).append(f"{c.site.node} ({c.site.kind}: {c.strategy})")
+            sites.setdefault(name, []).extend(f"{use.node} ({use.kind}: {c.strategy})" for use in c.site.each)
     rows: list[tuple[str, ...]] = [(name, "trained", "; ".join(found)) for name, found in sites.items()]
     return rows + [(n, "unused", "-") for n in plan.unused] + [(n, "frozen", "-") for n in plan.frozen]

@@ -62,8 +62,8 @@ def batch_norm(context: Context) -> State:
     name = str(context.node.target)
     evaluates = "no_training" in name or "no_update" in name
     if not evaluates and ("with_update" in name or context.arg(5)):
-        raise Mixes("batch normalisation in training mode mixes all examples. Replace it by GroupNorm, or call "
-                    ".eval() on it")
+        raise Mixes("batch normalisation in training mode mixes all examples. Replace it by GroupNorm "
+                    "(fxperex.fix does), or call .eval() on it")
     axis = context.axis(0)
     if axis is not None and axis.dim == 1:
         raise Mixes("the batch is in the channel dimension")
