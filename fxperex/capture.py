@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fxperex.bags import take_bags_apart
 from fxperex.errors import CaptureError
 from fxperex.recurrent import DECOMPOSITIONS
+from fxperex.strides import forget_strides
 
 Forward = Callable[..., Tensor]
 
@@ -130,7 +131,7 @@ def _export(whole: nn.Module, batch: tuple[Tensor, ...], *, symbolic: bool) -> A
         _detach_no_grad(exported.graph_module)
         take_bags_apart(exported.graph_module)
         exported = exported.run_decompositions(dict(DECOMPOSITIONS))
-        _forget_strides(exported.graph_module)
+        forget_strides(exported.graph_module)
         return exported
 
 
@@ -168,14 +169,6 @@ def _detach_no_grad(graph: fx.GraphModule) -> None:
                 cut = graph.graph.call_function(torch.ops.aten.detach.default, (item,))
             cut.meta.update(item.meta)
             item.replace_all_uses_with(cut, delete_user_cb=lambda user, cut=cut: user is not cut)
-    graph.recompile()
-
-
-def _forget_strides(graph: fx.GraphModule) -> None:
-    """`view` -> `reshape`: at a number of examples, kernels may lay out memory otherwise than with a symbol for it."""
-    for node in graph.graph.nodes:
-        if node.target is torch.ops.aten.view.default:
-            node.target = torch.ops.aten.reshape.default
     graph.recompile()
 
 

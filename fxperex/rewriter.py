@@ -27,6 +27,7 @@ from fxperex.planner import Plan
 from fxperex.show import show
 from fxperex.step_graph import StepGraph
 from fxperex.strategies.stored import weighted_sum
+from fxperex.strides import forget_strides
 from fxperex.verify import verify
 
 WANTS = ("step", "norms", "gradients")
@@ -53,6 +54,7 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, want: 
             traced = make_fx(step, tracing_mode="real", _allow_non_fake_inputs=True)(*values, *clip.inputs(), mask)
     show(4, "traced step", traced)
     traced.graph.eliminate_dead_code()
+    forget_strides(traced)
     if want == "step":
         named = dict(zip((k for _, k in capture.inputs.values()), values, strict=True))
         verify(traced, rows, [tuple(named[n].shape) for n in _order(capture, analysis)], plan.whole)
