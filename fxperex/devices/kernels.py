@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxperex.layers.windows import Geometry, unfold
 from fxperex.numerics import sq_norm
 
 Shape = tuple[int, ...]
@@ -125,7 +126,9 @@ def _im2col(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], 
     n, c, t, taps = s
     k = round(math.sqrt(taps))
     x = _image(n, c, t, k, dtype, device)
-    return lambda: F.unfold(x, k, padding=k // 2)
+    pads = (k // 2,) * 2
+    shape = Geometry((k, k), (1, 1), (1, 1), pads, pads, 1, (0, 0), (k, k))
+    return lambda: unfold(x, shape)
 
 
 def _copy(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:

@@ -31,14 +31,16 @@ def profile(device: torch.device) -> Profile:
         pass
     except (OSError, ConfigError) as error:
         warnings.warn(f"device profile {path} is not used: {error}. Measure anew with `fxperex calibrate`", stacklevel=2)
-    return _shipped(device.type)
+    return _shipped(device)
 
 
-def _shipped(kind: str) -> Profile:
-    paths = sorted(SHIPPED.glob(f"{kind}-*.json"))
+def _shipped(device: torch.device) -> Profile:
+    """The shipped profile of the same machine and number of threads, else the last of the device's type."""
+    paths = sorted(SHIPPED.glob(f"{device.type}-*.json"))
     if not paths:
-        raise ConfigError(f"no profile is known for device type {kind!r}; there are: {', '.join(shipped_types())}")
-    return Profile.from_json(paths[0].read_text())
+        raise ConfigError(f"no profile is known for device type {device.type!r}; there are: {', '.join(shipped_types())}")
+    alike = [p for p in paths if device_name(device).startswith(p.name.partition("-torch")[0] + "-")]
+    return Profile.from_json((alike or paths)[-1].read_text())
 
 
 def shipped_types() -> list[str]:

@@ -12,6 +12,7 @@ Triton is imported on the first launch, never by `import fxperex`.
 | `embedding_sq_norm` | norms by sorted tokens, not T^2 | `gpu/embedding.py` |
 | `affine_gradients` | scale and shift of a normalisation, one pass | `gpu/affine.py` |
 | `weighted_sum` | `sum_b f_b grad_b`, one read | `gpu/weighted.py` |
+| `patches` | a convolution's patches | none: one strided copy everywhere |
 """
 
 from fxperex.kernels.affine import affine_gradients
@@ -20,7 +21,8 @@ from fxperex.kernels.device import unavailable
 from fxperex.kernels.embedding import by_token, embedding_sq_norm
 from fxperex.kernels.gram import gram_sq_norm
 from fxperex.kernels.linear import linear_gradients, linear_sq_norm
+from fxperex.kernels.patches import patches
 from fxperex.kernels.weighted import weighted_sum
 
 __all__ = ["Shape", "affine_gradients", "by_token", "conv_gradients", "conv_sq_norm", "embedding_sq_norm", "gram_sq_norm",
-           "linear_gradients", "linear_sq_norm", "unavailable", "weighted_sum"]
+           "linear_gradients", "linear_sq_norm", "patches", "unavailable", "weighted_sum"]

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from fxperex.kernels.patches import patches
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -105,15 +107,7 @@ def unfold(x: Tensor, shape: Geometry) -> Tensor:
     """Returns patches `[N, C |K|, T]` of `x [N, C, *S]`, channels outermost."""
     if shape.pointwise:
         return x.flatten(2)
-    if shape.even and len(shape.kernel) == 2:
-        return F.unfold(x, shape.kernel, shape.dilation, shape.before, shape.stride)
-    n = len(shape.kernel)
-    x = padded(x, shape)
-    for i, (k, s, d) in enumerate(zip(shape.kernel, shape.stride, shape.dilation, strict=True)):
-        x = x.unfold(2 + i, d * (k - 1) + 1, s)[..., ::d]
-    positions, taps = range(2, 2 + n), range(2 + n, 2 + 2 * n)
-    x = x.permute(0, 1, *taps, *positions)
-    return x.reshape(x.shape[0], x.shape[1] * shape.taps, -1)
+    return patches(x, shape.kernel, shape.stride, shape.dilation, shape.before, shape.after)
 
 
 def gram(x: Tensor, shape: Geometry, outs: tuple[int, ...]) -> Tensor:
