@@ -194,3 +194,17 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     ran = [subprocess.run([sys.executable, "-c", SECOND], text=True, capture_output=True, env=env, check=True).stdout.split()
            for _ in range(2)]
     assert ran == [["inductor", "0", "1"], ["inductor", "1", "0"]]
+
+
+def test_inductor_is_given_numbers_for_sizes() -> None:
+    """With symbols for an image's sides its code fits any of them, and a ResNet's step took twice as long."""
+    seen: list[Sequence[int]] = []
+
+    def look(graph: fx.Graph) -> None:
+        seen.extend(node.meta["val"].shape for node in graph.nodes if node.op == "placeholder")
+
+    inputs = torch.randn(4, 3, 8, 8), torch.randn(5, 3, 3, 3)
+    with torch._inductor.config.patch({"post_grad_custom_post_pass": look, "fx_graph_cache": False}):
+        compile_step(_graph(torch.conv2d, *inputs), list(inputs), "inductor")
+    assert [tuple(shape) for shape in seen] == [tuple(x.shape) for x in inputs]
+    assert all(type(side) is int for shape in seen for side in shape)

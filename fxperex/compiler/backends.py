@@ -57,12 +57,15 @@ def _inductor(graph: fx.GraphModule, inputs: list[Tensor], fixed: Sequence[bool]
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    # Without an environment for shapes (all static here) Inductor does not use its cache on disk.
-    context = TracingContext(FakeTensorMode(shape_env=ShapeEnv(assume_static_by_default=True)))
+    # Without an environment for shapes Inductor does not use its cache on disk; with one it takes sizes for symbols, and
+    # compiles slow code that fits any of them, unless it is told otherwise.
+    fakes = FakeTensorMode(shape_env=ShapeEnv())
+    context = TracingContext(fakes)
+    static = [fakes.from_tensor(x.detach(), static_shapes=True) for x in inputs]
     # The compiler takes the graph apart; the one people read stays whole.
     copy = fx.GraphModule(graph, _copied(graph.graph))
     with torch.no_grad(), tracing(context), torch._inductor.config.patch({"fx_graph_cache": True}):
-        run = _no_grad(compile_fx(copy, [x.detach() for x in inputs]))
+        run = _no_grad(compile_fx(copy, static))
     run(*inputs)  # compiles now, so that a failure is seen here
     if not inputs or not inputs[0].is_cuda:
         return run
