@@ -40,7 +40,7 @@ class StepResult:
 
     @property
     def dropped(self) -> int:
-        """Number of examples whose gradient was not finite; they contributed nothing. Waits for the device."""
+        """Number of examples whose gradient was not finite or longer than 2^64; they added nothing. Waits for the device."""
         return int((~torch.isfinite(self.norms)).sum())
 
 

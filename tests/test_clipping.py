@@ -95,7 +95,7 @@ def test_adaptive_counts_and_moves() -> None:
 
 @pytest.mark.parametrize(("make", "words"), [
     (lambda: Flat(0), "above 0"), (lambda: Flat(math.inf), "finite"), (lambda: Flat(True), "number"),
-    (lambda: Automatic(1.0, -1.0), "gamma"), (lambda: Normalised(1.0, 1e-30), "at least 1e-12"),
+    (lambda: Automatic(1.0, -1.0), "gamma"), (lambda: Normalised(1.0, 1e-30), "at least 1e-10"),
     (lambda: PerLayer(()), "got none"), (lambda: PerLayer((1.0, 0.0)), "above 0"),
     (lambda: PerLayer((1.0, 1.0, 1.0)).groups(NAMES), "3 clip bounds for 2 layers"),
     (lambda: PerGroup({}), "glob"), (lambda: PerGroup({"*": -1.0}), "above 0"),
