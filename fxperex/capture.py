@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxperex.bags import take_bags_apart
-from fxperex.errors import CaptureError
+from fxperex.errors import CaptureError, FxperexError
 from fxperex.recurrent import DECOMPOSITIONS
 from fxperex.strides import forget_strides
 
@@ -86,6 +86,8 @@ def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows:
     try:
         exported = _export(whole, _resize(batch, size), symbolic=True)
         symbolic = True
+    except FxperexError:  # from the user's forward, where it is one of this library's
+        raise
     except Exception as error:  # export raises many unrelated classes
         if _is_data_dependent(error):
             raise _explain(error, "control flow that depends on data cannot be captured") from error
