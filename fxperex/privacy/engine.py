@@ -35,7 +35,8 @@ class PrivacyEngine:
     """Iterating it trains: one logical step of DP-SGD per item, which is that step's StepResult (not private).
 
     private: what `fxperex.transform` returned; optimizer: any first-order one over exactly its parameters.
-    dataset: tuple of tensors, examples first, or a map-style Dataset whose items are tuples of tensors.
+    dataset: tuple of tensors, examples first, a map-style Dataset whose items are tuples of tensors (the first is read now,
+    for its shapes), or `Units` of either, for units of several rows.
     expected_batch: mean number of examples per step, the constant that sums are divided by.
     noise_multiplier or epsilon: the noise in units of the bound, or what the whole run may spend at `delta`;
     budget: with noise_multiplier, an epsilon at which to stop, before the step that would pass it reads data.
