@@ -9,7 +9,6 @@ differs between them is the batch's, which is how later stages tell a batch-size
 from __future__ import annotations
 
 import contextlib
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,8 +19,9 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxperex.bags import take_bags_apart
-from fxperex.errors import CaptureError
+from fxperex.errors import CaptureError, FxperexError
 from fxperex.recurrent import DECOMPOSITIONS
+from fxperex.refusals import data_dependent, explain, explained, is_ours, is_users, no_custom_backward, no_writes, same_numbers
 from fxperex.strides import forget_strides
 
 Forward = Callable[..., Tensor]
@@ -75,7 +75,8 @@ class _Whole(nn.Module):
         self.run = forward
 
     def forward(self, *batch: Tensor) -> Tensor:
-        return self.run(self.model, *batch)
+        with same_numbers(self.model):
+            return no_custom_backward(self.run(self.model, *batch))
 
 
 def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows: int) -> Capture:
@@ -86,20 +87,22 @@ def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows:
     try:
         exported = _export(whole, _resize(batch, size), symbolic=True)
         symbolic = True
+    except FxperexError:  # from the user's forward, where it is one of this library's
+        raise
     except Exception as error:  # export raises many unrelated classes
-        if _is_data_dependent(error):
-            raise _explain(error, "control flow that depends on data cannot be captured") from error
+        if data_dependent(error):
+            raise explain(error, "control flow that depends on data cannot be captured") from error
         exported, symbolic = None, False
 
     def make(count: int) -> Program:
         source = exported
         if source is None:
-            try:
+            with explained(f"the model could not be captured with {count} examples; "
+                           "does it hard-code its batch size or branch on data?"):
                 source = _export(whole, _resize(batch, count), symbolic=False)
-            except Exception as error:
-                raise _explain(error, f"the model could not be captured with {count} examples; "
-                               "does it hard-code its batch size or branch on data?") from error
-        return Program(_specialise(source, model, _resize(batch, count), fakes, count), count)
+        with explained("a value read out of a tensor (.item(), .tolist(), float()) cannot be captured: the step would depend "
+                       "on the batch through Python"):
+            return Program(_specialise(source, model, _resize(batch, count), fakes, count), count)
 
     main, twin = make(size), make(size + 1)
     _same(main, twin)
@@ -131,6 +134,7 @@ def _export(whole: nn.Module, batch: tuple[Tensor, ...], *, symbolic: bool) -> A
         _detach_no_grad(exported.graph_module)
         take_bags_apart(exported.graph_module)
         exported = exported.run_decompositions(dict(DECOMPOSITIONS))
+        no_writes(exported)
         forget_strides(exported.graph_module)
         return exported
 
@@ -265,7 +269,7 @@ def source_line(node: fx.Node) -> str:
     lines = (node.meta.get("stack_trace") or "").strip().splitlines()
     frames = [(lines[i].strip(), lines[i + 1].strip() if i + 1 < len(lines) else "")
               for i in range(len(lines)) if lines[i].lstrip().startswith("File ")]
-    own = [f for f in frames if _is_users(f[0])] or frames
+    own = [f for f in frames if is_users(f[0])] or [f for f in frames if not is_ours(f[0])]
     if not own:
         return f"node {node.name}"
     place, code = own[-1]
@@ -273,28 +277,8 @@ def source_line(node: fx.Node) -> str:
     return f'{parts[0].removeprefix("File ").strip(chr(34))}:{parts[1].removeprefix("line ")} "{code}"'
 
 
-def _is_users(place: str) -> bool:
-    """True for a frame of neither torch nor this library, wherever the user's own files lie."""
-    return not any(folder in place for folder in (os.path.dirname(torch.__file__), os.path.dirname(__file__)))
-
-
 def module_path(node: fx.Node) -> str:
     """Returns the qualified name of the user's module that made `node`, '' for the model itself."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = [path for path, _ in stack.values() if path]
     return _strip(paths[-1]) if paths and paths[-1] != "model" else ""
-
-
-def _is_data_dependent(error: Exception) -> bool:
-    names = {"GuardOnDataDependentSymNode", "DataDependentOutputException", "PendingUnbackedSymbolNotFound"}
-    return type(error).__name__ in names or "data-dependent" in str(error)
-
-
-def _explain(error: Exception, what: str) -> CaptureError:
-    import traceback
-
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if _is_users(f.filename)]
-    at = f' at {own[-1].filename}:{own[-1].lineno} "{own[-1].line}"' if own else ""
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return CaptureError(f"{what}{at}: {first}")

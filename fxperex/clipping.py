@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxperex.config import SHORTEST
 from fxperex.errors import ConfigError
 
 # Factors stay far inside float32, in which sums are formed; a smaller factor is always allowed.
@@ -49,7 +50,7 @@ class Clip(ABC):
         """Returns factors `[B, K]` for norms `[B, K]`, held to the declared sensitivity."""
         made = torch.func.vmap(lambda one: self.factors(one, *inputs).broadcast_to(one.shape))(norms)
         made = torch.nan_to_num(made.to(norms.dtype), nan=0.0).clamp(0.0, LARGEST_FACTOR)
-        share = (made * norms).square().sum(1, keepdim=True).sqrt()
+        share = (made * norms.clamp(min=SHORTEST)).square().sum(1, keepdim=True).sqrt()
         return made * (self.sensitivity / share).clamp(max=1.0)
 
 
@@ -97,12 +98,12 @@ class Normalised(Clip):
     """
 
     bound: float = 1.0
-    floor: float = 1e-12
+    floor: float = SHORTEST
 
     def __post_init__(self) -> None:
         _positive(self.bound, "clip")
-        if not _is_number(self.floor) or self.floor < 1e-12:
-            raise ConfigError(f"floor must be a finite number of at least 1e-12; got {self.floor!r}")
+        if not _is_number(self.floor) or self.floor < SHORTEST:
+            raise ConfigError(f"floor must be a finite number of at least {SHORTEST}; got {self.floor!r}")
 
     @property
     def sensitivity(self) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from fxperex.capture import Capture
 from fxperex.config import LOW_PRECISION
 from fxperex.errors import ConfigError
 from fxperex.evaluate import Run
-from fxperex.numerics import sq_norm
+from fxperex.numerics import sq_norm, wide
 from fxperex.registry import Site, Uses, strategies
 from fxperex.strategies.stored import weighted_sum
 
@@ -48,10 +47,8 @@ def widened(uses: Uses) -> Uses:
     if uses.dtype not in LOW_PRECISION:
         return uses
 
-    def wide(x: Any) -> Any:
-        return x.float() if isinstance(x, Tensor) and x.dtype in LOW_PRECISION else x
-
-    return replace(uses, args=[wide(a) for a in uses.args], grads=[wide(g) for g in uses.grads],
+    args, grads = ([wide(x) if isinstance(x, Tensor) else x for x in given] for given in (uses.args, uses.grads))
+    return replace(uses, args=args, grads=grads,
                    parts=tuple(widened(part) for part in uses.parts))
 
 

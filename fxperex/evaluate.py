@@ -17,6 +17,7 @@ from fxperex.analysis.sites import Analysis
 from fxperex.capture import Capture
 from fxperex.config import LOW_PRECISION
 from fxperex.errors import CoverageError
+from fxperex.numerics import wide
 from fxperex.registry import BatchAxis, Site, Uses
 
 
@@ -43,13 +44,18 @@ def evaluate(capture: Capture, analysis: Analysis, graph: fx.GraphModule, args: 
             kind, name = capture.inputs[node.name]
             if kind == "parameter" and name in trainable:
                 # A tied parameter may come in under two names; one leaf takes both gradients.
-                run.params[node] = run.leaves.setdefault(name, value.detach().requires_grad_())
+                run.params[node] = run.leaves.setdefault(name, _leaf(value))
             run.env[node] = value.detach()
         elif node.op == "call_function":
             _call(run, node, node.name in analysis.parameter_only, node.name in outputs)
         else:
             *run.buffers, run.loss = [run.env.get(v, v) if isinstance(v, fx.Node) else v for v in node.args[0]]
     return run
+
+
+def _leaf(value: Tensor) -> Tensor:
+    """What sums are pulled back to: of a 16-bit parameter a float32 copy, or each pull would round them."""
+    return wide(value.detach()).requires_grad_()
 
 
 def _call(run: Run, node: fx.Node, parameter_only: bool, is_site: bool) -> None:
@@ -66,11 +72,11 @@ def _call(run: Run, node: fx.Node, parameter_only: bool, is_site: bool) -> None:
 def _call_on_parameters(run: Run, node: fx.Node) -> None:
     """The value that the program uses, and the differentiable one that sums are pulled back through.
 
-    They differ where the program rounds a parameter to bfloat16 or float16: the sum must not be rounded with it before
-    noise, so the differentiable one leaves the cast out.
+    They differ where a parameter is bfloat16 or float16 or the program rounds it to that: the sum must not be rounded
+    with it before noise, so the differentiable one leaves the cast out.
     """
     def fetch(n: fx.Node) -> Any:
-        return run.params.get(n, run.env[n])
+        return run.params[n] if n in run.params else pytree.tree_map_only(Tensor, wide, run.env[n])
 
     def evaluated(look: Callable[[fx.Node], Any]) -> Any:
         with torch.enable_grad():
@@ -80,8 +86,12 @@ def _call_on_parameters(run: Run, node: fx.Node) -> None:
     made = evaluated(fetch)
     cast = node.target is torch.ops.aten._to_copy.default and made.dtype in LOW_PRECISION
     run.params[node] = fetch(source) if cast and source is not None else made
-    rounded = any(isinstance(fetch(n), Tensor) and fetch(n).dtype != run.env[n].dtype for n in node.all_input_nodes)
+    rounded = any(_dtypes(fetch(n)) != _dtypes(run.env[n]) for n in node.all_input_nodes)
     run.env[node] = pytree.tree_map_only(Tensor, Tensor.detach, evaluated(run.env.__getitem__) if rounded else made)
+
+
+def _dtypes(value: Any) -> list[torch.dtype]:
+    return [t.dtype for t in pytree.tree_leaves(value) if isinstance(t, Tensor)]
 
 
 def _tracked(x: Tensor) -> Tensor:

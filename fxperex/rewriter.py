@@ -20,6 +20,7 @@ from fxperex.analysis.losses import per_example_loss
 from fxperex.analysis.sites import Analysis
 from fxperex.capture import Capture
 from fxperex.clipping import Clip
+from fxperex.config import LONGEST
 from fxperex.emit import Emit
 from fxperex.evaluate import backward, evaluate
 from fxperex.numerics import sq_norm
@@ -127,8 +128,9 @@ def _naive(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
 
 
 def _clip(clip: Clip, squares: Tensor, mask: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns norms `[B]`, factors `[B, K]` and the rows `[B]` that count: unmasked, with a finite gradient."""
+    """Returns norms `[B]`, factors `[B, K]` and the rows `[B]` that count: unmasked, with a gradient that can be clipped."""
     norms = squares.sum(1).sqrt()
+    norms = torch.where(norms > LONGEST, torch.inf, norms)
     valid = mask & torch.isfinite(norms)
     return norms, torch.where(valid[:, None], clip.apply(squares.sqrt(), *inputs), 0.0), valid
 

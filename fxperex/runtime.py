@@ -40,7 +40,7 @@ class StepResult:
 
     @property
     def dropped(self) -> int:
-        """Number of examples whose gradient was not finite; they contributed nothing. Waits for the device."""
+        """Number of examples whose gradient was not finite or longer than 2^64; they added nothing. Waits for the device."""
         return int((~torch.isfinite(self.norms)).sum())
 
 
@@ -117,7 +117,7 @@ class PerExampleModule:
 
         Writes no `.grad`: for who must not round the sum to the parameters' dtype before noise. Raises as `step`.
         """
-        self._check(batch)
+        self.check(*batch)
         sums: list[Tensor] | None = None
         parts: list[list[Tensor]] = [[], [], []]
         buffers: Sequence[Any] = ()
@@ -146,7 +146,7 @@ class PerExampleModule:
         return dict(zip(self._order, self._run("gradients", batch), strict=True))
 
     def _run(self, want: str, batch: tuple[Tensor, ...]) -> list[Tensor]:
-        self._check(batch)
+        self.check(*batch)
         if want not in self._others:
             graph = rewrite(self._capture, self._analysis, self.plan, self.clip, want)
             self._others[want] = compile_step(graph, [], "eager")[0]
@@ -206,7 +206,8 @@ class PerExampleModule:
                 p = self.parameters[name]
                 p.grad = value if p.grad is None else p.grad.add_(value)
 
-    def _check(self, batch: tuple[Tensor, ...]) -> None:
+    def check(self, *batch: Tensor) -> None:
+        """Raises ShapeError unless `batch` is what the step takes, StateError as `check_model`; runs nothing."""
         if len(batch) != len(self._spec):
             raise ShapeError(f"step takes {len(self._spec)} tensors, as at transform; got {len(batch)}")
         for i, (x, (shape, dtype, device)) in enumerate(zip(batch, self._spec, strict=True)):
@@ -217,6 +218,10 @@ class PerExampleModule:
                                  f"{_told(shape, dtype, device)}. Transform again for another")
         if len({len(x) for x in batch}) != 1:
             raise ShapeError(f"batch tensors have different numbers of examples: {[len(x) for x in batch]}")
+        self.check_model()
+
+    def check_model(self) -> None:
+        """Raises StateError if parameters, buffers or training modes are no longer those that were transformed."""
         _compare(self._state, _state(self.model))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fxperex.analysis import find_sites, prove
 from fxperex.capture import capture
-from fxperex.clipping import as_rule
+from fxperex.clipping import Clip, as_rule
 from fxperex.devices import profile
 from fxperex.planner import make_plan
 from fxperex.runtime import PerExampleModule
@@ -29,12 +29,18 @@ def curved(model: nn.Module, *batch: Tensor) -> Tensor:
 def under(model: nn.Module, batch: tuple[Tensor, ...], forward: Callable[..., Tensor], clip: float,
           names: Iterable[str]) -> Iterator[tuple[str, PerExampleModule]]:
     """Yields (strategy, private step): `fxperex.transform` under each strategy, captured and proved once."""
+    return steps(model, batch, forward, ((name, clip) for name in names))
+
+
+def steps(model: nn.Module, batch: tuple[Tensor, ...], forward: Callable[..., Tensor],
+          pairs: Iterable[tuple[str, float | Clip]]) -> Iterator[tuple[str, PerExampleModule]]:
+    """Yields (strategy, private step) for each (strategy, clip), captured and proved once."""
     trainable = {n for n, p in model.named_parameters() if p.requires_grad}
     with torch.random.fork_rng():
         captured = capture(model, forward, batch, len(batch[0]))
     axes = prove(captured)
     analysis = find_sites(captured, axes, trainable)
-    for name in names:
+    for name, clip in pairs:
         plan = make_plan(analysis, profile(batch[0].device), len(batch[0]), name)
         yield name, PerExampleModule(model, batch, captured, analysis, plan, as_rule(clip), "eager")
 

@@ -13,6 +13,7 @@ from fxperex.privacy.noise import Noise
 from fxperex.privacy.sampling import PoissonSampler, Sampler, TruncatedPoissonSampler
 from fxperex.privacy.shuffled import ShuffledSampler
 from fxperex.privacy.streams import Secret
+from fxperex.privacy.units import Units, per_unit
 
 __all__ = ["Guarantee", "Mechanism", "Noise", "PoissonSampler", "PrivacyEngine", "Sampler", "Secret", "ShuffledSampler",
-           "TruncatedPoissonSampler", "epsilon", "noise_multiplier_for"]
+           "TruncatedPoissonSampler", "Units", "epsilon", "noise_multiplier_for", "per_unit"]

@@ -73,7 +73,8 @@ def noise_multiplier_for(target_epsilon: float, delta: float, sampler: Sampler, 
     def fits(sigma: float, make: Callable[[], Any] = coarse) -> bool:
         return _epsilon(make, sampler.event(sigma), count, delta) <= target
 
-    low, high = _bracket(fits, _rough(target, delta, sampler, relation), target)
+    low, high = _bracket(fits, _rough(target, delta, sampler, relation), target,
+                         lambda: _epsilon(coarse, sampler.event(SIGMA_MAX), count, delta))
     while high > low * (1 + TOLERANCE):
         middle = (low * high) ** 0.5
         low, high = (low, middle) if fits(middle) else (middle, high)
@@ -94,13 +95,13 @@ def affordable(sampler: Sampler, noise_multiplier: float, budget: float, delta: 
     return most if not over(most) else bisect.bisect_left(range(most), True, key=over) - 1
 
 
-def _bracket(fits: Callable[[float], bool], guess: float, target: float) -> tuple[float, float]:
+def _bracket(fits: Callable[[float], bool], guess: float, target: float, least: Callable[[], float]) -> tuple[float, float]:
     """Noise multipliers (too small, large enough) around `guess`; equal at the least one allowed."""
     high = guess
     while not fits(high):
         if high >= SIGMA_MAX:
-            raise ConfigError(f"no noise multiplier up to {SIGMA_MAX:.0f} reaches epsilon {target:g} at this delta; "
-                              "raise epsilon or delta, take fewer steps or a smaller expected batch")
+            raise ConfigError(f"no noise multiplier up to {SIGMA_MAX:.0f} reaches epsilon {target:g} at this delta; the least is "
+                              f"{least():.3g}. Raise epsilon or delta, take fewer steps or a smaller expected batch")
         high = min(2 * high, SIGMA_MAX)
     while high > SIGMA_MIN:
         low = max(high / NARROW, SIGMA_MIN)

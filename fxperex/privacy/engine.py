@@ -35,7 +35,8 @@ class PrivacyEngine:
     """Iterating it trains: one logical step of DP-SGD per item, which is that step's StepResult (not private).
 
     private: what `fxperex.transform` returned; optimizer: any first-order one over exactly its parameters.
-    dataset: tuple of tensors, examples first, or a map-style Dataset whose items are tuples of tensors.
+    dataset: tuple of tensors, examples first, a map-style Dataset whose items are tuples of tensors (the first is read now,
+    for its shapes), or `Units` of either, for units of several rows.
     expected_batch: mean number of examples per step, the constant that sums are divided by.
     noise_multiplier or epsilon: the noise in units of the bound, or what the whole run may spend at `delta`;
     budget: with noise_multiplier, an epsilon at which to stop, before the step that would pass it reads data.
@@ -56,6 +57,7 @@ class PrivacyEngine:
         wish = setup.Wish(expected_batch, epochs, delta, noise_multiplier, epsilon, budget, relation, sampling, noise, account)
         self.private, self.delta, self.account = private, wish.delta, account
         self.rows = Rows(dataset, workers)
+        self._fits()
         self._every = whole(checkpoint_every, "checkpoint_every", 1)
         self.steps_done = self.generation = 0
         self._open: LogicalStep | None = None
@@ -151,13 +153,15 @@ class PrivacyEngine:
         self.close()
 
     def begin(self, step: LogicalStep) -> None:
-        """Debits `step`; for LogicalStep. Raises BudgetError, LedgerError, CoverageError or PrivacyError: nothing was read."""
+        """Debits `step`; for LogicalStep. Raises an FxperexError before that where the step could not be taken: nothing is
+        read or spent."""
         if self._open is not None or step.step != self.steps_done:
             raise LedgerError("another logical step is open or was taken since; steps are taken one at a time")
         if self.steps_done >= self.sampler.steps:
             raise BudgetError(f"all {self.sampler.steps} steps that the noise was planned for are taken; "
                               "more would spend more than asked. Make an engine with more epochs")
         self._gate.check()
+        self.private.check_model()
         if self.private.clip is not self.mechanism.clip or not self.mechanism.holds:
             raise PrivacyError(f"clip.sensitivity changed to {self.private.clip.sensitivity} since the engine was made; the "
                                f"noise is for a bound of {self.mechanism.bound}. Make a new engine")
@@ -233,6 +237,12 @@ class PrivacyEngine:
             if self.mechanism.adaptive is not None:
                 self.mechanism.adaptive.bound = plain["clip bound"]
             self._folder.ledger.append("resume", step=self.steps_done)
+
+    def _fits(self) -> None:
+        """Raises ShapeError now, and not after a debit, if the data set is not what the step takes."""
+        device = next(iter(self.private.parameters.values())).device
+        (none,) = self.rows.parts(torch.empty(0, dtype=torch.int64), 1)
+        self.private.check(*(x.to(device) for x in none))
 
     def _left(self) -> bool:
         return self.steps_done < self.sampler.steps and self.books.fits(self.steps_done, self.generation)

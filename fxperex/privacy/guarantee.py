@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from fxperex.privacy.units import Units
+
 if TYPE_CHECKING:
     from fxperex.privacy.engine import PrivacyEngine
 
@@ -18,14 +20,17 @@ RESTS_ON = (
     "every step drew its rows by the sampler named here and by nothing else",
     "the ledger is whole and was not put back to an older copy",
     "the operating system's random source is good and the run's secret stayed secret",
-    "one row of the data set is one unit: a unit of several rows is not bounded",
     "nothing else derived from the data was released: losses, norms, factors and batch sizes are not private",
 )
+ROWS = "one row of the data set is one unit: a unit of several rows is not bounded (fxperex.privacy.Units bounds it)"
+UNITS = "one unit is all rows under one id, and the ids are right: {count} units, of each at most {most} rows take part"
 NOT_COVERED = (
     "choosing hyper-parameters, stopping early or choosing a checkpoint by looking at private data",
     "statistics of the data used to prepare it (means, vocabularies), unless they came from public data",
     "timing and other side channels of the machine",
 )
+SUMS = ("rounding of the sum itself: each example adds at most the bound, but floating-point addition is not associative, so "
+        "one example can move how the others' sum is rounded (arXiv 2207.10635)")
 FLOATING_POINT = "floating-point attacks on the noise (Mironov 2012): the noise is float64 on no grid; noise=\"discrete\" has one"
 COINS = "the discrete noise's coins are rounded to float64: each probability is right to a relative 2^-50"
 FAST = "an attacker who predicts Philox, which is not cryptographic"
@@ -75,7 +80,7 @@ def guarantee(engine: PrivacyEngine) -> Guarantee:
         "isolation": {"proof": "every operation of the captured graph was proved not to mix examples",
                       "graph": hashlib.sha256(graph.encode()).hexdigest()},
         "strategies": {c.site.name: c.strategy for c in private.plan.choices}, "backend": private.backend,
-        "versions": versions(), "rests on": list(RESTS_ON), "not covered": _not_covered(engine)})
+        "versions": versions(), "rests on": [_unit(engine), *RESTS_ON], "not covered": _not_covered(engine)})
 
 
 def versions() -> dict[str, str]:
@@ -89,9 +94,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _unit(engine: PrivacyEngine) -> str:
+    data = engine.rows.dataset
+    return UNITS.format(count=len(data), most=data.most) if isinstance(data, Units) else ROWS
+
+
 def _not_covered(engine: PrivacyEngine) -> list[str]:
     randomness = [] if engine.randomness.secure else [FAST if engine.randomness.seed is None else SEEDED]
-    return [*randomness, COINS if engine.mechanism.grid else FLOATING_POINT, *NOT_COVERED]
+    return [*randomness, COINS if engine.mechanism.grid else FLOATING_POINT, SUMS, *NOT_COVERED]
 
 
 def _told(value: object) -> str:

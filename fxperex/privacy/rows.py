@@ -19,7 +19,7 @@ class Rows:
 
     def __init__(self, dataset: Any, workers: int = 0) -> None:
         self._tensors = dataset if isinstance(dataset, tuple) else None
-        self._dataset, self._workers = dataset, whole(workers, "workers")
+        self.dataset, self._workers = dataset, whole(workers, "workers")
         if isinstance(dataset, DataLoader | Sampler | BatchSampler):
             raise SamplingError(f"dataset is a {type(dataset).__name__}, which draws its own batches; {OURS}")
         if isinstance(dataset, IterableDataset):
@@ -42,7 +42,7 @@ class Rows:
             if self._workers and len(rows):
                 yield from self._loaded([p.tolist() for p in pieces])
             else:
-                yield from (self._item(default_collate([self._dataset[i] for i in p.tolist() or [0]]), len(p)) for p in pieces)
+                yield from (self._item(default_collate([self.dataset[i] for i in p.tolist() or [0]]), len(p)) for p in pieces)
         except ShapeError:
             raise
         except Exception as e:  # whatever reading a user's data may raise
@@ -50,13 +50,13 @@ class Rows:
                                "stands; calling again takes the same step with the same rows") from e
 
     def _loaded(self, pieces: list[list[int]]) -> Iterator[tuple[Tensor, ...]]:
-        loader = DataLoader(self._dataset, batch_sampler=pieces, num_workers=min(self._workers, len(pieces)))
+        loader = DataLoader(self.dataset, batch_sampler=pieces, num_workers=min(self._workers, len(pieces)))
         for piece, batch in zip(pieces, loader, strict=True):
             yield self._item(batch, len(piece))
 
     def _item(self, batch: Any, count: int) -> tuple[Tensor, ...]:
         if not isinstance(batch, tuple | list) or not all(isinstance(x, Tensor) for x in batch):
-            raise ShapeError(f"an item of the dataset must be a tuple of tensors; got {type(self._dataset[0]).__name__}")
+            raise ShapeError(f"an item of the dataset must be a tuple of tensors; got {type(self.dataset[0]).__name__}")
         # An empty batch still needs shapes and dtypes, and nothing else, of some example.
         return tuple(x[:count] for x in batch)
 

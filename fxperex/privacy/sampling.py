@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxperex.errors import ConfigError
+from fxperex.errors import ConfigError, SamplingError
 from fxperex.privacy.checks import needed, positive, whole
 from fxperex.privacy.streams import Secret
 
@@ -42,6 +42,15 @@ class Sampler(ABC):
     @abstractmethod
     def draw(self, step: int, generation: int = 0) -> Tensor:
         """Returns the rows of `step`: int64, rising, each at most once. A later generation draws afresh."""
+
+    def rows(self, step: int, generation: int = 0) -> Tensor:
+        """Returns `draw`, checked: a row that takes part twice would count twice. Raises SamplingError."""
+        drawn = self.draw(step, generation)
+        whole = isinstance(drawn, Tensor) and drawn.dtype == torch.int64 and drawn.dim() == 1
+        if not whole or bool((drawn[1:] <= drawn[:-1]).any()) or bool(((drawn < 0) | (drawn >= self.size)).any()):
+            raise SamplingError(f"{type(self).__name__}.draw must give rows 0 to {self.size - 1} as int64, rising, none more "
+                                f"than once; step {step} gave {drawn!r:.99}. A row twice moves the sum twice as far as the bound")
+        return drawn
 
     @abstractmethod
     def event(self, noise_multiplier: float) -> DpEvent:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+
 from fxperex.errors import ConfigError
 from fxperex.privacy import accountant
 from fxperex.privacy.checks import one_of, positive, probability
@@ -46,6 +48,9 @@ class Wish:
         probability(self.delta, "delta")
         one_of(self.relation, "relation", accountant.RELATIONS)
         one_of(self.account, "account", accountant.METHODS)
+        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            raise ConfigError(f"this engine is for one process, and torch.distributed has {torch.distributed.get_world_size()}: "
+                              "each would add noise and draw rows of its own, and no account would hold")
 
 
 def make_sampler(wish: Wish, size: int, secret: Secret) -> Sampler:
@@ -54,6 +59,7 @@ def make_sampler(wish: Wish, size: int, secret: Secret) -> Sampler:
         if wish.sampling.size != size or wish.sampling.expected_batch != wish.expected_batch:
             raise ConfigError(f"the sampler draws {wish.sampling.expected_batch:g} of {wish.sampling.size} examples; the engine "
                               f"was asked for {wish.expected_batch:g} of {size}")
+        wish.sampling.rows(0)  # refused now, and not after a debit
         return wish.sampling
     steps = math.ceil(wish.epochs * size / wish.expected_batch)
     if one_of(wish.sampling, "sampling", SAMPLINGS) == "poisson":

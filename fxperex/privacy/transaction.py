@@ -60,7 +60,7 @@ class LogicalStep:
         self._check("parts")
         if self._expected is not None:
             raise LedgerError("parts() of a logical step is gone through once: every sampled row is added once")
-        rows = self._engine.sampler.draw(self.step, self.generation)
+        rows = self._engine.sampler.rows(self.step, self.generation)
         self._expected = len(rows)
         for part in self._engine.rows.parts(rows, most or self._engine.private.plan.rows):
             faults.reached("data read")

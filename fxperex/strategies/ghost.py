@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fxperex import kernels
-from fxperex.config import accumulator, gamma
+from fxperex.config import LONGEST, accumulator, gamma
 from fxperex.kernels.device import DTYPES
 from fxperex.layers.conv import SMALL, pixel_gram
 from fxperex.registry import Cost, Dims, Site, Uses, Work, strategy
@@ -64,13 +64,15 @@ class Ghost:
             return kernels.by_token(ids, g) + 4 * gamma(g.dtype) * lengths.square()
         if kernels.unavailable(uses.site.device) is None and uses.dtype in DTYPES and offers(uses.site, "fold"):
             a, g = kind.factors(uses)
-            squared = kernels.gram_sq_norm(a, g)
-            lengths = (a.double().square().sum(3) * g.double().square().sum(3)).sqrt()
+            squared, inputs, outputs = kernels.gram_sq_norm(a, g), a.double().square().sum(3), g.double().square().sum(3)
         else:
             same, outer = kind.gram(uses), kind.out_gram(uses)
             squared = (same * outer).sum((1, 2, 3)).clamp(min=0)
-            lengths = (same.diagonal(dim1=2, dim2=3) * outer.diagonal(dim1=2, dim2=3)).clamp(min=0).sqrt()
-        return squared + (gamma(uses.dtype) + GRAM_ROUNDING) * lengths.sum((1, 2)).square()
+            inputs, outputs = (gram.diagonal(dim1=2, dim2=3).clamp(min=0) for gram in (same, outer))
+        spread = (inputs * outputs).sqrt().sum((1, 2))
+        bound = squared + (gamma(uses.dtype) + GRAM_ROUNDING) * spread.square()
+        # Beside an input so long the scaled output gradients leave float32's normal numbers, and their product its bound.
+        return bound if uses.dtype == torch.float64 else torch.where(inputs.amax((1, 2)) > LONGEST**2, torch.inf, bound)
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         return kind_of(uses.site).weighted_sum(uses, factors, valid)

@@ -8,6 +8,7 @@ from fxperex.analysis.rules.contract import both
 from fxperex.analysis.rules.pointwise import meet
 from fxperex.analysis.rules.table import rule
 from fxperex.analysis.state import Context, Mixes, State, dim
+from fxperex.errors import CoverageError
 from fxperex.registry import BatchAxis
 
 
@@ -18,7 +19,7 @@ def embedding(context: Context) -> State:
     if context.arg(3, "scale_grad_by_freq", False):
         raise Mixes("scale_grad_by_freq counts ids over the whole batch; set it to False")
     if context.arg(4, "sparse", False):
-        raise Mixes("sparse gradients are not supported; set sparse=False")
+        raise CoverageError("an embedding with sparse=True has sparse gradients, which are not supported; set sparse=False")
     return context.axis(1)
 
 
