@@ -10,6 +10,7 @@ import torch
 
 from fxperex.devices import Profile, calibrate, device_name, profile, store, target
 from fxperex.devices.kernels import KERNELS
+from fxperex.devices.profile import VERSION
 from fxperex.devices.surface import Surface
 from fxperex.errors import ConfigError
 from fxperex.registry import Cost, Work
@@ -61,7 +62,7 @@ def test_a_measured_profile_is_kept_and_found(cache: Path, measured: Profile) ->
 
 
 @pytest.mark.parametrize("spoil", [
-    lambda t: t.replace('"version": 5', '"version": 1'), lambda t: t[: len(t) // 2], lambda t: "[]", lambda t: "",
+    lambda t: t.replace(f'"version": {VERSION}', '"version": 1'), lambda t: t[: len(t) // 2], lambda t: "[]", lambda t: "",
     lambda t: t.replace('"mm"', '"nn"'), lambda t: t.replace('"torch": "', '"torch": "0.'),
     lambda t: t.replace('[[[1], ', '[[[1], -')], ids=["version", "cut", "list", "empty", "kernel", "torch", "negative"])
 def test_a_broken_or_foreign_profile_is_passed_over_with_a_warning(cache: Path, measured: Profile, spoil: object) -> None:
