@@ -3,9 +3,9 @@
     python benchmarks/bench_planning.py [--cases resnet50 llama7b] [--rounds 3] [--output FILE]
 
 `resnet50`: torchvision's, GroupNorm, 64 images of 224 pixels. `llama7b`: 32 blocks of width 4096 made of plain torch
-modules, 2 sequences of 2048 tokens. `*_budget`: the same under a budget of memory that the free plan does not fit, which asks for the
-whole step's liveness. Seconds are of the clock and of the processor: the first needs a quiet machine, the second and the peak of
-resident memory do not.
+modules, 2 sequences of 2048 tokens. `*_budget`: the same under a budget of memory that the free plan does not fit, which
+asks for the whole step's liveness. Seconds are of the clock and of the processor: the first needs a quiet machine, the
+second and the peak of resident memory do not.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=25.0, help="after which no new row begins; run again to go on")
     parser.add_argument("--workloads", nargs="+", help="their names, default all")
-    parser.add_argument("--quick", action="store_true", help="the smaller batch size alone, few rounds; for a look, not for figures")
+    parser.add_argument("--quick", action="store_true", help="the smaller batch alone, few rounds; for a look, not for figures")
     parser.add_argument("--rounds", type=int, default=11, help="of the whole step")
     parser.add_argument("--spend", type=float, default=0.3, help="seconds for the strategies of one site")
     parser.add_argument("--most", default="3GiB", help="a strategy that holds more at a site is not run")
@@ -130,8 +130,9 @@ def main() -> None:
     for key in record.missing(list(found)):
         row = bench(*found[key], judge)
         record.add(key, row)
-        print(f"{key:24} regret {row['regret']:.3f}  sites {row['sites_good']}/{row['sites']}  tau "
-              f"{statistics.median([s['tau'] for s in row['each']] or [1]):.2f}  error {max(row['errors'].values()):.0e}", flush=True)
+        middle = statistics.median([s["tau"] for s in row["each"]] or [1])
+        print(f"{key:24} regret {row['regret']:.3f}  sites {row['sites_good']}/{row['sites']}  tau {middle:.2f}  "
+              f"error {max(row['errors'].values()):.0e}", flush=True)
     if record.rows:
         print(summary(record.rows))
 

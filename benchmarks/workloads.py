@@ -133,7 +133,7 @@ class Llama(nn.Module):
         return self.head(self.norm(self.blocks(self.embed(ids))))
 
 
-def _images(size: int, classes: int = 10) -> Callable[[int], Batch]:
+def images(size: int, classes: int = 10) -> Callable[[int], Batch]:
     return lambda rows: (torch.randn(rows, 3, size, size), torch.randint(0, classes, (rows,)))
 
 
@@ -150,13 +150,13 @@ def _vision() -> list[Workload]:
     from torchvision import models
 
     return [
-        Workload("alexnet", lambda: models.alexnet(dropout=0.0, num_classes=10), _images(64), (8, 32)),
-        Workload("vgg16", lambda: models.vgg16(dropout=0.0, num_classes=10), _images(32), (4, 16)),
-        Workload("resnet18", lambda: models.resnet18(norm_layer=group_norm, num_classes=10), _images(32), (8, 32)),
-        Workload("resnet50", lambda: models.resnet50(norm_layer=group_norm, num_classes=10), _images(64), (4, 16)),
-        Workload("mobilenet_v3", lambda: _normless(models.mobilenet_v3_small(num_classes=10, dropout=0.0)), _images(64), (8, 32)),
-        Workload("convnext_tiny", lambda: models.convnext_tiny(num_classes=10, stochastic_depth_prob=0.0), _images(64), (4, 16)),
-        Workload("vit_small", lambda: models.VisionTransformer(64, 8, 6, 6, 384, 1536, num_classes=10), _images(64), (4, 16)),
+        Workload("alexnet", lambda: models.alexnet(dropout=0.0, num_classes=10), images(64), (8, 32)),
+        Workload("vgg16", lambda: models.vgg16(dropout=0.0, num_classes=10), images(32), (4, 16)),
+        Workload("resnet18", lambda: models.resnet18(norm_layer=group_norm, num_classes=10), images(32), (8, 32)),
+        Workload("resnet50", lambda: models.resnet50(norm_layer=group_norm, num_classes=10), images(64), (4, 16)),
+        Workload("mobilenet_v3", lambda: _normless(models.mobilenet_v3_small(num_classes=10, dropout=0.0)), images(64), (8, 32)),
+        Workload("convnext_tiny", lambda: models.convnext_tiny(num_classes=10, stochastic_depth_prob=0.0), images(64), (4, 16)),
+        Workload("vit_small", lambda: models.VisionTransformer(64, 8, 6, 6, 384, 1536, num_classes=10), images(64), (4, 16)),
     ]
 
 
@@ -174,7 +174,7 @@ GRID = {2: (1.0, 2.0, 4.0, 8.0, 16.0), 3: (1.0, 2.0, 3.0, 4.0, 5.0), 4: (1.0, 1.
 def toys(size: int) -> list[Workload]:
     """The paper's 30 toy CNNs, on images of `size` pixels a side (the paper: 256)."""
     return [Workload(f"toy L{layers} r{rate:g} k{kernel}", lambda a=layers, b=rate, c=kernel: toy(a, b, c, size),  # type: ignore[misc]
-                     _images(size), (4, 8)) for kernel in (3, 5) for layers, rates in GRID.items() for rate in rates]
+                     images(size), (4, 8)) for kernel in (3, 5) for layers, rates in GRID.items() for rate in rates]
 
 
 def workloads(toy_size: int = 32) -> list[Workload]:

@@ -54,7 +54,8 @@ class Frames:
 
 
 def _between(one: Instruction, two: Instruction, share: float) -> Instruction:
-    return replace(one, makes={k: max(v + share * (two.makes[k] - v), 0.0) for k, v in one.makes.items()})
+    return replace(one, makes={k: max(v + share * (two.makes[k] - v), 0.0) for k, v in one.makes.items()},
+                   transient=max(one.transient + share * (two.transient - one.transient), 0.0))
 
 
 def _cost_between(one: Cost, two: Cost, share: float) -> Cost:

@@ -13,15 +13,15 @@ from fxperex.config import accumulator
 from fxperex.frame import Frame
 from fxperex.liveness import Instruction, Listing, Peak, peak
 from fxperex.planner.plan import Choice
-from fxperex.work import inputs_bytes, outputs_bytes
+from fxperex.work import inputs_bytes, outputs_bytes, sum_scratch
 
 
 def step_listing(frame: Frame, choices: Sequence[Choice]) -> Listing:
     """Returns the Listing of the whole step under `choices`."""
     live = [c for c in choices if c.site.name in frame.reads]
     norms = [_norm(frame, c) for c in live]
-    sums = [_sum(frame, c) for c in live]
-    made = frozenset(name for step in sums for name in step.makes)
+    sums = [step for c in live for step in _sum(frame, c)]
+    made = frozenset(name for step in sums[1::2] for name in step.makes)
     return replace(frame.listing, instructions=(*frame.listing.instructions, *norms, *sums), outputs=frame.listing.outputs | made)
 
 
@@ -36,13 +36,15 @@ def _norm(frame: Frame, choice: Choice) -> Instruction:
     return Instruction(f"{choice.site.name}: norm", held, inputs + grads, max(choice.cost.transient - choice.cost.held, 0.0))
 
 
-def _sum(frame: Frame, choice: Choice) -> Instruction:
+def _sum(frame: Frame, choice: Choice) -> tuple[Instruction, Instruction]:
+    """Copies with the rows scaled or cleared, then the sum over them."""
     site, cost = choice.site, choice.cost
-    made = {f"{site.name}: sum": float(site.size * accumulator(site.dtype).itemsize)}
-    if cost.rereads:
-        inputs, grads = frame.reads[site.name]
-        return Instruction(f"{site.name}: sum", made, inputs + grads, inputs_bytes(site) + outputs_bytes(site))
-    return Instruction(f"{site.name}: sum", made, (f"{site.name}: stored",) if cost.held else (), cost.held)
+    inputs, grads = frame.reads[site.name]
+    reads = inputs + grads if cost.rereads else (f"{site.name}: stored",) if cost.held else ()
+    moved = inputs_bytes(site) + outputs_bytes(site) if cost.rereads else cost.held
+    scaled, made = f"{site.name}: scaled", float(site.size * accumulator(site.dtype).itemsize)
+    return (Instruction(scaled, {scaled: moved}, reads),
+            Instruction(f"{site.name}: sum", {f"{site.name}: sum": made}, (scaled,), sum_scratch(site) if cost.rereads else 0.0))
 
 
 def site_of(instruction: str) -> str:
