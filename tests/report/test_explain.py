@@ -56,7 +56,7 @@ def test_the_step_graph_reads_by_site() -> None:
 
 @pytest.mark.parametrize(("level", "seen", "unseen"), [
     ("0", [], ["=== "]), ("1", ["=== plan"], ["=== captured"]), ("2", ["=== captured graph", "aten.linear"], ["=== step"]),
-    ("3", ["=== step graph", "# second.bias: direct (norm)"], []), ("4", ["=== loss graph", "=== traced step"], [])])
+    ("3", ["=== step graph", "# second.bias: direct (norm)"], []), ("4", ["=== loss graph", "=== traced step", "=== scheduled step"], [])])
 def test_levels_of_the_environment_variable(level: str, seen: list[str], unseen: list[str], monkeypatch: pytest.MonkeyPatch,
                                             capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FXPEREX_SHOW", level)
