@@ -118,8 +118,8 @@ def upright(grads: Tensor, uses: Uses) -> Tensor:
 
 
 def over_parts(uses: Uses, gradients: Callable[[Uses], Tensor]) -> Tensor:
-    """Returns per-example gradients `[B, *shape]` added up over the uses, one after the other: two are alive at most."""
-    return added(upright(gradients(part), part) for part in uses.each)
+    """Returns per-example gradients `[B, *shape]` added up over the uses, the last one's first: so they come in a backward."""
+    return added(upright(gradients(part), part) for part in reversed(uses.each))
 
 
 def added(tensors: Iterable[Tensor]) -> Tensor:
