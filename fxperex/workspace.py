@@ -47,7 +47,7 @@ def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, groups: int) -
     if groups > 1 and partial(inputs, outputs):
         positions = math.prod(gradient.shape[2:])
         columns = float(math.prod(weight.shape[1:]) * positions * x.element_size())
-        return _bytes(weight) + by_patches(columns, _bytes(weight), positions)
+        return by_patches(columns, _bytes(weight), positions)  # gone before the result is laid out
     return convolution(_blocked(gradient), _blocked(x), _bytes(weight))
 
 
