@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ class Record:
             if time.monotonic() > self.end:
                 print(f"time is up: {len(todo) - i} rows left; run again to go on", flush=True)
                 return
+            print(f"[{i + 1} of {len(todo)}] {key}", file=sys.stderr, flush=True)
             yield key
 
     def add(self, key: str, row: Row) -> None:

@@ -83,7 +83,57 @@ class Recurrent(nn.Module):
         return self.head(self.cells(self.embed(ids))[0][:, -1])
 
 
-def _images(size: int, classes: int = 10) -> Callable[[int], Batch]:
+class RMSNorm(nn.Module):
+    """Llama's norm, written out."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * self.weight
+
+
+class _LlamaBlock(nn.Module):
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.first, self.second = RMSNorm(width), RMSNorm(width)
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.gate, self.up = nn.Linear(width, hidden, bias=False), nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.first(x)
+        q, k, v = (part(normed).unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        x = x + self.o(F.scaled_dot_product_attention(_turned(q), _turned(k), v, is_causal=True).transpose(1, 2).flatten(2))
+        normed = self.second(x)
+        return x + self.down(F.silu(self.gate(normed)) * self.up(normed))
+
+
+def _turned(x: Tensor) -> Tensor:
+    """Rotary positions: pairs of channels turned by an angle that grows with the position."""
+    length, half = x.shape[-2], x.shape[-1] // 2
+    rates = 10000.0 ** (-torch.arange(half, device=x.device) / half)
+    angles = torch.arange(length, device=x.device)[:, None] * rates
+    one, two = x[..., :half], x[..., half:]
+    return torch.cat([one * angles.cos() - two * angles.sin(), two * angles.cos() + one * angles.sin()], -1)
+
+
+class Llama(nn.Module):
+    """A Llama-shaped decoder of plain torch modules; 6.7 B parameters as it stands."""
+
+    def __init__(self, layers: int = 32, width: int = 4096, heads: int = 32, hidden: int = 11008, tokens: int = 32000) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(tokens, width)
+        self.blocks = nn.Sequential(*(_LlamaBlock(width, heads, hidden) for _ in range(layers)))
+        self.norm, self.head = RMSNorm(width), nn.Linear(width, tokens, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.norm(self.blocks(self.embed(ids))))
+
+
+def images(size: int, classes: int = 10) -> Callable[[int], Batch]:
     return lambda rows: (torch.randn(rows, 3, size, size), torch.randint(0, classes, (rows,)))
 
 
@@ -100,13 +150,13 @@ def _vision() -> list[Workload]:
     from torchvision import models
 
     return [
-        Workload("alexnet", lambda: models.alexnet(dropout=0.0, num_classes=10), _images(64), (8, 32)),
-        Workload("vgg16", lambda: models.vgg16(dropout=0.0, num_classes=10), _images(32), (4, 16)),
-        Workload("resnet18", lambda: models.resnet18(norm_layer=group_norm, num_classes=10), _images(32), (8, 32)),
-        Workload("resnet50", lambda: models.resnet50(norm_layer=group_norm, num_classes=10), _images(64), (4, 16)),
-        Workload("mobilenet_v3", lambda: _normless(models.mobilenet_v3_small(num_classes=10, dropout=0.0)), _images(64), (8, 32)),
-        Workload("convnext_tiny", lambda: models.convnext_tiny(num_classes=10, stochastic_depth_prob=0.0), _images(64), (4, 16)),
-        Workload("vit_small", lambda: models.VisionTransformer(64, 8, 6, 6, 384, 1536, num_classes=10), _images(64), (4, 16)),
+        Workload("alexnet", lambda: models.alexnet(dropout=0.0, num_classes=10), images(64), (8, 32)),
+        Workload("vgg16", lambda: models.vgg16(dropout=0.0, num_classes=10), images(32), (4, 16)),
+        Workload("resnet18", lambda: models.resnet18(norm_layer=group_norm, num_classes=10), images(32), (8, 32)),
+        Workload("resnet50", lambda: models.resnet50(norm_layer=group_norm, num_classes=10), images(64), (4, 16)),
+        Workload("mobilenet_v3", lambda: _normless(models.mobilenet_v3_small(num_classes=10, dropout=0.0)), images(64), (8, 32)),
+        Workload("convnext_tiny", lambda: models.convnext_tiny(num_classes=10, stochastic_depth_prob=0.0), images(64), (4, 16)),
+        Workload("vit_small", lambda: models.VisionTransformer(64, 8, 6, 6, 384, 1536, num_classes=10), images(64), (4, 16)),
     ]
 
 
@@ -124,7 +174,7 @@ GRID = {2: (1.0, 2.0, 4.0, 8.0, 16.0), 3: (1.0, 2.0, 3.0, 4.0, 5.0), 4: (1.0, 1.
 def toys(size: int) -> list[Workload]:
     """The paper's 30 toy CNNs, on images of `size` pixels a side (the paper: 256)."""
     return [Workload(f"toy L{layers} r{rate:g} k{kernel}", lambda a=layers, b=rate, c=kernel: toy(a, b, c, size),  # type: ignore[misc]
-                     _images(size), (4, 8)) for kernel in (3, 5) for layers, rates in GRID.items() for rate in rates]
+                     images(size), (4, 8)) for kernel in (3, 5) for layers, rates in GRID.items() for rate in rates]
 
 
 def workloads(toy_size: int = 32) -> list[Workload]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,6 +34,12 @@ class Frame:
     reads: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
     costs: tuple[Cost, ...]
 
+    @cached_property
+    def ready(self) -> Mapping[str, int]:
+        """Site -> the place in the listing from which on its inputs and output gradients exist."""
+        made = {name: i + 1 for i, step in enumerate(self.listing.instructions) for name in step.makes}
+        return {site: max((made.get(b, 0) for b in inputs + grads), default=0) for site, (inputs, grads) in self.reads.items()}
+
 
 @dataclass(frozen=True)
 class Frames:
@@ -54,7 +61,8 @@ class Frames:
 
 
 def _between(one: Instruction, two: Instruction, share: float) -> Instruction:
-    return replace(one, makes={k: max(v + share * (two.makes[k] - v), 0.0) for k, v in one.makes.items()})
+    return replace(one, makes={k: max(v + share * (two.makes[k] - v), 0.0) for k, v in one.makes.items()},
+                   transient=max(one.transient + share * (two.transient - one.transient), 0.0))
 
 
 def _cost_between(one: Cost, two: Cost, share: float) -> Cost:

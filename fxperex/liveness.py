@@ -1,6 +1,7 @@
 """Peak memory of a program in the order it runs: a buffer lives from its maker to its last reader.
 
 An eager fx graph drops every value after its last use; Inductor plans its buffers the same way. Inputs live all along.
+An operation may need more while it runs (`workspace`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
+
+from fxperex.workspace import workspace
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def listing(graph: fx.Graph, results: Iterable[fx.Node] | None = None) -> tuple[
             inputs += sum(fresh.values())
         elif node.op == "call_function":
             reads = tuple(dict.fromkeys(b for n in node.all_input_nodes for b in buffers[n]))
-            made.append(Instruction(node.name, fresh, reads))
+            made.append(Instruction(node.name, fresh, reads, workspace(node)))
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
     kept = output.all_input_nodes if results is None else results
     return Listing(tuple(made), inputs, frozenset(b for n in kept for b in buffers[n])), buffers

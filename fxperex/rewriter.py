@@ -24,6 +24,7 @@ from fxperex.config import LONGEST
 from fxperex.emit import Emit
 from fxperex.evaluate import backward, evaluate
 from fxperex.numerics import sq_norm
+from fxperex.passes import schedule
 from fxperex.planner import Plan
 from fxperex.show import show
 from fxperex.step_graph import StepGraph
@@ -56,6 +57,8 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, want: 
     show(4, "traced step", traced)
     traced.graph.eliminate_dead_code()
     forget_strides(traced)
+    schedule(traced, {c.site.name for c in plan.choices if not c.cost.rereads})
+    show(4, "scheduled step: norms early", traced)
     if want == "step":
         named = dict(zip((k for _, k in capture.inputs.values()), values, strict=True))
         verify(traced, rows, [tuple(named[n].shape) for n in _order(capture, analysis)], plan.whole)

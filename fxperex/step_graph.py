@@ -18,11 +18,14 @@ class StepGraph(fx.GraphModule):
 def readable(graph: fx.Graph) -> str:
     """Returns the graph, one node a line with shape and dtype, under a comment line per site and role."""
     lines: list[str] = ["# inputs: parameters, buffers, batch, mask"]
-    at, rest = "", "forward and backward"
+    at = ""
+    behind: set[fx.Node] = set()  # nodes that a site's norm reaches
     for node in graph.nodes:
         mark = node.meta.get("fxperex")
-        rest = rest if mark is None else "clip factors and totals"
-        part = f"{mark[0]}: {mark[1]} ({mark[2]})" if mark else rest
+        if mark is not None or not behind.isdisjoint(node.all_input_nodes):
+            behind.add(node)
+        part = f"{mark[0]}: {mark[1]} ({mark[2]})" if mark else "clip factors and totals" if node in behind \
+            else "forward and backward"
         if part != at and node.op == "call_function":
             lines.append(f"\n# {part}")
             at = part

@@ -6,6 +6,7 @@ import math
 
 from fxperex.layers.conv import SMALL
 from fxperex.registry import Dims, Site, Work
+from fxperex.workspace import by_patches, convolution, copies, partial
 
 SPILL = 16 * 2**20  # bytes from which an allocator hands out untouched memory every time
 
@@ -67,9 +68,35 @@ def convolutions(site: Site, d: Dims, kernel: str, n: int, calls: int) -> Work:
     return Work(kernel, (n, inputs, d.P, d.T, taps(site)), 2.0 * n * inputs * d.P * d.T * taps(site), calls, name_of(site))
 
 
+def by_convolution(site: Site) -> bool:
+    """True where the ordinary weight gradient is a convolution's own, not a product over patches."""
+    d = site.dims
+    return site.kind == "conv" and d is not None and (d.T > SMALL or d.G > 1)
+
+
+def sum_scratch(site: Site) -> float:
+    """Bytes that the ordinary weight gradient needs while it runs, beside its scaled operands: a convolution's copies of them."""
+    if not by_convolution(site) or not copies(site.device):
+        return 0.0
+    return convolution(inputs_bytes(site), outputs_bytes(site), float(site.size * site.dtype.itemsize))
+
+
+def grouped_scratch(site: Site, d: Dims) -> float:
+    """Bytes that the weight gradient of one convolution needs whose groups are the examples, beside weights and result."""
+    grads = grads_bytes(site)
+    if not copies(site.device) or not partial(d.D // d.taps, d.P):
+        return grads
+    return by_patches(float(d.T * d.D * site.dtype.itemsize), grads, d.T)
+
+
+def joining_bytes(site: Site) -> float:
+    """Bytes beside one use's per-example gradients while the uses' are added up: the total so far and the next."""
+    return 2 * grads_bytes(site) if site.parts else 0.0
+
+
 def weight_gradient(site: Site, d: Dims) -> tuple[Work, ...]:
     """The ordinary, summed weight gradient, as the layer kinds form it."""
-    if site.kind != "conv" or (d.T <= SMALL and d.G == 1):
+    if not by_convolution(site):
         if site.kind == "embedding":
             return ()
         return (Work("mm", (d.P, d.B * d.T, d.D), 2.0 * d.B * d.G * d.T * d.D * d.P, 1, name_of(site)),)

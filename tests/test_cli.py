@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from fxperex import registry
@@ -83,24 +84,63 @@ def test_every_file_is_a_command() -> None:
     assert {"calibrate", "compare", "draw", "explain", "strategies", "train"} <= set(commands())
 
 
-@pytest.mark.parametrize("arguments", [
-    ["explain", "nothing"], ["explain", "no.such.module:x"], ["explain", f"{__name__}:nothing"],
-    ["explain", f"{__name__}:small", "--input", "3x"], ["explain", f"{__name__}:small", "--batch", "0"],
-    ["explain", f"{__name__}:small", "--input", "3x2x2", "--strategy", "magic"], ["explain", "os:getcwd"],
-    ["explain", f"{__name__}:broken"], ["explain", f"{__name__}:small", "--input", "3x2x2", "--memory", "0"],
-    ["explain", f"{__name__}:small", "--input", "3x2x2", "--memory", "plenty"],
-    ["explain", f"{__name__}:small", "--input", "3x2x2", "--memory", "1KiB"],
-    ["explain", f"{__name__}:small", "--input", "3x2x2", "--device", "abacus"],
-    ["explain", f"{__name__}:small", "--input", "3x2x2", "--physical-batch", "0"],
-    ["draw", f"{__name__}:small", "--input", "3x2x2", "--output", "plan.gif"],
-    ["draw", f"{__name__}:small", "--input", "3x2x2", "--output", "/no/such/folder/plan.svg"],
-    ["compare", f"{__name__}:small", "--input", "3x2x2", "--only", "magic"], ["calibrate", "--device", "abacus"],
-    ["calibrate", "--seconds", "0"], ["calibrate", "--seconds", "0.01", "--output", "/no/such/folder/p.json"],
-    ["train", "--data", "mnist:/nowhere"], ["train", "--epsilon", "-1"], ["train", "--seeds", "0"]])
-def test_refusals_exit_2_on_stderr(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+SMALL = (f"{__name__}:small", "--input", "3x2x2")
+REFUSED: dict[tuple[str, ...], str] = {
+    ("explain", "nothing"): "MODEL must be", ("explain", "no.such.module:x"): "ModuleNotFoundError",
+    ("explain", f"{__name__}:nothing"): "no attribute 'nothing'", ("explain", "os:getcwd"): "made a str, not a torch.nn.Module",
+    ("explain", f"{__name__}:broken"): "no weights today",
+    ("explain", f"{__name__}:small", "--input", "3x"): "--input must be",
+    ("explain", f"{__name__}:small", "--batch", "0"): "--batch",
+    ("explain", *SMALL, "--strategy", "magic"): "unknown strategy 'magic'.*ghost",
+    ("explain", *SMALL, "--memory", "0"): "memory must be .* got '0'",
+    ("explain", *SMALL, "--memory", "plenty"): "memory must be .* got 'plenty'",
+    ("explain", *SMALL, "--memory", "1KiB"): "smallest budget that does is .*KiB, set by the site 1.weight",
+    ("explain", *SMALL, "--device", "abacus"): "device 'abacus'.*cpu, cuda",
+    ("explain", *SMALL, "--physical-batch", "0"): "physical_batch must be",
+    ("draw", *SMALL, "--output", "plan.gif"): "a picture ends in",
+    ("draw", *SMALL, "--output", "/no/such/folder/plan.svg"): "cannot be written",
+    ("compare", *SMALL, "--only", "magic"): "unknown strategy 'magic'", ("calibrate", "--device", "abacus"): "device 'abacus'",
+    ("calibrate", "--seconds", "0"): "--seconds must be",
+    ("calibrate", "--seconds", "0.01", "--output", "/no/such/folder/p.json"): "there is no folder",
+    ("train", "--data", "mnist:/nowhere"): "nowhere", ("train", "--epsilon", "-1"): "epsilon", ("train", "--seeds", "0"): "seeds",
+}
+
+
+@pytest.mark.parametrize("arguments", REFUSED, ids=" ".join)
+def test_refusals_say_why_and_exit_2(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     told = capsys.readouterr()
     assert told.err.startswith("fxperex: ") and "Traceback" not in told.err
+    assert re.search(REFUSED[arguments], told.err), told.err
+
+
+class _Mixed(nn.Module):
+    """Parameters of every status: trained, tied under two names, frozen, unused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(12, 12), nn.Linear(12, 12, bias=False), nn.Linear(12, 4)
+        self.second.weight = self.first.weight
+        self.third.bias.requires_grad_(False)
+        self.idle = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.third(self.second(self.first(x.flatten(1)).tanh()))
+
+
+def mixed() -> nn.Module:
+    return _Mixed()
+
+
+def test_explain_lists_every_parameter_before_any_training(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", f"{__name__}:mixed", "--input", "3x2x2"]) == 0
+    lines = capsys.readouterr().out.partition("Parameters:\n")[2].splitlines()[2:]
+    found = {line.split()[0]: line.split(maxsplit=2)[1:] for line in lines}
+    assert set(found) == {n for n, _ in mixed().named_parameters()}
+    assert {n: status for n, (status, _) in found.items()} == {
+        "first.weight": "trained", "first.bias": "trained", "third.weight": "trained", "third.bias": "frozen", "idle": "unused"}
+    uses = found["first.weight"][1].split("; ")
+    assert len(uses) == 2 and all(re.fullmatch(r"linear\w* \(linear: \w+\)", use) for use in uses)
 
 
 def test_train_reports_both_accuracies(capsys: pytest.CaptureFixture[str]) -> None:

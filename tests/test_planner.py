@@ -211,6 +211,20 @@ def test_measuring_asks_only_where_the_model_cannot_tell(monkeypatch: pytest.Mon
     assert [c.times for c in again.choices] == [c.times for c in plan.choices]
 
 
+def test_equal_sites_are_timed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    monkeypatch.setenv("FXPEREX_CACHE", str(tmp_path))
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr("fxperex.trial.Trial.measure", lambda self, site, name: asked.append((site.name, name)) or 1e-3)
+    model = nn.Sequential(*(m for _ in range(3) for m in (nn.Linear(16, 16), nn.Tanh())), nn.Linear(16, 16, bias=False))
+    plan = outline(model, (torch.randn(4, 16),), forward=curved, strategy="measure").plan
+    measured = [c for c in plan.choices if c.measured and c.site.kind == "linear"]
+    assert [c.site.name for c in measured] == ["0.weight", "2.weight", "4.weight", "6.weight"]
+    timed = [name for name, _ in asked if name.endswith("weight")]
+    assert set(timed) == {"0.weight"} and len(timed) == len(measured[0].measured)
+    again = [c.times for c in outline(model, (torch.randn(4, 16),), forward=curved, strategy="measure").plan.choices]
+    assert again == [c.times for c in plan.choices] and len(timed) == len([n for n, _ in asked if n.endswith("weight")])
+
+
 class _Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -45,6 +45,5 @@ def reference(ids: Tensor, g: Tensor) -> Tensor:
 def run_numbers(ids: Tensor) -> Tensor:
     """Returns `[B,T]`: for every token, the number of its id among the example's sorted distinct ids."""
     found, order = ids.sort(dim=1)
-    new = torch.zeros_like(found)
-    new[:, 1:] = (found[:, 1:] != found[:, :-1]).to(found.dtype)
-    return torch.empty_like(found).scatter_(1, order, new.cumsum(1))
+    new = torch.nn.functional.pad((found[:, 1:] != found[:, :-1]).to(torch.int64), (1, 0))
+    return torch.zeros_like(order).scatter(1, order, new.cumsum(1))

@@ -6,7 +6,7 @@ per token and is never written out: `<a_t, a_s> = [id_t = id_s]`, and against a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,12 +118,13 @@ def upright(grads: Tensor, uses: Uses) -> Tensor:
 
 
 def over_parts(uses: Uses, gradients: Callable[[Uses], Tensor]) -> Tensor:
-    """Returns per-example gradients `[B, *shape]` added up over the uses."""
-    return added([upright(gradients(part), part) for part in uses.each])
+    """Returns per-example gradients `[B, *shape]` added up over the uses, the last one's first: so they come in a backward."""
+    return added(upright(gradients(part), part) for part in reversed(uses.each))
 
 
-def added(tensors: list[Tensor]) -> Tensor:
-    total = tensors[0]
-    for t in tensors[1:]:
+def added(tensors: Iterable[Tensor]) -> Tensor:
+    rest = iter(tensors)
+    total = next(rest)
+    for t in rest:
         total = total + t
     return total

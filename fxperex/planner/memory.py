@@ -1,7 +1,8 @@
 """A plan's peak memory: every site's norm and weighted sum hung into the frame of forward and backward.
 
-The order is the step's own: forward, backward, norms site by site, clip factors, weighted sums. A site that stores
-gradients frees its inputs and output gradient early; one that reads them again keeps both until its sum.
+The order is the step's own (`passes.schedule`): forward, backward, clip factors, weighted sums; norms behind the backward, or
+those of sites that store gradients as soon as their output gradient exists, whichever needs less. Such a site frees its inputs
+and output gradient early; one that reads them again keeps both until its sum.
 """
 
 from __future__ import annotations
@@ -13,21 +14,38 @@ from fxperex.config import accumulator
 from fxperex.frame import Frame
 from fxperex.liveness import Instruction, Listing, Peak, peak
 from fxperex.planner.plan import Choice
-from fxperex.work import inputs_bytes, outputs_bytes
+from fxperex.work import inputs_bytes, outputs_bytes, sum_scratch
 
 
-def step_listing(frame: Frame, choices: Sequence[Choice]) -> Listing:
-    """Returns the Listing of the whole step under `choices`."""
+def step_listing(frame: Frame, choices: Sequence[Choice], early: bool) -> Listing:
+    """Returns the Listing of the whole step under `choices`; `early`: with norms that need nothing again inside the backward."""
     live = [c for c in choices if c.site.name in frame.reads]
     norms = [_norm(frame, c) for c in live]
-    sums = [_sum(frame, c) for c in live]
-    made = frozenset(name for step in sums for name in step.makes)
-    return replace(frame.listing, instructions=(*frame.listing.instructions, *norms, *sums), outputs=frame.listing.outputs | made)
+    steps = list(frame.listing.instructions)
+    if early:
+        places = [len(steps) if c.cost.rereads else frame.ready[c.site.name] for c in live]
+        order = sorted(zip(places, norms, strict=True), key=lambda pair: pair[0])
+        norms = [norm for place, norm in order if place == len(steps)]
+        steps = _merged(steps, order[:len(order) - len(norms)])
+    sums = [step for c in live for step in _sum(frame, c)]
+    made = frozenset(name for step in sums[1::2] for name in step.makes)
+    return replace(frame.listing, instructions=(*steps, *norms, *sums), outputs=frame.listing.outputs | made)
 
 
 def plan_peak(frame: Frame, choices: Sequence[Choice]) -> Peak:
     """Returns the Peak of the step under `choices`."""
-    return peak(step_listing(frame, choices))
+    late, early = (peak(step_listing(frame, choices, when)) for when in (False, True))
+    return early if early.bytes <= late.bytes else late
+
+
+def _merged(steps: list[Instruction], placed: list[tuple[int, Instruction]]) -> list[Instruction]:
+    """`steps` with each of `placed`, in ascending order of place, in front of the step at its place."""
+    made: list[Instruction] = []
+    at = 0
+    for place, step in placed:
+        made += [*steps[at:place], step]
+        at = place
+    return made + steps[at:]
 
 
 def _norm(frame: Frame, choice: Choice) -> Instruction:
@@ -36,13 +54,15 @@ def _norm(frame: Frame, choice: Choice) -> Instruction:
     return Instruction(f"{choice.site.name}: norm", held, inputs + grads, max(choice.cost.transient - choice.cost.held, 0.0))
 
 
-def _sum(frame: Frame, choice: Choice) -> Instruction:
+def _sum(frame: Frame, choice: Choice) -> tuple[Instruction, Instruction]:
+    """Copies with the rows scaled or cleared, then the sum over them."""
     site, cost = choice.site, choice.cost
-    made = {f"{site.name}: sum": float(site.size * accumulator(site.dtype).itemsize)}
-    if cost.rereads:
-        inputs, grads = frame.reads[site.name]
-        return Instruction(f"{site.name}: sum", made, inputs + grads, inputs_bytes(site) + outputs_bytes(site))
-    return Instruction(f"{site.name}: sum", made, (f"{site.name}: stored",) if cost.held else (), cost.held)
+    inputs, grads = frame.reads[site.name]
+    reads = inputs + grads if cost.rereads else (f"{site.name}: stored",) if cost.held else ()
+    moved = inputs_bytes(site) + outputs_bytes(site) if cost.rereads else cost.held
+    scaled, made = f"{site.name}: scaled", float(site.size * accumulator(site.dtype).itemsize)
+    return (Instruction(scaled, {scaled: moved}, reads),
+            Instruction(f"{site.name}: sum", {f"{site.name}: sum": made}, (scaled,), sum_scratch(site) if cost.rereads else 0.0))
 
 
 def site_of(instruction: str) -> str:

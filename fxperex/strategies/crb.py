@@ -13,7 +13,16 @@ from torch import Tensor
 from fxperex.layers.windows import Geometry, geometry, padded
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.stored import Stored, kind_of
-from fxperex.work import convolutions, folding_bytes, grads_bytes, inputs_bytes, outputs_bytes, per_example_product, read_stored
+from fxperex.work import (
+    convolutions,
+    folding_bytes,
+    grads_bytes,
+    inputs_bytes,
+    joining_bytes,
+    outputs_bytes,
+    per_example_product,
+    read_stored,
+)
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -28,11 +37,13 @@ class Crb(Stored):
         d = site.dims
         assert d is not None
         grads, moved = grads_bytes(site), inputs_bytes(site) + outputs_bytes(site)
+        own = moved
         if site.kind == "conv":
+            own = max(grads, moved)
             made, traffic = convolutions(site, d, "conv_grouped", d.B * d.G, 1), 2 * moved + 4 * grads + d.B * folding_bytes(site)
         else:
             made, traffic = per_example_product(site, d), 2 * grads
-        return Cost((made, *read_stored(site)), traffic, grads, grads + moved, 50)
+        return Cost((made, *read_stored(site)), traffic, grads, grads + max(own, joining_bytes(site)), 50)
 
     def gradients(self, uses: Uses) -> Tensor:
         if uses.site.kind == "linear":
@@ -42,7 +53,8 @@ class Crb(Stored):
         axis = uses.out_axis
         each = per_input(uses.args[0], uses.grad, geometry(uses.node), uses.site.shape)
         each = each.reshape(axis.outer, uses.site.rows, axis.inner, *uses.site.shape)
-        return each.sum((0, 2)) if axis.outer * axis.inner > 1 else each.squeeze(2).squeeze(0)
+        # Norm and sum read the store by rows: laid out so once, they need no copies of their own.
+        return each.sum((0, 2)) if axis.outer * axis.inner > 1 else each.squeeze(2).squeeze(0).contiguous()
 
 
 def per_input(x: Tensor, g: Tensor, shape: Geometry, weight: tuple[int, ...]) -> Tensor:

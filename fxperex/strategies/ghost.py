@@ -50,6 +50,8 @@ class Ghost:
             moved += 3 * square * d.taps  # shifted copies of the pixels' matrix, added up
         unfolded = () if pixels and d.T > SMALL else patches(site)
         transient = doubled + (_shifting(d, square) if pixels else 3 * square + 3 * patches_bytes(site))
+        if site.parts:  # the uses' factors side by side
+            transient += inputs_bytes(site) + outputs_bytes(site)
         launches = 80 + (4 * d.taps if pixels else 0)
         return Cost((*unfolded, *grams, *weight_gradient(site, d)), moved, 0.0, transient, launches, rereads=True)
 

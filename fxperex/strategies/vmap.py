@@ -10,7 +10,15 @@ from fxperex.layers.shapes import split
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.multi import as_one
 from fxperex.strategies.stored import Stored
-from fxperex.work import convolutions, grads_bytes, outputs_bytes, per_example_product, read_stored
+from fxperex.work import (
+    convolutions,
+    grads_bytes,
+    grouped_scratch,
+    joining_bytes,
+    outputs_bytes,
+    per_example_product,
+    read_stored,
+)
 
 
 @strategy("vmap")
@@ -24,7 +32,8 @@ class Vmap(Stored):
             return Cost(read_stored(site), 12 * outputs_bytes(site) + 6 * grads, grads, 2 * outputs_bytes(site) + grads, 60)
         conv = site.kind == "conv"
         made = convolutions(site, d, "conv_vmap", d.B * d.G, 1) if conv else per_example_product(site, d)
-        return Cost((made, *read_stored(site)), 6 * grads, grads, 2 * grads, 60)
+        own = grads + (grouped_scratch(site, d) if conv else 0.0)
+        return Cost((made, *read_stored(site)), 6 * grads, grads, grads + max(own, joining_bytes(site)), 60)
 
     def gradients(self, uses: Uses) -> Tensor:
         site = uses.site

@@ -47,16 +47,30 @@ def test_explain_has_sites_with_module_and_runner_up_and_alternatives() -> None:
         assert f"\n{name} " in told.partition("If one strategy")[2]
 
 
+def test_the_table_has_every_column_and_totals() -> None:
+    step = private("ghost")
+    head, _, *lines = step.explain().splitlines()
+    assert head.split() == ["site", "node", "kind", "B,G,T,D,P", "strategy", "ms", "held", "runner-up", "module"]
+    line = next(x for x in lines if x.startswith("first.weight")).split()
+    assert line[:5] == ["first.weight", "linear", "linear", "5,1,1,6,8", "ghost"] and float(line[5]) > 0
+    assert any(x.startswith("total ") and "forward and backward" in x and "5 rows" in x for x in lines)
+    assert any(x.startswith("peak memory ") and step.plan.device in x for x in lines)
+    assert "not asked for" in step.explain()  # a faster runner-up, and why it was not taken
+
+
 def test_the_step_graph_reads_by_site() -> None:
     step = private("ghost")
     text = step.step_graph.print_readable(print_output=False)
     assert "# first.weight: ghost (norm)" in text and "# first.weight: ghost (weighted_sum)" in text
+    clip = text.index("# clip factors and totals")
+    assert text.index("(norm)") < clip < text.index("(weighted_sum)") and "backward" not in text[clip:]
     assert text.index("# forward and backward") < text.index("(norm)") < text.index("(weighted_sum)")
 
 
 @pytest.mark.parametrize(("level", "seen", "unseen"), [
     ("0", [], ["=== "]), ("1", ["=== plan"], ["=== captured"]), ("2", ["=== captured graph", "aten.linear"], ["=== step"]),
-    ("3", ["=== step graph", "# second.bias: direct (norm)"], []), ("4", ["=== loss graph", "=== traced step"], [])])
+    ("3", ["=== step graph", "# second.bias: direct (norm)"], []),
+    ("4", ["=== loss graph", "=== traced step", "=== scheduled step"], [])])
 def test_levels_of_the_environment_variable(level: str, seen: list[str], unseen: list[str], monkeypatch: pytest.MonkeyPatch,
                                             capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FXPEREX_SHOW", level)

@@ -1,0 +1,76 @@
+"""What benchmarks share: a gradient checked against the truth before anything is timed, and fair turns on the clock."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+import fxperex
+from fxperex.testing import as_forward, clipped, error, loop
+
+LIMIT = 1e-5  # relative error of the clipped sum, float32 against the float64 loop
+CHECKED = 3  # examples that the loop goes through
+HOPELESS = 10.0  # a candidate whose first call is so many times the fastest one's gets no further turns
+
+Runs = Mapping[str, Callable[[], object]]
+Times = dict[str, list[float]]
+
+
+def gradient_error(model: nn.Module, private: fxperex.PerExampleModule, batch: tuple[Tensor, ...], loss: nn.Module) -> float:
+    """Returns the relative error of the clipped sum of the first examples; raises SystemExit where it is above LIMIT."""
+    some = tuple(x[:CHECKED] for x in batch)
+    total, _ = clipped(loop(model, as_forward(loss), some), 1.0)
+    model.zero_grad()
+    private.step(*some)
+    named = dict(model.named_parameters())
+    found = torch.cat([named[n].grad.flatten() for n in total])  # type: ignore[union-attr]
+    off = error(found, torch.cat([g.flatten() for g in total.values()]))
+    model.zero_grad()
+    if not off <= LIMIT:
+        raise SystemExit(f"wrong gradient: relative error {off:.1e}; nothing was timed")
+    return off
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def interleaved(runs: Runs, rounds: int) -> Times:
+    """Returns {name: seconds of each round}; every round runs every candidate once, after one turn to warm up."""
+    for call in runs.values():
+        call()
+    times: Times = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, call in runs.items():
+            times[name].append(seconds(call))
+    return times
+
+
+def race(runs: Runs, spend: float, least: int = 3, most: int = 50) -> Times:
+    """Returns {name: seconds of each turn}, turns interleaved until `spend` seconds are gone; hopeless ones have one."""
+    first = {name: seconds(call) for name, call in runs.items()}
+    racing = [name for name in runs if first[name] <= HOPELESS * min(first.values())]
+    times: Times = {name: [] if name in racing else [first[name]] for name in runs}
+    end = time.perf_counter() + spend
+    for turn in range(most):
+        if turn >= least and time.perf_counter() > end:
+            break
+        for name in racing:
+            times[name].append(seconds(runs[name]))
+    return times
+
+
+def medians(times: Times) -> dict[str, float]:
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def within(mine: list[float], best: list[float], share: float = 0.05) -> bool:
+    """True where `mine` is at most `share` above `best`, or no slower in a quarter of the rounds that both ran: the noise."""
+    ratios = sorted(a / b for a, b in zip(mine, best, strict=True))
+    return statistics.median(mine) <= (1 + share) * statistics.median(best) or ratios[len(ratios) // 4] <= 1.0

@@ -1,0 +1,5 @@
+"""One file = one pass over the step graph: before -> after, and its precondition. `verify` runs after them."""
+
+from fxperex.passes.schedule import Schedule, schedule
+
+__all__ = ["Schedule", "schedule"]

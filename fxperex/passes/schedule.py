@@ -1,0 +1,109 @@
+"""Forward, backward, all norms -> forward, backward with each norm as soon as its output gradient exists.
+
+Tracing puts every site's norm behind the whole backward, so that all activations and output gradients live there at once;
+moved up, those that a norm was the last to read die early. A site's nodes are moved where the peak of the graph's
+liveness does not grow. Precondition: `meta["val"]` on every node. Nodes that draw random numbers, or that touch memory
+which any node writes in place, keep their place: for them order is more than the edges of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from fxperex.liveness import Listing, listing, peak
+
+ROLES = {"norm", "grad"}
+PIECES = 8  # of the sites, below which a group that would cost memory is not taken apart
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Peak bytes `before` and `after`, and the sites whose nodes were `moved`."""
+
+    before: float
+    after: float
+    moved: tuple[str, ...]
+
+
+def schedule(graph: fx.GraphModule, first: Collection[str] = ()) -> Schedule:
+    """Returns what was done to `graph`, in place; `after` is never above `before`. The sites of `first` are tried as one."""
+    nodes = list(graph.graph.nodes)
+    program, _ = listing(graph.graph)
+    before = peak(program).bytes
+    sites = _movable(nodes)
+    chosen, after = _choose(program, nodes, sites, before, first)
+    if not chosen:
+        return Schedule(before, before, ())
+    _apply(graph, _order(nodes, {n for s in chosen for n in sites[s]}))
+    return Schedule(before, after, tuple(chosen))
+
+
+def _choose(program: Listing, nodes: list[fx.Node], sites: dict[str, list[fx.Node]], limit: float,
+            first: Collection[str]) -> tuple[list[str], float]:
+    """Sites to move, and the peak then: groups of them, or the halves (of halves ...) that keep within `limit`."""
+    chosen: list[str] = []
+    # Taken from the end: `first`, then the others, the last sites' (whose gradients exist first) before the first ones'.
+    todo = [group for group in ([s for s in sites if s not in first], [s for s in sites if s in first]) if group]
+    least = max(len(sites) // PIECES, 1)
+    while todo:
+        some = todo.pop()
+        trial = _peak(program, _order(nodes, {n for s in (*chosen, *some) for n in sites[s]}))
+        if trial <= limit:
+            chosen, limit = [*chosen, *some], trial
+        elif len(some) > least:
+            todo += [some[:len(some) // 2], some[len(some) // 2:]]
+    return chosen, limit
+
+
+def _movable(nodes: list[fx.Node]) -> dict[str, list[fx.Node]]:
+    """Nodes that may move, by the site that made them."""
+    written = {s for n in nodes if _writes(n) for a in n.all_input_nodes for s in _storages(a)}
+    found: dict[str, list[fx.Node]] = {}
+    for node in nodes:
+        mark = node.meta.get("fxperex")
+        if mark is None or mark[2] not in ROLES or node.op != "call_function":
+            continue
+        touched = {s for n in (node, *node.all_input_nodes) for s in _storages(n)}
+        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if not random and not _writes(node) and not touched & written:
+            found.setdefault(mark[0], []).append(node)
+    return found
+
+
+def _writes(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and schema.is_mutable
+
+
+def _storages(node: fx.Node) -> set[int]:
+    return {t.untyped_storage()._cdata for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, torch.Tensor)}
+
+
+def _order(nodes: list[fx.Node], moved: set[fx.Node]) -> list[fx.Node]:
+    """`nodes` with every one of `moved` right behind the last of its inputs."""
+    place = {n: i for i, n in enumerate(nodes)}
+    first = max((place[n] for n in nodes if n.op == "placeholder"), default=0)
+    slot: dict[fx.Node, int] = {}
+    for node in nodes:
+        inputs = [slot[n] for n in node.all_input_nodes]
+        slot[node] = max([first, *inputs]) if node in moved else place[node]
+    return sorted(nodes, key=lambda n: (slot[n], n in moved, place[n]))
+
+
+def _peak(program: Listing, order: list[fx.Node]) -> float:
+    by_name = {i.name: i for i in program.instructions}
+    return peak(replace(program, instructions=tuple(by_name[n.name] for n in order if n.name in by_name))).bytes
+
+
+def _apply(graph: fx.GraphModule, order: list[fx.Node]) -> None:
+    cursor = order[0]
+    for node in order[1:]:
+        cursor.append(node)
+        cursor = node
+    graph.graph.lint()
+    graph.recompile()
