@@ -123,8 +123,8 @@ def test_tails_are_not_cut() -> None:
     class Smallest:
         secure = True
 
-        def bits(self, count: int, step: int, item: int = 0) -> np.ndarray:
-            return np.zeros(count, np.uint64)
+        def words(self, count: int, *_: object) -> Tensor:
+            return torch.zeros(count, dtype=torch.int64)
 
     assert float(gaussian(Smallest(), 2, 0)[0]) > 9.4  # type: ignore[arg-type]
 
