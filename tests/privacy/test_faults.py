@@ -193,11 +193,16 @@ def test_a_run_that_may_no_longer_be_read(name: str, run: Make, tmp_path: Path) 
 
 
 def test_two_runs_on_one_folder(run: Make, tmp_path: Path) -> None:
+    def refused() -> None:
+        with pytest.raises(LedgerError, match="in use by another process"):
+            run(tmp_path)
+
     first = run(tmp_path)
-    with pytest.raises(LedgerError, match="in use by another process"):
-        run(tmp_path)
+    refused()
+    assert forked(refused) == 0, "as in one process, so in two"
+    list(first)
     first.close()
-    run(tmp_path)
+    assert run(tmp_path).steps_done == 6
 
 
 class Rows(torch.utils.data.TensorDataset):
