@@ -96,13 +96,10 @@ class Ledger:
                               f"{self.counter.read()}. Put the newer folder back")
 
     def close(self) -> None:
-        """Lets go of the file, and of its lock, which copies of this process would hold on to."""
-        if self._file is None:
-            return
-        if os.getpid() == self._owner:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
-        self._file.close()
-        self._file = None
+        """Lets go of the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _read(self) -> None:
         assert self._file is not None

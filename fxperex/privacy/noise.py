@@ -20,7 +20,8 @@ from fxperex.privacy.streams import Secret, Streams
 
 # Stream number of the adaptive rule's count; tensors are numbered from 0.
 COUNT = 2**32 - 1
-HALF_STEP, HALF_WORD = 2.0**-65, 0xFFFFFFFF
+HALF_STEP = 2.0**-65
+HALF_WORD = 0xFFFFFFFF
 CPU = torch.device("cpu")
 
 

@@ -14,7 +14,8 @@ from fxperex.privacy import PoissonSampler, epsilon
 from fxperex.privacy.accountant import FINE
 
 SIZE = 100_000
-RATES, SIGMAS, STEPS, DELTAS = (1e-3, 4e-3, 0.01, 0.03, 0.1), (8.0, 3.0, 1.5, 1.0, 0.8), (1, 10, 100, 500), (1e-4, 1e-5, 1e-6, 1e-8)
+RATES, SIGMAS = (1e-3, 4e-3, 0.01, 0.03, 0.1), (8.0, 3.0, 1.5, 1.0, 0.8)
+STEPS, DELTAS = (1, 10, 100, 500), (1e-4, 1e-5, 1e-6, 1e-8)
 GRID = list(product(SIGMAS, STEPS, DELTAS))
 
 

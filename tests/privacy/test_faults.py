@@ -177,6 +177,19 @@ def test_a_read_only_folder(owner: Any, name: str, number: int, run: Make, tmp_p
     assert len(list(run(tmp_path / "run"))) == 6, "once it may be written, it is a folder like any other"
 
 
+def test_a_folder_that_is_not_ours(run: Make, tmp_path: Path) -> None:
+    """The system's own refusal; root, whom it refuses nothing, becomes nobody first."""
+    tmp_path.chmod(0o500)
+
+    def work() -> None:
+        if os.geteuid() == 0:
+            os.setuid(65534)
+        with pytest.raises(LedgerError, match=r"Permission denied.*nothing was spent"):
+            run(tmp_path / "run")
+
+    assert forked(work) == 0
+
+
 @pytest.mark.parametrize("name", ["ledger.jsonl", "secret"])
 def test_a_run_that_may_no_longer_be_read(name: str, run: Make, tmp_path: Path) -> None:
     run(tmp_path).close()
