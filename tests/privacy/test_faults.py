@@ -256,6 +256,19 @@ def test_an_interrupted_append_leaves_no_line(run: Make, tmp_path: Path) -> None
     assert again.books.units == 6 and torch.equal(_weights(again), _weights(smooth))
 
 
+def test_an_interrupt_on_entering_a_step_is_the_same_step_again(run: Make, tmp_path: Path) -> None:
+    made, begin = run(tmp_path), PrivacyEngine.begin
+
+    def interrupted(engine: PrivacyEngine, step: Any) -> None:
+        begin(engine, step)
+        raise KeyboardInterrupt
+
+    with mock.patch.object(PrivacyEngine, "begin", interrupted), pytest.raises(KeyboardInterrupt):
+        made.step()
+    assert (made.steps_done, made.books.units) == (0, 1)
+    assert len(list(made)) == 6 == made.books.units
+
+
 def test_a_copy_of_the_process_may_not_go_on(run: Make, tmp_path: Path) -> None:
     for made in (run(tmp_path), run(tmp_path / "other")):
         def work(made: PrivacyEngine = made) -> None:

@@ -66,6 +66,14 @@ def test_a_truncated_file_is_seen(seed: int, folder: Path, engine: Make) -> None
     assert path.read_bytes() == left, "what is refused is left as it is"
 
 
+@pytest.mark.parametrize("keep", [0, 1, 100])
+def test_a_ledger_cut_to_less_than_a_line_is_no_new_ledger(keep: int, folder: Path, engine: Make) -> None:
+    left = (folder / LEDGER).read_bytes()[:keep]
+    (folder / LEDGER).write_bytes(left)
+    _refused(engine, folder, "rolled back")
+    assert (folder / LEDGER).read_bytes() == left
+
+
 def _file(folder: Path, name: str) -> Path:
     return folder / name if name in (LEDGER, SECRET) else _set(folder) / name
 
