@@ -56,12 +56,16 @@ def numbered(folder: Path, number: int) -> Path:
 
 
 def sets(folder: Path) -> dict[int, Path]:
-    """Returns the sets in `folder` by number. Raises LedgerError for what is named like one and is none."""
-    found = list(folder.glob(f"{PREFIX}*"))
-    foreign = [path.name for path in found if not NUMBERED.fullmatch(path.name)]
+    """Returns the sets in `folder` by number."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if NUMBERED.fullmatch(path.name)]
+    return {int(path.name.removeprefix(PREFIX)): path for path in found}
+
+
+def check_names(folder: Path) -> None:
+    """Raises LedgerError for what is named like a set and is none."""
+    foreign = [path.name for path in folder.glob(f"{PREFIX}*") if not NUMBERED.fullmatch(path.name)]
     if foreign:
         raise LedgerError(f"{folder} holds {', '.join(foreign)}, which this library did not write; move it out of the folder")
-    return {int(path.name.removeprefix(PREFIX)): path for path in found}
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -52,6 +52,7 @@ class Folder:
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Returns the newest checkpoint's (tensors, state), or None. Raises LedgerError if it is older than it must be."""
+        checkpoint.check_names(self.path)
         here = checkpoint.sets(self.path)
         last = max((r["number"] for r in self.ledger.of("checkpoint")), default=-1)
         found = max(here, default=-1)

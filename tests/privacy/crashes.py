@@ -13,7 +13,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -82,15 +82,20 @@ POINTS = {
     "checkpoint recorded": Point(checkpoint, "prune"),
     "between steps": Point(PrivacyEngine, "step"),
 }
+MAKING = {
+    "secret written": Point(os, "link"),
+    "secret in place": Point(os, "link", "after"),
+    "run recorded": Point(Ledger, "append", "after"),
+} | {name: POINTS[name] for name in ("during the checkpoint", "before the rename", "after the rename", "checkpoint recorded")}
 
 
 @contextmanager
-def armed(point: Point, engine: Callable[[], PrivacyEngine], step: int, number: int) -> Iterator[None]:
-    """Sends this process the signal `number` at the first coming to `point` with `step` steps done."""
+def armed(point: Point, ready: Callable[[], bool], number: int) -> Iterator[None]:
+    """Sends this process the signal `number` at the first coming to `point` when `ready`."""
     original, sent = getattr(point.owner, point.name), [False]
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        due = not sent[0] and engine().steps_done >= step and point.only(*args, **kwargs)
+        due = not sent[0] and ready() and point.only(*args, **kwargs)
         sent[0] = sent[0] or due
         if due and point.when == "half":
             original(*(x[len(x) // 2:] for x in args), **kwargs)
@@ -106,17 +111,21 @@ def armed(point: Point, engine: Callable[[], PrivacyEngine], step: int, number: 
         yield
 
 
-def train(private: PerExampleModule, data: Any, folder: Path, point: str = "", step: int = 0, number: int = signal.SIGKILL,
-          **change: Any) -> None:
-    """Trains to the end, or to the signal, and writes down what came out."""
+def train(private: PerExampleModule, data: Any, folder: Path, point: str = "", step: int | None = None,
+          number: int = signal.SIGKILL, **change: Any) -> None:
+    """Trains to the end, or to the signal: at `point` after `step` steps, or, None, while the engine is made."""
     held: list[PrivacyEngine] = []
+
+    def ready() -> bool:
+        return step is None or (bool(held) and held[0].steps_done >= step)
+
+    order = armed((POINTS | MAKING)[point], ready, number) if point else nullcontext()
     settings = {"expected_batch": BATCH, "epochs": STEPS * BATCH / 1437, "delta": 1e-4, "noise_multiplier": 1.0,
                 "folder": folder, "checkpoint_every": EVERY} | change
-    with PrivacyEngine(private, torch.optim.Adam(private.parameters.values(), lr=1e-2), data, **settings) as engine:
+    with order, PrivacyEngine(private, torch.optim.Adam(private.parameters.values(), lr=1e-2), data, **settings) as engine:
         held.append(engine)
-        with armed(POINTS[point or "before the debit"], lambda: held[0], step if point else 2**62, number):
-            for _ in engine:
-                pass
+        for _ in engine:
+            pass
         weights = b"".join(p.detach().numpy().tobytes() for p in private.parameters.values())
         (folder / TOLD).write_text(json.dumps({"steps": engine.steps_done, "units": engine.books.units,
                                                "extra": engine.books.extra, "weights": hashlib.sha256(weights).hexdigest()}))

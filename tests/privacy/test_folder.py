@@ -103,6 +103,12 @@ def test_foreign_names_are_said_and_kept(name: str, folder: Path, engine: Make) 
     assert (folder / name).is_dir()
 
 
+def test_foreign_names_do_not_stop_a_run(engine: Make, tmp_path: Path) -> None:
+    made = engine(folder=tmp_path, checkpoint_every=1)
+    (tmp_path / "checkpoint-best").mkdir()
+    assert len(list(made)) == 4 and (tmp_path / "checkpoint-best").is_dir()
+
+
 def test_a_set_under_another_number_is_seen(engine: Make, tmp_path: Path) -> None:
     made = engine(folder=tmp_path, checkpoint_every=1)
     made.step()

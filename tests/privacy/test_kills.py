@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from crashes import BATCH, EVERY, POINTS, STEPS, digits, forked, told, train
+from crashes import BATCH, EVERY, MAKING, POINTS, STEPS, digits, forked, told, train
 
 from fxperex.privacy import PoissonSampler, epsilon
 
@@ -64,6 +64,13 @@ def test_kill_9_at_every_point(point: str, step: int, run: Run, smooth: Path, tm
     assert run() == 0
     _never_less(told(tmp_path), told(smooth))
     assert told(tmp_path) == told(smooth), "one thread of a CPU repeats its sums bit for bit"
+
+
+@pytest.mark.parametrize("point", MAKING)
+def test_kill_9_while_the_folder_is_made(point: str, made: Any, tmp_path: Path) -> None:
+    assert forked(lambda: train(*made, tmp_path, point)) == -signal.SIGKILL
+    assert forked(lambda: train(*made, tmp_path)) == 0
+    assert told(tmp_path) | {"weights": ""} == {"steps": STEPS, "units": STEPS, "extra": 0, "weights": ""}
 
 
 def test_killed_again_and_again(run: Run, smooth: Path, tmp_path: Path) -> None:
