@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fxperex.errors import LedgerError, PrivacyError
 from fxperex.privacy import PrivacyEngine, checkpoint
+from fxperex.runtime import PerExampleModule
 
 Make = Callable[..., PrivacyEngine]
 EVERY = 2
@@ -177,15 +178,16 @@ def test_a_read_only_folder(owner: Any, name: str, number: int, run: Make, tmp_p
     assert len(list(run(tmp_path / "run"))) == 6, "once it may be written, it is a folder like any other"
 
 
-def test_a_folder_that_is_not_ours(run: Make, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_ours(run: Make, private: Callable[..., PerExampleModule], tmp_path: Path) -> None:
     """The system's own refusal; root, whom it refuses nothing, becomes nobody first."""
     tmp_path.chmod(0o500)
+    step = private()  # a copy of this process may not run autograd
 
     def work() -> None:
         if os.geteuid() == 0:
             os.setuid(65534)
         with pytest.raises(LedgerError, match=r"Permission denied.*nothing was spent"):
-            run(tmp_path / "run")
+            run(tmp_path / "run", step=step)
 
     assert forked(work) == 0
 
@@ -205,12 +207,13 @@ def test_a_run_that_may_no_longer_be_read(name: str, run: Make, tmp_path: Path) 
     run(tmp_path)
 
 
-def test_two_runs_on_one_folder(run: Make, tmp_path: Path) -> None:
+def test_two_runs_on_one_folder(run: Make, private: Callable[..., PerExampleModule], tmp_path: Path) -> None:
+    first, step = run(tmp_path), private()
+
     def refused() -> None:
         with pytest.raises(LedgerError, match="in use by another process"):
-            run(tmp_path)
+            run(tmp_path, step=step)
 
-    first = run(tmp_path)
     refused()
     assert forked(refused) == 0, "as in one process, so in two"
     list(first)
@@ -281,11 +284,14 @@ def test_a_copy_of_the_process_may_not_go_on(run: Make, tmp_path: Path) -> None:
         run(tmp_path)
 
 
-def test_a_signal_is_not_lost_when_the_loop_is_broken_off(run: Make, tmp_path: Path) -> None:
-    def work(number: int) -> None:
-        for _ in run(tmp_path / str(number)):
-            os.kill(os.getpid(), number)
+def test_a_signal_is_not_lost_when_the_loop_is_broken_off(run: Make, private: Callable[..., PerExampleModule],
+                                                          tmp_path: Path) -> None:
+    step = private()
+
+    def work() -> None:
+        for _ in run(tmp_path, step=step):
+            os.kill(os.getpid(), signal.SIGTERM)
             break
         raise AssertionError("the signal was lost")
 
-    assert forked(lambda: work(signal.SIGTERM)) == -signal.SIGTERM
+    assert forked(work) == -signal.SIGTERM
