@@ -12,10 +12,12 @@ Triton is imported on the first launch, never by `import fxperex`.
 | `embedding_sq_norm` | norms by sorted tokens, not T^2 | `gpu/embedding.py` |
 | `affine_gradients` | scale and shift of a normalisation, one pass | `gpu/affine.py` |
 | `weighted_sum` | `sum_b f_b grad_b`, one read | `gpu/weighted.py` |
+| `chacha20` | the RFC 8439 key stream, for noise drawn on the device | `gpu/chacha.py` |
 | `patches` | a convolution's patches | none: one strided copy everywhere |
 """
 
 from fxperex.kernels.affine import affine_gradients
+from fxperex.kernels.chacha import chacha20
 from fxperex.kernels.conv import Shape, conv_gradients, conv_sq_norm
 from fxperex.kernels.device import unavailable
 from fxperex.kernels.embedding import by_token, embedding_sq_norm
@@ -24,5 +26,5 @@ from fxperex.kernels.linear import linear_gradients, linear_sq_norm
 from fxperex.kernels.patches import patches
 from fxperex.kernels.weighted import weighted_sum
 
-__all__ = ["Shape", "affine_gradients", "by_token", "conv_gradients", "conv_sq_norm", "embedding_sq_norm", "gram_sq_norm",
-           "linear_gradients", "linear_sq_norm", "patches", "unavailable", "weighted_sum"]
+__all__ = ["Shape", "affine_gradients", "by_token", "chacha20", "conv_gradients", "conv_sq_norm", "embedding_sq_norm",
+           "gram_sq_norm", "linear_gradients", "linear_sq_norm", "patches", "unavailable", "weighted_sum"]

@@ -7,6 +7,7 @@ The event always comes from the sampler that draws the batches (`sampler.event`)
 from __future__ import annotations
 
 import bisect
+import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +18,7 @@ from fxperex.privacy.checks import needed, one_of, positive, probability, whole
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
-METHODS = ("pld", "rdp")
+METHODS, ROUGH = ("pld", "rdp"), "rdp of few orders"
 # The field's three, and dp-accounting's names for them.
 RELATIONS = {"add-or-remove": "ADD_OR_REMOVE_ONE", "zero-out": "REPLACE_SPECIAL", "replace": "REPLACE_ONE"}
 # Below, a single step costs epsilon 50 and more; above, the noise drowns every gradient.
@@ -113,8 +114,8 @@ def _bracket(fits: Callable[[float], bool], guess: float, target: float, least: 
 
 def _rough(target: float, delta: float, sampler: Sampler, relation: str) -> float:
     """A guess from whole Renyi orders: cheap at any noise, where PLD takes half a minute at small noise."""
-    accounting = needed("dp_accounting")
-    if not _account("rdp", "add-or-remove")().supports(sampler.event(1.0)):
+    make = _maker(ROUGH, "add-or-remove", FINE)
+    if not make().supports(sampler.event(1.0)):
         return 1.0
     # Replacing is removing and adding: twice as far.
     scale = 2.0 if relation == "replace" else 1.0
@@ -122,7 +123,7 @@ def _rough(target: float, delta: float, sampler: Sampler, relation: str) -> floa
 
     def fits(eighth: int) -> bool:
         event = sampler.event(2.0 ** (eighth / EIGHTHS) / scale)
-        return _epsilon(lambda: accounting.rdp.RdpAccountant(FEW_ORDERS), event, count, delta) <= target
+        return _epsilon(make, event, count, delta) <= target
 
     eighths = range(round(EIGHTHS * math.log2(SIGMA_MIN)), round(EIGHTHS * math.log2(SIGMA_MAX)))
     first = eighths[0] + bisect.bisect_left(eighths, True, key=fits)
@@ -132,10 +133,15 @@ def _rough(target: float, delta: float, sampler: Sampler, relation: str) -> floa
 def _epsilon(make: Callable[[], Any], event: DpEvent, count: int, delta: float) -> float:
     if count == 0:
         return 0.0
+    return max(0.0, float(_composed(make, event, count).get_epsilon(delta)))
+
+
+@functools.lru_cache(maxsize=4)  # of some megabytes each: asking again, also at another delta, is free
+def _composed(make: Callable[[], Any], event: DpEvent, count: int) -> Any:
     account = make()
     if not account.supports(event):
         raise ConfigError(f"this account does not know {type(event).__name__} under this relation; use method \"pld\"")
-    return max(0.0, float(account.compose(event, count).get_epsilon(delta)))
+    return account.compose(event, count)
 
 
 def _allowed(sampler: Sampler, relation: str) -> str:
@@ -148,11 +154,15 @@ def _allowed(sampler: Sampler, relation: str) -> str:
 
 def _account(method: str, relation: str, grid: float = FINE) -> Callable[[], Any]:
     one_of(method, "accounting method", METHODS)
-    accounting = needed("dp_accounting")
-    neighbours = accounting.NeighboringRelation[RELATIONS[relation]]
     if method == "rdp" and relation == "replace":
         raise ConfigError('the account "rdp" does not cover the relation "replace"; use "pld"')
+    return _maker(method, relation, grid)
+
+
+@functools.cache  # one maker each, so that what it composed is found again
+def _maker(method: str, relation: str, grid: float) -> Callable[[], Any]:
+    accounting = needed("dp_accounting")
+    neighbours = accounting.NeighboringRelation[RELATIONS[relation]]
     return {"pld": lambda: accounting.pld.PLDAccountant(neighbours, value_discretization_interval=grid),
-            "rdp": lambda: accounting.rdp.RdpAccountant(ORDERS, neighbours)}[method]
-
-
+            "rdp": lambda: accounting.rdp.RdpAccountant(ORDERS, neighbours),
+            ROUGH: lambda: accounting.rdp.RdpAccountant(FEW_ORDERS)}[method]

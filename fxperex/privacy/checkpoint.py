@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,74 +18,95 @@ from typing import Any
 from torch import Tensor
 
 from fxperex.errors import LedgerError
-from fxperex.privacy import faults
 from fxperex.privacy.checks import needed
 
 TENSORS, STATE, MAC = "tensors.safetensors", "state.json", "mac"
 PREFIX, WRITING = "checkpoint-", ".writing"
+NUMBERED = re.compile(PREFIX + r"\d{9,}")
 
 
 def save(folder: Path, number: int, tensors: dict[str, Tensor], state: dict[str, Any], key: bytes) -> str:
     """Returns the MAC of the set `number` in `folder`, which is on disk whole. Raises LedgerError; older sets stay."""
-    library, writing = needed("safetensors.torch"), folder / WRITING
+    writing = folder / WRITING
+    # One storage each: tied or sliced tensors would share memory, which the format refuses.
+    held = needed("safetensors.torch").save({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()})
+    told = json.dumps(state, indent=1).encode()
+    mac = _mac(held, told, key)
     try:
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir()
-        # One storage each: tied or sliced tensors would share memory, which the format refuses.
-        _put(writing / TENSORS, library.save({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}))
-        faults.reached("checkpoint: tensors written")
-        _put(writing / STATE, json.dumps(state, indent=1).encode())
-        mac = _mac(writing, key)
-        _put(writing / MAC, mac.encode())
-        _sync(writing)
-        faults.reached("checkpoint: before the rename")
-        writing.rename(folder / f"{PREFIX}{number:09d}")
-        _sync(folder)
+        for name, data in ((TENSORS, held), (STATE, told), (MAC, mac)):
+            put(writing / name, data)
+        sync(writing)
+        target = numbered(folder, number)
+        # One of this number is there if the ledger could not be told of it; the ledger names an older one, which stays.
+        shutil.rmtree(target, ignore_errors=True)
+        writing.rename(target)
+        sync(folder)
     except OSError as e:
         shutil.rmtree(writing, ignore_errors=True)
         raise LedgerError(f"no checkpoint could be written to {folder}: {e.strerror}. The run and its older checkpoint are "
                           "as they were; make room and go on") from e
-    return mac
+    return mac.decode()
 
 
-def newest(folder: Path) -> Path | None:
-    """Returns the newest set in `folder`, or None."""
-    return max(folder.glob(f"{PREFIX}*"), default=None)
+def numbered(folder: Path, number: int) -> Path:
+    """Returns the path of the set `number` in `folder`."""
+    return folder / f"{PREFIX}{number:09d}"
 
 
-def prune(folder: Path, keep: Path) -> None:
-    """Removes all sets older than `keep`."""
-    for path in folder.glob(f"{PREFIX}*"):
-        if path < keep:
+def sets(folder: Path) -> dict[int, Path]:
+    """Returns the sets in `folder` by number."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if NUMBERED.fullmatch(path.name)]
+    return {int(path.name.removeprefix(PREFIX)): path for path in found}
+
+
+def check_names(folder: Path) -> None:
+    """Raises LedgerError for what is named like a set and is none."""
+    foreign = [path.name for path in folder.glob(f"{PREFIX}*") if not NUMBERED.fullmatch(path.name)]
+    if foreign:
+        raise LedgerError(f"{folder} holds {', '.join(foreign)}, which this library did not write; move it out of the folder")
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Removes all sets older than the one numbered `keep`."""
+    for number, path in sets(folder).items():
+        if number < keep:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def load(path: Path, key: bytes) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """Returns (tensors, state, MAC) of a set. Raises LedgerError unless every byte is as written under `key`."""
+def load(path: Path, key: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns (tensors, state) of a set. Raises LedgerError unless every byte is as written under `key`."""
     library = needed("safetensors.torch")
     missing = [name for name in (TENSORS, STATE, MAC) if not (path / name).is_file()]
     if missing:
         raise LedgerError(f"checkpoint {path} is not whole: {', '.join(missing)} is missing. Put the folder back as it was")
-    found = (path / MAC).read_text(errors="replace")
-    if not hmac.compare_digest(found.encode(), _mac(path, key).encode()):
+    try:
+        # Read once: what is checked is what is used.
+        tensors, state, mac = ((path / name).read_bytes() for name in (TENSORS, STATE, MAC))
+    except OSError as e:
+        raise LedgerError(f"checkpoint {path} cannot be read: {e.strerror}. Nothing of it was used") from e
+    if not hmac.compare_digest(mac, _mac(tensors, state, key)):
         raise LedgerError(f"checkpoint {path} is damaged, was tampered with or belongs to another run: its MAC does not match. "
                           "Nothing of it was used; put the folder back as it was")
-    return library.load((path / TENSORS).read_bytes()), json.loads((path / STATE).read_text()), found
+    return library.load(tensors), json.loads(state)
 
 
-def _mac(path: Path, key: bytes) -> str:
-    digests = [hashlib.sha256((path / name).read_bytes()).digest() for name in (TENSORS, STATE)]
-    return hmac.digest(key, b"".join(digests), "sha256").hex()
+def _mac(tensors: bytes, state: bytes, key: bytes) -> bytes:
+    digests = b"".join(hashlib.sha256(data).digest() for data in (tensors, state))
+    return hmac.digest(key, digests, "sha256").hex().encode()
 
 
-def _put(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
+def put(path: Path, data: bytes) -> None:
+    """Writes `data` to `path`, readable by its owner alone, on disk when this returns. Raises OSError."""
+    with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
+    """Puts the names in `folder` on disk. Raises OSError."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

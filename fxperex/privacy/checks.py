@@ -9,10 +9,11 @@ from typing import Any
 from fxperex.errors import ConfigError
 
 
-def positive(value: object, name: str) -> float:
-    """Returns `value` as a finite float above 0. Raises ConfigError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-        raise ConfigError(f"{name} must be a finite number above 0; got {value!r}")
+def positive(value: object, name: str, most: float = math.inf) -> float:
+    """Returns `value` as a finite float above 0 and at most `most`. Raises ConfigError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0 < value <= most:
+        within = "" if most == math.inf else f" and at most {most}"
+        raise ConfigError(f"{name} must be a finite number above 0{within}; got {value!r}")
     return float(value)
 
 

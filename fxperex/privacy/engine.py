@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fxperex.errors import BudgetError, LedgerError, PrivacyError
-from fxperex.privacy import accountant, faults, interrupts, setup, state
+from fxperex.privacy import accountant, interrupts, setup, state
 from fxperex.privacy.books import Books
 from fxperex.privacy.checks import whole
 from fxperex.privacy.folder import Folder
@@ -166,14 +166,13 @@ class PrivacyEngine:
             raise PrivacyError(f"clip.sensitivity changed to {self.private.clip.sensitivity} since the engine was made; the "
                                f"noise is for a bound of {self.mechanism.bound}. Make a new engine")
         self._gate.clear()
-        faults.reached("begin: before the ledger")
         self.books.begin(step.step, step.generation)
-        faults.reached("begin: on disk")
         self._open = step
 
     def end(self, step: LogicalStep) -> None:
         """Closes `step`; for LogicalStep."""
-        self._open = None
+        if self._open is step:
+            self._open = None
 
     def _step(self) -> StepResult:
         with self.logical_step() as step:
@@ -186,21 +185,16 @@ class PrivacyEngine:
     def _release(self, step: LogicalStep) -> None:
         """The one place where anything leaves: records the sum, draws the noise, updates, records that."""
         assert step.sums is not None
-        faults.reached("sum known")
         self._record(step)
-        faults.reached("sum on disk")
         # Counted before anything is released: a failure from here on is paid for, and its noise never used again.
         self.steps_done += 1
         means = self._noise.release(step.sums, step.step, step.generation)
-        faults.reached("noise drawn")
         adaptive = self.mechanism.adaptive
         if adaptive is not None:
             means = [m.mul_(adaptive.bound) for m in means]
             adaptive.update(self._noise.count(adaptive.below(step.result.norms), step.step, step.generation))
         self._gate.update(means)
-        faults.reached("parameters updated")
         self.books.ledger.append("commit", sync=False, step=step.step, generation=step.generation)
-        faults.reached("commit: written")
 
     def _record(self, step: LogicalStep) -> None:
         if self._folder is None:
@@ -228,8 +222,8 @@ class PrivacyEngine:
                  "model": hashlib.sha256(self.private.capture.print_readable(False).encode()).hexdigest(),
                  "parameters": {n: [list(p.shape), str(p.dtype)] for n, p in self.private.parameters.items()},
                  "optimizer": type(self._gate.optimizer).__name__, "randomness": self._secret.told}
-        self._folder.claim(facts)
         found = self._folder.load()
+        self._folder.claim(facts)
         if found is not None:
             tensors, plain = found
             state.restore(self.private.model, self._gate.optimizer, tensors, plain["optimizer"])

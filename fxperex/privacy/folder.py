@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fxperex.errors import LedgerError
-from fxperex.privacy import checkpoint, faults
+from fxperex.privacy import checkpoint
 from fxperex.privacy.ledger import Counter, Ledger
 from fxperex.privacy.streams import SECRET_BYTES, Secret
 
@@ -47,21 +47,24 @@ class Folder:
         length = len(self.ledger.records)
         state = state | {"ledger": {"length": length, "head": self.ledger.head}}
         mac = checkpoint.save(self.path, length, tensors, state, self._key)
-        faults.reached("checkpoint: renamed, not in the ledger")
         self.ledger.append("checkpoint", number=length, step=state["step"], set=mac)
-        checkpoint.prune(self.path, self.path / f"{checkpoint.PREFIX}{length:09d}")
+        checkpoint.prune(self.path, length)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Returns the newest checkpoint's (tensors, state), or None. Raises LedgerError if it is older than it must be."""
-        path = checkpoint.newest(self.path)
+        checkpoint.check_names(self.path)
+        here = checkpoint.sets(self.path)
         last = max((r["number"] for r in self.ledger.of("checkpoint")), default=-1)
-        found = int(path.name.removeprefix(checkpoint.PREFIX)) if path else -1
+        found = max(here, default=-1)
         if found < last:
             raise LedgerError(f"the checkpoints in {self.path} were rolled back or removed: the ledger names number {last}, the "
-                              f"newest here is {found if path else 'none'}. Put the folder back as it was")
-        if path is None:
+                              f"newest here is {found if here else 'none'}. Put the folder back as it was")
+        if not here:
             return None
-        tensors, state, _ = checkpoint.load(path, self._key)
+        tensors, state = checkpoint.load(here[found], self._key)
+        if state["ledger"]["length"] != found:
+            raise LedgerError(f"checkpoint {found} in {self.path} was renamed: it was written as number "
+                              f"{state['ledger']['length']}. Put the folder back as it was")
         if not self.ledger.has(**state["ledger"]):
             raise LedgerError(f"the ledger in {self.path} was rolled back or replaced: checkpoint {found} was written when it "
                               f"had {state['ledger']['length']} records that are not in it now. Put the folder back as it was")
@@ -79,14 +82,11 @@ class Folder:
         made = Secret(seed, secure)
         # Whole on disk under its name, or not there: a ledger only ever stands beside the secret that signs it.
         draft = path.with_suffix(f".{os.getpid()}")
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            os.write(handle, made.value())
-            os.fsync(handle)
+            checkpoint.put(draft, made.value())
             os.link(draft, path)
         except FileExistsError:  # another process was first; the ledger's lock decides between the two
             return Secret(seed, secure, path.read_bytes())
         finally:
-            os.close(handle)
-            draft.unlink()
+            draft.unlink(missing_ok=True)
         return made

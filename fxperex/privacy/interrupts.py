@@ -36,11 +36,17 @@ def held(wanted: bool) -> Iterator[Waiting]:
         waiting.signal = number
 
     before = [signal.signal(s, note) for s in SIGNALS]
+    broken_off = False
     try:
         yield waiting
+    except GeneratorExit:
+        broken_off = True
+        raise
     finally:
         for number, handler in zip(SIGNALS, before, strict=True):
             signal.signal(number, handler)
+        if broken_off and waiting.signal:  # the loop was left with the signal on hand: as if it came now
+            signal.raise_signal(waiting.signal)
     if waiting.signal:
         _raise(waiting.signal)
 

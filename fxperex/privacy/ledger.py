@@ -14,13 +14,13 @@ import fcntl
 import hmac
 import json
 import os
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from fxperex.errors import LedgerError
-from fxperex.privacy import faults
 
 Record = dict[str, Any]
 START = "0" * 64
@@ -33,18 +33,24 @@ class Counter(Protocol):
     def write(self, value: int) -> None: ...
 
 
-@dataclass
+@dataclass(eq=False)
 class Ledger:
     """The records so far, and the file (None: this process' memory) that holds them."""
 
-    key: bytes
+    key: bytes = field(repr=False)
     path: Path | None = None
     counter: Counter | None = None
     records: list[Record] = field(default_factory=list)
     _file: IO[Any] | None = None
+    # Bytes of the file by number of records: an append that failed or was interrupted may have left more.
+    _ends: dict[int, int] = field(default_factory=lambda: {0: 0})
+    _owner: int = field(default_factory=os.getpid)
 
     def append(self, kind: str, *, sync: bool = True, **facts: Any) -> None:
         """Adds one record, on disk before it returns if `sync`. Raises LedgerError, and then the record is not there."""
+        if os.getpid() != self._owner:
+            raise LedgerError("this process is a copy (fork) of the one that began the run; two that go on with it would draw "
+                              "the same noise. Make the engine in the process that trains")
         record = {"n": len(self.records), "kind": kind, **facts}
         record["mac"] = self._mac(record)
         if self._file is not None:
@@ -78,12 +84,13 @@ class Ledger:
     def _open(self, path: Path) -> None:
         try:
             self._file = path.open("a+b", buffering=0)
+            _opened.add(self)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read()
         except BlockingIOError as e:
             raise LedgerError(f"the ledger {path} is in use by another process; two runs cannot share a folder") from e
         except OSError as e:
-            raise LedgerError(f"the ledger {path} cannot be opened for writing: {e.strerror}; nothing was spent") from e
-        self._read()
+            raise LedgerError(f"the ledger {path} cannot be read and written: {e.strerror}; nothing was spent") from e
         if self.counter is not None and self.counter.read() > len(self.records):
             raise LedgerError(f"the ledger {path} was rolled back: it has {len(self.records)} records, the counter says "
                               f"{self.counter.read()}. Put the newer folder back")
@@ -98,36 +105,57 @@ class Ledger:
         assert self._file is not None
         self._file.seek(0)
         lines = self._file.read().split(b"\n")
-        # A record without its newline was cut off by a crash before `append` returned: what it stands for never began.
-        torn = lines.pop()
+        tail = lines.pop()
         for i, line in enumerate(lines):
-            try:
-                record = json.loads(line)
-                good = hmac.compare_digest(record["mac"], self._mac({k: v for k, v in record.items() if k != "mac"}))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                good = False
-            if not good or record["n"] != i:
+            record = self._authentic(line)
+            if record is None:
                 raise LedgerError(f"the ledger {self.path} is damaged or was tampered with at line {i + 1}, or belongs to "
                                   "another run (its key differs). Nothing was spent; put back the file as it was")
             self.records.append(record)
-        if torn:
-            self._file.truncate(self._file.seek(0, os.SEEK_END) - len(torn))
+        self._ends = {len(self.records): self._file.tell() - len(tail)}
+        # A record that a crash cut off stands for something that never began, and the next one is written over it.
+        # One that lacks its newline alone (cut off, or another byte now) counts.
+        last = self._authentic(tail) or self._authentic(tail[:-1])
+        if last is not None:
+            self._write(json.dumps(last).encode() + b"\n", True)
+            self.records.append(last)
+
+    def _authentic(self, line: bytes) -> Record | None:
+        """The record of `line`, if it is the next one of this ledger, unchanged."""
+        try:
+            record = json.loads(line)
+            good = hmac.compare_digest(record["mac"], self._mac({k: v for k, v in record.items() if k != "mac"}))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+        return record if good and record["n"] == len(self.records) else None
 
     def _write(self, data: bytes, sync: bool) -> None:
         assert self._file is not None
-        at = self._file.seek(0, os.SEEK_END)
+        count, end = len(self.records), self._ends[len(self.records)]
         try:
+            self._file.truncate(end)
             if self._file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            faults.reached("begin: ledger written, not on disk")
             if sync:
                 os.fsync(self._file.fileno())
         except OSError as e:
-            # Half a line left by a truncate that fails too is dropped by the next `open`.
             with contextlib.suppress(OSError):
-                self._file.truncate(at)
-            raise LedgerError(f"the ledger {self.path} cannot be written: {e.strerror}. The step did not begin; make room and "
-                              "go on") from e
+                self._file.truncate(end)
+            raise LedgerError(f"the ledger {self.path} cannot be written: {e.strerror}. The record is not in it; make room "
+                              "and go on") from e
+        self._ends = {count: end, count + 1: end + len(data)}
 
     def _mac(self, record: Record) -> str:
         return hmac.digest(self.key, (self.head + json.dumps(record, sort_keys=True)).encode(), "sha256").hex()
+
+
+_opened: weakref.WeakSet[Ledger] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """In a copy of this process, such as a data loader's worker: the lock of a killed run must not live on in it."""
+    for ledger in list(_opened):
+        ledger.close()
+
+
+os.register_at_fork(after_in_child=_let_go)

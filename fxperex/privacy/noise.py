@@ -21,17 +21,21 @@ from fxperex.privacy.streams import Secret, Streams
 # Stream number of the adaptive rule's count; tensors are numbered from 0.
 COUNT = 2**32 - 1
 HALF_STEP = 2.0**-65
+HALF_WORD = 0xFFFFFFFF
+CPU = torch.device("cpu")
 
 
-def gaussian(streams: Streams, count: int, step: int, item: int = 0) -> Tensor:
-    """Returns `count` standard normals, float64, of the stream (step, item)."""
+def gaussian(streams: Streams, count: int, step: int, item: int = 0, device: torch.device = CPU) -> Tensor:
+    """Returns `count` standard normals, float64 on `device`, of the stream (step, item)."""
     if not streams.secure:
-        return torch.from_numpy(np.random.Generator(streams.philox(step, item)).standard_normal(count))
+        return torch.from_numpy(np.random.Generator(streams.philox(step, item)).standard_normal(count)).to(device)
     half = (count + 1) // 2
-    bits = streams.bits(2 * half, step, item)
+    words = streams.words(2 * half, step, item, device)
+    # The unsigned word over 2^64, rounded once: its halves are exact in float64.
+    unit = (words >> 32 & HALF_WORD).double().mul_(2.0**-32).add_((words & HALF_WORD).double().mul_(2.0**-64))
     # Never 0, so the logarithm is finite; the smallest is 2^-65, a radius of 9.5.
-    radius = torch.from_numpy(bits[:half] * 2.0**-64 + HALF_STEP).log_().mul_(-2).sqrt_()
-    angle = torch.from_numpy(bits[half:] * (2 * math.pi * 2.0**-64))
+    radius = unit[:half].add(HALF_STEP).log_().mul_(-2).sqrt_()
+    angle = unit[half:].mul(2 * math.pi)
     return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count]
 
 
@@ -62,8 +66,8 @@ class Noise:
             # Sum and noise are whole multiples of a power of two: float64 adds them exactly below 2^53.
             noised = noise.to(total.device).reshape(total.shape).add_(total.double().div(grid).round_()).mul_(grid)
         else:
-            draw = gaussian(streams, total.numel(), step, item).mul_(self.mechanism.std)
-            noised = draw.to(total.device).reshape(total.shape).add_(total)
+            draw = gaussian(streams, total.numel(), step, item, total.device).mul_(self.mechanism.std)
+            noised = draw.reshape(total.shape).add_(total)
         return noised.div_(self.mechanism.divisor)
 
     def _streams(self, what: str, step: int, generation: int) -> Streams:

@@ -86,7 +86,7 @@ class PoissonSampler(Sampler):
     def __init__(self, size: int, expected_batch: float, steps: int, seed: int | None = None, *,
                  secret: Secret | None = None) -> None:
         self.size, self.steps = whole(size, "size", 1), whole(steps, "steps", 1)
-        self.expected_batch = _expected(expected_batch, self.size)
+        self.expected_batch = positive(expected_batch, "expected_batch", most=self.size)
         # Scaling a float by 2^64 is exact and floor keeps at most 53 bits, so `rate` equals the threshold exactly.
         self.threshold = math.floor(self.expected_batch / self.size * UNIT)
         if self.threshold == 0:
@@ -140,9 +140,3 @@ class TruncatedPoissonSampler(PoissonSampler):
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"sampler": "truncated poisson", "largest batch": self.max_batch}
-
-
-def _expected(value: object, size: int) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= size:
-        raise ConfigError(f"expected_batch must be a number above 0 and at most the {size} examples; got {value!r}")
-    return float(value)

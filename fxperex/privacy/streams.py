@@ -12,7 +12,10 @@ import hmac
 import secrets
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from fxperex import kernels
 from fxperex.errors import ConfigError, PrivacyError
 from fxperex.privacy.checks import needed
 
@@ -70,8 +73,16 @@ class Streams:
     def bits(self, count: int, step: int, item: int = 0) -> np.ndarray:
         """Returns the first `count` uint64 of the stream (step, item). Raises PrivacyError past its length."""
         if self.secure:
-            return chacha20(self._key, item.to_bytes(4, "little") + step.to_bytes(8, "little"), count)
+            return chacha20(self._key, _nonce(step, item), count)
         return self.philox(step, item).random_raw(count)
+
+    def words(self, count: int, step: int, item: int, device: torch.device) -> Tensor:
+        """Returns the same bits as int64 on `device`, drawn there if it has the kernel. Raises PrivacyError."""
+        if self.secure and kernels.unavailable(device) is None:
+            _fits(count, 0)
+            given = np.frombuffer(self._key + _nonce(step, item), dtype="<i4").astype(np.int32)
+            return kernels.chacha20(torch.from_numpy(given).to(device), count, 0)
+        return torch.from_numpy(self.bits(count, step, item).astype(np.int64)).to(device)
 
     def philox(self, step: int, item: int = 0) -> np.random.Philox:
         """Returns the fast bit generator of (step, item), at its beginning."""
@@ -81,9 +92,17 @@ class Streams:
 
 def chacha20(key: bytes, nonce: bytes, count: int, counter: int = 0) -> np.ndarray:
     """Returns `count` uint64 of the ChaCha20 key stream from block `counter` on. Raises PrivacyError past 2^32 blocks."""
-    if counter * BLOCK_BYTES + 8 * count > BLOCKS * BLOCK_BYTES:
-        raise PrivacyError(f"one ChaCha20 stream has {BLOCKS} blocks; {count} words from block {counter} do not fit")
+    _fits(count, counter)
     ciphers = needed("cryptography.hazmat.primitives.ciphers")
     cipher = ciphers.Cipher(ciphers.algorithms.ChaCha20(key, counter.to_bytes(4, "little") + nonce), mode=None)
     made = cipher.encryptor().update(bytes(8 * count))
     return np.frombuffer(made, dtype="<u8").astype(np.uint64, copy=False)
+
+
+def _nonce(step: int, item: int) -> bytes:
+    return item.to_bytes(4, "little") + step.to_bytes(8, "little")
+
+
+def _fits(count: int, counter: int) -> None:
+    if counter * BLOCK_BYTES + 8 * count > BLOCKS * BLOCK_BYTES:
+        raise PrivacyError(f"one ChaCha20 stream has {BLOCKS} blocks; {count} words from block {counter} do not fit")

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from fxperex.errors import LedgerError
-from fxperex.privacy import faults
 from fxperex.runtime import StepResult
 
 if TYPE_CHECKING:
@@ -39,8 +38,12 @@ class LogicalStep:
     def __enter__(self) -> LogicalStep:
         if self._state != "new":
             raise LedgerError("a logical step is entered once; ask the engine for another")
-        self._engine.begin(self)
         self._state = "open"
+        try:
+            self._engine.begin(self)
+        except BaseException:  # Python does not leave what was never entered
+            self._close()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -52,8 +55,11 @@ class LogicalStep:
                                       "sum is cleared. Add every part that parts() yields")
                 self._release(self)
         finally:
-            self._state, self.sums = "closed", None
-            self._engine.end(self)
+            self._close()
+
+    def _close(self) -> None:
+        self._state, self.sums = "closed", None
+        self._engine.end(self)
 
     def parts(self, most: int | None = None) -> Iterator[tuple[Tensor, ...]]:
         """Yields the sampled batch in parts of at most `most` rows (default: the physical batch), each to be added."""
@@ -62,9 +68,7 @@ class LogicalStep:
             raise LedgerError("parts() of a logical step is gone through once: every sampled row is added once")
         rows = self._engine.sampler.rows(self.step, self.generation)
         self._expected = len(rows)
-        for part in self._engine.rows.parts(rows, most or self._engine.private.plan.rows):
-            faults.reached("data read")
-            yield part
+        yield from self._engine.rows.parts(rows, most or self._engine.private.plan.rows)
 
     def add(self, *batch: Tensor) -> StepResult:
         """Returns the StepResult (not private) of one part, whose clipped sum is now part of the step's."""

@@ -37,12 +37,14 @@ def _cases() -> list[tuple[str, str, dict[str, Any], int]]:
                   ("depthwise", "bf16", CONV | {"KY": 7, "KX": 7, "BLOCK_T": 16, "BLOCK_P": 64, "sm": sm}, 4),
                   ("affine", "bf16", {"PER_POSITION": True, "BLOCK_C": 64, "BLOCK_N": 16, "x_c": 1, "sm": sm}, 4),
                   ("embedding", "fp32", {"BLOCK_P": 128, "g_p": 1, "sm": sm}, 4),
-                  ("weighted", "bf16", {"BLOCK": 1024, "sm": sm}, 4)]
+                  ("weighted", "bf16", {"BLOCK": 1024, "sm": sm}, 4),
+                  ("chacha", "fp32", {"BLOCK": 128, "ROUNDS": 10, "sm": sm}, 4)]
     return cases
 
 
 POINTERS = {"squares": "*fp64", "sums": "*fp64", "ids": "*i64", "order": "*i64", "factors": "*fp64", "valid": "*i8",
-            "scale": "*fp32", "shift": "*fp32", "mean": "*fp32", "rstd": "*fp32", "out": "*fp32"}
+            "scale": "*fp32", "shift": "*fp32", "mean": "*fp32", "rstd": "*fp32", "out": "*fp32", "words": "*i32",
+            "stream": "*i64"}
 OPERANDS = {"a", "g", "x", "grads"}
 
 

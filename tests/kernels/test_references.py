@@ -30,7 +30,8 @@ def _calls() -> dict[Any, tuple[Any, ...]]:
             kernels.conv_sq_norm: (x, y, *SHAPE), kernels.conv_gradients: (x, y, *SHAPE, "ieee"),
             kernels.gram_sq_norm: (a, g), kernels.embedding_sq_norm: (torch.randint(4, (3, 7)), g[:, 0]),
             kernels.affine_gradients: (rows, rows, torch.randn(3, 2), torch.rand(3, 2), 3),
-            kernels.weighted_sum: (a, torch.rand(3, dtype=torch.float64), torch.tensor([True, False, True]))}
+            kernels.weighted_sum: (a, torch.rand(3, dtype=torch.float64), torch.tensor([True, False, True])),
+            kernels.chacha20: (torch.arange(11, dtype=torch.int32), 13, 2)}
 
 
 @pytest.mark.parametrize("op", _calls(), ids=lambda op: op._name)

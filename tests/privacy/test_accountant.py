@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from fxperex.errors import ConfigError
-from fxperex.privacy import PoissonSampler, epsilon, noise_multiplier_for
+from fxperex.privacy import PoissonSampler, accountant, epsilon, noise_multiplier_for
 
 
 @pytest.fixture
@@ -45,13 +45,36 @@ def test_calibration_is_tight_and_never_over(sampler: PoissonSampler, accountant
     assert epsilon(sampler, 0.998 * sigma, 1e-4, steps=225, method=accountant) > 3.0
 
 
-@pytest.mark.parametrize("change", [{"noise_multiplier": 0.0}, {"noise_multiplier": math.inf}, {"steps": -1},
-                                    {"noise_multiplier": math.nan}, {"steps": 1.0}, {"delta": 0.0}, {"delta": 1.0},
-                                    {"delta": math.nan}, {"method": "moments"}])
-def test_nonsense_is_refused_even_for_no_steps(sampler: PoissonSampler, change: dict[str, object]) -> None:
-    arguments = {"noise_multiplier": 1.0, "steps": 0, "delta": 1e-5} | change
-    with pytest.raises(ConfigError):
+NONSENSE: dict[str, list[object]] = {
+    "noise_multiplier": [0.0, -1.0, math.inf, math.nan, None, "1", True],
+    "steps": [-5, 2.5, 1.0, math.nan, "3", True],
+    "delta": [0.0, 1.0, 2.0, -1e-5, math.nan, math.inf, None, "1e-5", True],
+    "method": ["moments", "gdp", "prv", None, 1, ["pld"]],
+    "relation": ["neighbours", None, ["replace"]],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in NONSENSE.items() for value in values])
+def test_nonsense_never_reaches_the_accountant(name: str, value: object, sampler: PoissonSampler,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    arguments = {"noise_multiplier": 1.0, "steps": 0, "delta": 1e-5, name: value}
+    with pytest.raises(ConfigError) as told:
         epsilon(sampler, **arguments)  # type: ignore[arg-type]
+    assert "pip install" not in str(told.value)
+
+
+@pytest.mark.parametrize("expected", [0, -0.1, 15, math.nan, math.inf, None, "5", True])
+def test_rates_outside_0_to_1_are_no_samplers(expected: object) -> None:
+    with pytest.raises(ConfigError, match="expected_batch must be"):
+        PoissonSampler(10, expected, 1)  # type: ignore[arg-type]
+
+
+def test_asking_again_is_free(sampler: PoissonSampler) -> None:
+    first = epsilon(sampler, 1.1, 1e-5, steps=7)
+    before = accountant._composed.cache_info().hits
+    assert epsilon(sampler, 1.1, 1e-5, steps=7) == first > epsilon(sampler, 1.1, 1e-4, steps=7)
+    assert accountant._composed.cache_info().hits == before + 2
 
 
 def test_unreachable_targets_are_refused(sampler: PoissonSampler) -> None:

@@ -1,31 +1,29 @@
-"""Killed at any point, a run goes on to the same parameters or pays again; privacy spent is never under-counted."""
+"""Full disks, read-only folders, readers that die, sums that differ: each with its error, and nothing lost."""
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from crashes import forked
 from torch import Tensor
 
 from fxperex.errors import LedgerError, PrivacyError
-from fxperex.privacy import PrivacyEngine, faults
+from fxperex.privacy import PrivacyEngine, checkpoint
 from fxperex.runtime import PerExampleModule
 
 Make = Callable[..., PrivacyEngine]
 EVERY = 2
 X, Y = torch.linspace(-1, 1, 240).reshape(40, 6), torch.arange(40) % 3
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the library catches it."""
 
 
 @pytest.fixture
@@ -40,71 +38,36 @@ def _weights(made: PrivacyEngine) -> Tensor:
     return torch.cat([p.detach().flatten().clone() for p in made.private.parameters.values()])
 
 
-def _kill(monkeypatch: pytest.MonkeyPatch, point: str, count: int) -> list[int]:
-    seen = [0]
-
-    def reached(name: str) -> None:
-        seen[0] += name == point
-        if name == point and seen[0] == count:
-            raise Killed(point)
-
-    monkeypatch.setattr(faults, "reached", reached)
-    return seen
-
-
-@pytest.mark.parametrize("count", [1, pytest.param(3, marks=pytest.mark.nightly)])
-@pytest.mark.parametrize("point", faults.POINTS)
-def test_every_point_is_survived(point: str, count: int, run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    smooth = run(tmp_path / "smooth")
-    list(smooth)
-    broken: PrivacyEngine | None = None
-    with monkeypatch.context() as patch:
-        seen = _kill(patch, point, count)
-        with pytest.raises(Killed):
-            broken = run(tmp_path / "killed")
-            list(broken)
-    assert seen[0] == count
-    if broken is not None:
-        broken.close()
-        known = broken.books.units
-    else:
-        _let_go(tmp_path / "killed")
-        known = 0
-    again = run(tmp_path / "killed")
-    assert again.books.units >= known
-    list(again)
-    assert torch.equal(_weights(again), _weights(smooth))
-    assert again.books.units == smooth.books.units and again.books.extra == 0 and again.epsilon() == smooth.epsilon()
-
-
 def test_a_sum_that_differs_is_drawn_afresh_and_paid_again(run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        _kill(patch, "parameters updated", 4)
-        first = run(tmp_path, seed=None)
-        with pytest.raises(Killed):
-            list(first)
-    first.close()
-    assert first.books.units == 4 and first.books.extra == 0
-    again = run(tmp_path, seed=None)
-    _drift(monkeypatch, again.private)
+    again = _after_a_crash(run, tmp_path, monkeypatch, seed=None)
     assert again.steps_done == 2 and again.generation == 0
     list(again)
-    # Steps 2 and 3 had been begun; both are done again with other rows and other noise, and both are paid twice.
-    assert (again.steps_done, again.generation, again.books.units, again.books.extra) == (6, 1, 8, 2)
-    assert "extra after crashes" in str(again.guarantee()) and again.guarantee().facts["account"]["extra steps"] > 0
+    # Step 2 had been released; it is done again with other rows and other noise, and is paid twice.
+    assert (again.steps_done, again.generation, again.books.units, again.books.extra) == (6, 1, 7, 1)
+    assert "extra after crashes" in str(again.guarantee()) and again.guarantee().facts["account"]["extra steps"] == 1
 
 
 def test_extra_debits_end_a_budgeted_run_early(run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        _kill(patch, "parameters updated", 4)
-        first = run(tmp_path, seed=None, noise_multiplier=None, epsilon=3.0)
-        with pytest.raises(Killed):
-            list(first)
-    first.close()
-    again = run(tmp_path, seed=None, noise_multiplier=None, epsilon=3.0)
-    _drift(monkeypatch, again.private)
+    again = _after_a_crash(run, tmp_path, monkeypatch, seed=None, noise_multiplier=None, epsilon=3.0, account="rdp")
     list(again)
-    assert again.steps_done < 6 and again.books.units == 6 and again.epsilon() <= 3.0
+    assert again.steps_done == 5 and again.books.units == 6 and again.epsilon() <= 3.0
+
+
+def _after_a_crash(run: Make, folder: Path, monkeypatch: pytest.MonkeyPatch, **change: Any) -> PrivacyEngine:
+    """A run that goes on from the checkpoint after 2 steps, one more having been released; its sums are not bit-stable."""
+    first = run(folder, **change)
+    for _ in range(3):
+        first.step()
+    first.close()
+    again = run(folder, **change)
+    exact = again.private.sums
+
+    def sums(*batch: Tensor) -> Any:
+        result, found = exact(*batch)
+        return result, [f * (1 + 1e-6) + 1e-6 for f in found]
+
+    monkeypatch.setattr(again.private, "sums", sums)
+    return again
 
 
 def test_resuming_a_finished_run_does_nothing(run: Make, tmp_path: Path) -> None:
@@ -115,28 +78,90 @@ def test_resuming_a_finished_run_does_nothing(run: Make, tmp_path: Path) -> None
     assert again.steps_done == 6 and not list(again) and torch.equal(_weights(first), _weights(again))
 
 
-def test_disk_full_at_begin(run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = run(tmp_path)
-    before = (tmp_path / "ledger.jsonl").read_bytes()
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", _no_room)
-        with pytest.raises(LedgerError, match="No space left"):
-            made.step()
-    assert made.books.units == 0 and (tmp_path / "ledger.jsonl").read_bytes() == before
-    list(made)
-    assert made.books.units == 6
+@contextmanager
+def _size_limit(path: Path, room: int) -> Iterator[None]:
+    """A real limit of the system: files may grow to `room` bytes above the size of `path`; then writing fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((path.stat().st_size if path.exists() else 0) + room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_disk_full_at_checkpoint(run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = run(tmp_path)
+def _refusing(owner: Any, name: str, number: int) -> Any:
+    """Patches `owner.name` to fail with the error `number` of the system."""
+    return mock.patch.object(owner, name, side_effect=OSError(number, os.strerror(number)))
+
+
+class Disk:
+    """The ledger's file, whose method `name` fails where `fails(number of the call, argument)`."""
+
+    def __init__(self, file: Any, name: str, fails: Callable[[int, Any], bool]) -> None:
+        self._file, self._name, self._fails, self._count = file, name, fails, 0
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._file, name)
+
+        def call(argument: Any) -> Any:
+            self._count += 1
+            if self._fails(self._count, argument):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(argument)
+
+        return call if name == self._name else real
+
+
+def _disk(made: PrivacyEngine, name: str, fails: Callable[[int, Any], bool]) -> Any:
+    ledger = made.books.ledger
+    return mock.patch.object(ledger, "_file", Disk(ledger._file, name, fails))
+
+
+@contextmanager
+def _stuck(made: PrivacyEngine) -> Iterator[None]:
+    """Neither synced nor cut back: a whole line stays that the ledger never agreed to."""
+    with _disk(made, "truncate", lambda count, _: count > 1), _refusing(os, "fsync", errno.EIO):
+        yield
+
+
+FULL: dict[str, Callable[[PrivacyEngine, Path], Any]] = {
+    "room for half a ledger line": lambda made, folder: _size_limit(folder / "ledger.jsonl", 40),
+    "no room in the ledger": lambda made, folder: _size_limit(folder / "ledger.jsonl", 0),
+    "ledger not synced": lambda made, folder: _refusing(os, "fsync", errno.ENOSPC),
+    "ledger not cut back": lambda made, folder: _stuck(made),
+    "checkpoint file": lambda made, folder: _refusing(checkpoint, "put", errno.ENOSPC),
+    "checkpoint folder": lambda made, folder: _refusing(Path, "mkdir", errno.ENOSPC),
+    "checkpoint rename": lambda made, folder: _refusing(Path, "rename", errno.ENOSPC),
+    "checkpoint names": lambda made, folder: _refusing(checkpoint, "sync", errno.EIO),
+    "checkpoint record": lambda made, folder: _disk(made, "write", lambda _, line: b'"set"' in line),
+}
+
+
+@pytest.mark.parametrize("what", FULL)
+def test_disk_full(what: str, run: Make, tmp_path: Path) -> None:
+    made, smooth = run(tmp_path / "full"), run(tmp_path / "smooth")
     made.step()
-    kept = sorted(tmp_path.glob("checkpoint-*"))
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", _no_room)
-        with pytest.raises(LedgerError, match="No space left"):
-            made.checkpoint()
-    assert sorted(tmp_path.glob("checkpoint-*")) == kept and not (tmp_path / ".writing").exists()
-    made.checkpoint()
+    before = (tmp_path / "full" / "ledger.jsonl").read_bytes()
+    act = made.checkpoint if "checkpoint" in what else made.step
+    with FULL[what](made, tmp_path / "full"), pytest.raises(LedgerError, match=r"No space left|File too large|Input/output"):
+        act()
+    left = (tmp_path / "full" / "ledger.jsonl").read_bytes()
+    assert made.steps_done == made.books.units == 1 and (left == before or "cut back" in what)
+    act()
+    list(made), list(smooth)
+    assert torch.equal(_weights(made), _weights(smooth)) and made.books.units == 6
+    made.close()
+    again = run(tmp_path / "full")
+    assert again.steps_done == 6 and torch.equal(_weights(again), _weights(smooth))
+
+
+def test_disk_full_at_the_commit_is_a_step_taken(run: Make, tmp_path: Path) -> None:
+    made, smooth = run(tmp_path / "full"), run(tmp_path / "smooth")
+    with _disk(made, "write", lambda _, line: b'"commit"' in line), pytest.raises(LedgerError, match="No space left"):
+        made.step()
+    assert made.steps_done == made.books.units == 1
+    list(made), list(smooth)
+    assert torch.equal(_weights(made), _weights(smooth))
 
 
 def test_a_folder_that_cannot_be_made(run: Make, tmp_path: Path) -> None:
@@ -145,31 +170,55 @@ def test_a_folder_that_cannot_be_made(run: Make, tmp_path: Path) -> None:
         run(tmp_path / "file")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder(run: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize(("owner", "name"), [(Path, "mkdir"), (checkpoint, "put"), (os, "link"), (Path, "open")])
+def test_a_read_only_folder(owner: Any, name: str, number: int, run: Make, tmp_path: Path) -> None:
+    with _refusing(owner, name, number), pytest.raises(LedgerError, match=f"{os.strerror(number)}.*nothing was spent"):
+        run(tmp_path / "run")
+    assert len(list(run(tmp_path / "run"))) == 6, "once it may be written, it is a folder like any other"
+
+
+def test_a_folder_that_is_not_ours(run: Make, private: Callable[..., PerExampleModule], tmp_path: Path) -> None:
+    """The system's own refusal; root, whom it refuses nothing, becomes nobody first."""
     tmp_path.chmod(0o500)
-    with pytest.raises(LedgerError, match="Permission denied"):
-        run(tmp_path)
+    step = private()  # a copy of this process may not run autograd
+
+    def work() -> None:
+        if os.geteuid() == 0:
+            os.setuid(65534)
+        with pytest.raises(LedgerError, match=r"Permission denied.*nothing was spent"):
+            run(tmp_path / "run", step=step)
+
+    assert forked(work) == 0
 
 
-def test_two_runs_on_one_folder(run: Make, tmp_path: Path) -> None:
-    first = run(tmp_path)
-    with pytest.raises(LedgerError, match="in use by another process"):
+@pytest.mark.parametrize("name", ["ledger.jsonl", "secret"])
+def test_a_run_that_may_no_longer_be_read(name: str, run: Make, tmp_path: Path) -> None:
+    run(tmp_path).close()
+    path = tmp_path / name
+    path.rename(tmp_path / "aside")
+    path.mkdir()
+    with pytest.raises(LedgerError, match="Is a directory"):
         run(tmp_path)
-    first.close()
+    path.rmdir()
+    (tmp_path / "aside").rename(path)
+    with _refusing(Path, "read_bytes", errno.EIO), pytest.raises(LedgerError, match="Input/output error"):
+        run(tmp_path)
     run(tmp_path)
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_signals_save_and_exit(number: int, error: type[BaseException], run: Make, tmp_path: Path) -> None:
-    made, handlers = run(tmp_path), [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(error):
-        for _ in made:
-            os.kill(os.getpid(), number)
-    assert made.steps_done == 1 and [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
-    made.close()
-    again = run(tmp_path)
-    assert again.steps_done == 1 and torch.equal(_weights(made), _weights(again))
+def test_two_runs_on_one_folder(run: Make, private: Callable[..., PerExampleModule], tmp_path: Path) -> None:
+    first, step = run(tmp_path), private()
+
+    def refused() -> None:
+        with pytest.raises(LedgerError, match="in use by another process"):
+            run(tmp_path, step=step)
+
+    refused()
+    assert forked(refused) == 0, "as in one process, so in two"
+    list(first)
+    first.close()
+    assert run(tmp_path).steps_done == 6
 
 
 class Rows(torch.utils.data.TensorDataset):
@@ -198,98 +247,51 @@ def test_a_reader_that_raises_or_dies(how: str, workers: int, run: Make, tmp_pat
     assert torch.equal(_weights(made), _weights(smooth)) and made.books.units == 6
 
 
-def _drift(monkeypatch: pytest.MonkeyPatch, private: PerExampleModule) -> None:
-    """Sums that are not bit-stable, as on a GPU."""
-    exact = private.sums
-
-    def sums(*batch: Tensor) -> Any:
-        result, found = exact(*batch)
-        return result, [f * (1 + 1e-6) + 1e-6 for f in found]
-
-    monkeypatch.setattr(private, "sums", sums)
-
-
-def _no_room(*_: Any) -> None:
-    raise OSError(28, "No space left on device")
+def test_an_interrupted_append_leaves_no_line(run: Make, tmp_path: Path) -> None:
+    """Ctrl-C while the disk syncs, outside the engine's own loop: the line is there, the ledger never agreed to it."""
+    made, smooth = run(tmp_path / "a"), run(tmp_path / "b")
+    for _ in range(2):
+        with mock.patch.object(os, "fsync", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+            made.step()
+    list(made), list(smooth)
+    made.close()
+    again = run(tmp_path / "a")
+    assert again.books.units == 6 and torch.equal(_weights(again), _weights(smooth))
 
 
-def _let_go(folder: Path) -> None:
-    """A process that is killed lets go of its locks; here the half-made engine must be collected for that."""
-    import gc
+def test_an_interrupt_on_entering_a_step_is_the_same_step_again(run: Make, tmp_path: Path) -> None:
+    made, begin = run(tmp_path), PrivacyEngine.begin
 
-    gc.collect()
-    assert folder.exists()
+    def interrupted(engine: PrivacyEngine, step: Any) -> None:
+        begin(engine, step)
+        raise KeyboardInterrupt
 
-
-DIGITS = """
-import sys, torch
-torch.set_num_threads(1)
-from fxperex import training
-from fxperex.data import load
-job = training.Job(folder=sys.argv[1], noise_multiplier=1.0, epochs=4, batch=128)
-private, engine = training.prepare(job, load("digits"))
-print("ready", flush=True)
-for _ in engine: pass
-print(engine._secret.key("x").hex()[:8], engine.books.units, engine.books.extra, repr(engine.epsilon()),
-      __import__("hashlib").sha256(b"".join(p.detach().numpy().tobytes() for p in private.parameters.values())).hexdigest())
-"""
+    with mock.patch.object(PrivacyEngine, "begin", interrupted), pytest.raises(KeyboardInterrupt):
+        made.step()
+    assert (made.steps_done, made.books.units) == (0, 1)
+    assert len(list(made)) == 6 == made.books.units
 
 
-def _digits(folder: Path, kill_at: str = "") -> subprocess.Popen[str]:
-    env = os.environ | {"OMP_NUM_THREADS": "1"} | ({"FXPEREX_KILL_AT": kill_at} if kill_at else {})
-    return subprocess.Popen([sys.executable, "-c", DIGITS, str(folder)], stdout=subprocess.PIPE, text=True, env=env)
+def test_a_copy_of_the_process_may_not_go_on(run: Make, tmp_path: Path) -> None:
+    for made in (run(tmp_path), run(tmp_path / "other")):
+        def work(made: PrivacyEngine = made) -> None:
+            with pytest.raises(LedgerError, match="copy"):
+                made.step()
+
+        assert forked(work) == 0
+        assert len(list(made)) == 6
+    with pytest.raises(LedgerError, match="in use by another process"):
+        run(tmp_path)
 
 
-def _told(process: subprocess.Popen[str]) -> str:
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0
-    return out.splitlines()[-1]
+def test_a_signal_is_not_lost_when_the_loop_is_broken_off(run: Make, private: Callable[..., PerExampleModule],
+                                                          tmp_path: Path) -> None:
+    step = private()
 
+    def work() -> None:
+        for _ in run(tmp_path, step=step):
+            os.kill(os.getpid(), signal.SIGTERM)
+            break
+        raise AssertionError("the signal was lost")
 
-TINY = """
-import sys, torch
-from torch import nn
-import fxperex
-from fxperex.privacy import PrivacyEngine
-x, y = torch.linspace(-1, 1, 240).reshape(40, 6), torch.arange(40) % 3
-torch.manual_seed(0)
-private = fxperex.transform(nn.Linear(6, 3), (x[:4], y[:4]), nn.functional.cross_entropy, clip=0.5, backend="eager")
-with PrivacyEngine(private, torch.optim.SGD(private.parameters.values(), lr=1.0), (x, y), expected_batch=10, epochs=1.5,
-                   delta=1e-3, noise_multiplier=1.3, seed=4, folder=sys.argv[1], checkpoint_every=2) as engine:
-    for _ in engine: pass
-print(engine.books.units, engine.books.extra, [p.tolist() for p in private.parameters.values()])
-"""
-
-
-def test_a_real_kill(tmp_path: Path, run: Make) -> None:
-    told = []
-    for order, status in (("sum on disk:4", -signal.SIGKILL), ("", 0)):
-        done = subprocess.run([sys.executable, "-c", TINY, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True, timeout=300,
-                              env=os.environ | ({"FXPEREX_KILL_AT": order} if order else {}))
-        assert done.returncode == status
-        told.append(done.stdout)
-    smooth = run(tmp_path / "smooth")
-    list(smooth)
-    assert told[-1].strip() == f"6 0 {[p.tolist() for p in smooth.private.parameters.values()]}"
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("point", faults.POINTS)
-def test_kill_9_at_every_point_of_the_digits(point: str, tmp_path: Path) -> None:
-    killed = _digits(tmp_path / "run", f"{point}:{2 if point.startswith('checkpoint') else 13}")
-    killed.communicate(timeout=300)
-    assert killed.returncode == -signal.SIGKILL
-    assert _told(_digits(tmp_path / "run")) == _told(_digits(tmp_path / "smooth"))
-
-
-@pytest.mark.nightly
-def test_kill_9_at_50_random_times(tmp_path: Path) -> None:
-    smooth = _told(_digits(tmp_path / "smooth"))
-    waits = torch.rand(50, generator=torch.Generator().manual_seed(0))
-    for i, wait in enumerate(waits.tolist()):
-        process = _digits(tmp_path / str(i))
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        time.sleep(1.5 * wait)
-        process.kill()
-        process.communicate()
-        assert _told(_digits(tmp_path / str(i))) == smooth
+    assert forked(work) == -signal.SIGTERM

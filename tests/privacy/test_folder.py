@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -40,23 +42,97 @@ def _set(folder: Path) -> Path:
     return max(folder.glob("checkpoint-*"))
 
 
-@pytest.mark.parametrize("at", [0.0, 0.5, 0.999])
-@pytest.mark.parametrize("name", [LEDGER, "tensors.safetensors", "state.json", "mac"])
-def test_a_flipped_bit_is_seen(name: str, at: float, folder: Path, engine: Make) -> None:
-    path = folder / name if name == LEDGER else _set(folder) / name
+FILES = (LEDGER, SECRET, "tensors.safetensors", "state.json", "mac")
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_a_flipped_bit_is_seen(seed: int, folder: Path, engine: Make) -> None:
+    draw, path = random.Random(seed), _file(folder, FILES[seed % len(FILES)])
     data = bytearray(path.read_bytes())
-    data[int(at * (len(data) - 1))] ^= 1
+    data[draw.randrange(len(data) - 1)] ^= 1 << draw.randrange(8)
     path.write_bytes(data)
-    _refused(engine, folder, "damaged")
-
-
-@pytest.mark.parametrize("keep", [0.0, 0.9])
-@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "mac", SECRET])
-def test_a_truncated_file_is_seen(name: str, keep: float, folder: Path, engine: Make) -> None:
-    path = folder / name if name == SECRET else _set(folder) / name
-    data = path.read_bytes()
-    path.write_bytes(data[:int(keep * len(data))])
     _refused(engine, folder, "damaged|another run")
+    assert path.read_bytes() == data, "what is refused is left as it is"
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_a_truncated_file_is_seen(seed: int, folder: Path, engine: Make) -> None:
+    draw, path = random.Random(seed), _file(folder, FILES[seed % len(FILES)])
+    data = path.read_bytes()
+    # A last line cut short is what a crash leaves, and says nothing (see below): the ledger is cut before it.
+    left = data[:draw.randrange(len(data) if path.name != LEDGER else data[:-1].rfind(b"\n"))]
+    path.write_bytes(left)
+    _refused(engine, folder, "damaged|another run|rolled back")
+    assert path.read_bytes() == left, "what is refused is left as it is"
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100])
+def test_a_ledger_cut_to_less_than_a_line_is_no_new_ledger(keep: int, folder: Path, engine: Make) -> None:
+    left = (folder / LEDGER).read_bytes()[:keep]
+    (folder / LEDGER).write_bytes(left)
+    _refused(engine, folder, "rolled back")
+    assert (folder / LEDGER).read_bytes() == left
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / name if name in (LEDGER, SECRET) else _set(folder) / name
+
+
+@pytest.mark.parametrize("end", [b"", b"\x0b", b"\0"])
+def test_a_last_line_whole_but_for_its_newline_counts(end: bytes, engine: Make, tmp_path: Path) -> None:
+    made = engine(folder=tmp_path)
+    made.books.begin(0, 0)
+    made.close()
+    whole = (tmp_path / LEDGER).read_bytes()
+    (tmp_path / LEDGER).write_bytes(whole[:-1] + end)
+    for _ in range(2):
+        again = engine(folder=tmp_path)
+        assert again.books.units == 1 and (tmp_path / LEDGER).read_bytes().startswith(whole)
+        again.close()
+
+
+def test_nested_nonsense_in_the_ledger_is_damage(folder: Path, engine: Make) -> None:
+    (folder / LEDGER).write_bytes((folder / LEDGER).read_bytes() + b"[" * 200_000 + b"\n")
+    _refused(engine, folder, "damaged or was tampered with at line")
+
+
+@pytest.mark.parametrize("name", ["checkpoint-best", "checkpoint-000000012.bak", "checkpoint-"])
+def test_foreign_names_are_said_and_kept(name: str, folder: Path, engine: Make) -> None:
+    shutil.copytree(_set(folder), folder / name)
+    _refused(engine, folder, f"holds {name}, which this library did not write")
+    assert (folder / name).is_dir()
+
+
+def test_foreign_names_do_not_stop_a_run(engine: Make, tmp_path: Path) -> None:
+    made = engine(folder=tmp_path, checkpoint_every=1)
+    (tmp_path / "checkpoint-best").mkdir()
+    assert len(list(made)) == 4 and (tmp_path / "checkpoint-best").is_dir()
+
+
+def test_a_set_under_another_number_is_seen(engine: Make, tmp_path: Path) -> None:
+    made = engine(folder=tmp_path, checkpoint_every=1)
+    made.step()
+    old = shutil.copytree(_set(tmp_path), tmp_path.parent / f"{tmp_path.name}-old")
+    made.step()
+    made.close()
+    shutil.copytree(old, tmp_path / "checkpoint-000000999")
+    _refused(engine, tmp_path, "was renamed: it was written as number")
+
+
+def test_a_set_of_another_run_is_foreign(folder: Path, engine: Make) -> None:
+    other = folder.parent / f"{folder.name}-other"
+    made = engine(folder=other, seed=5, checkpoint_every=3)
+    list(made)
+    made.close()
+    shutil.copytree(_set(other), folder / "checkpoint-000000999")
+    _refused(engine, folder, "belongs to another run")
+
+
+def test_nothing_is_unpickled(folder: Path, engine: Make) -> None:
+    with mock.patch.object(pickle, "Unpickler", side_effect=AssertionError), \
+            mock.patch.object(torch, "load", side_effect=AssertionError), \
+            mock.patch.object(pickle, "loads", side_effect=AssertionError):
+        assert engine(folder=folder, checkpoint_every=3).steps_done == 3
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "mac"])

@@ -9,11 +9,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from scipy import stats
+from torch import Tensor, nn
 
+import fxperex
 from fxperex.clipping import Adaptive, Flat
+from fxperex.config import SLACK
 from fxperex.errors import PrivacyError
-from fxperex.privacy import Mechanism, Noise, Secret
+from fxperex.privacy import Mechanism, Noise, PrivacyEngine, Secret
+from fxperex.privacy.discrete import discrete_gaussian
 from fxperex.privacy.noise import gaussian
 
 # Draws with which a chi-square test sees an error of 1 % of the spread, 99.9 times in 100, at a false alarm rate of 1e-6.
@@ -40,6 +44,7 @@ def test_spread_of_every_tensor(secure: bool, kind: str) -> None:
         z = (value - 1.5) * 4.0 / noise.mechanism.std
         assert value.dtype == torch.float64 and low < float(z.square().mean()) < high
         assert abs(float(z.mean())) < 4.9 / math.sqrt(DRAWS)
+        assert abs(float(z.pow(3).mean())) < 4.9 * math.sqrt(15 / DRAWS)
         assert abs(float(z.pow(4).mean()) - 3) < 4.9 * math.sqrt(96 / DRAWS)
         # Kolmogorov-Smirnov at level 1e-6: 2.7 / sqrt(n).
         cdf = torch.special.ndtr(z.sort().values)
@@ -54,13 +59,13 @@ def test_a_wrong_spread_would_be_seen() -> None:
 
 @pytest.mark.parametrize("secure", SECURE)
 def test_streams_do_not_meet(secure: bool) -> None:
-    secret, count = Secret(secure=secure), 100_000
+    secret, count = Secret(secure=secure), 1_000_000
     draws = [gaussian(secret.streams(purpose, generation), count, step, item)
              for purpose in ("noise", "other") for generation in (0, 1) for step in (0, 1) for item in (0, 1)]
     draws += [gaussian(Secret(secure=secure).streams("noise"), count, 0)]
     together = torch.corrcoef(torch.stack(draws)).fill_diagonal_(0)
     assert together.abs().max() < 4.9 / math.sqrt(count)
-    words = np.concatenate([secret.streams("noise", g).bits(50_000, s, i) for g in (0, 1) for s in (0, 1) for i in (0, 1)])
+    words = np.concatenate([secret.streams("noise", g).bits(125_000, s, i) for g in (0, 1) for s in (0, 1) for i in (0, 1)])
     assert len(np.unique(words)) == len(words)
 
 
@@ -80,7 +85,7 @@ def test_no_global_seed_reaches_the_noise() -> None:
 @pytest.mark.parametrize("kind", ["gaussian", "discrete"])
 def test_the_noise_does_not_look_at_the_sum(kind: str) -> None:
     secret = Secret()
-    for step in range(20):
+    for step in range(100):
         grid = _noise(secret, kind=kind).mechanism.grid or 2.0**-20
         sums = torch.randn(4, dtype=torch.float64).div(grid).round().mul(grid)
         bare = _noise(secret, kind=kind).release([torch.zeros(4, dtype=torch.float64)], step)[0]
@@ -123,10 +128,38 @@ def test_tails_are_not_cut() -> None:
     class Smallest:
         secure = True
 
-        def bits(self, count: int, step: int, item: int = 0) -> np.ndarray:
-            return np.zeros(count, np.uint64)
+        def words(self, count: int, *_: object) -> Tensor:
+            return torch.zeros(count, dtype=torch.int64)
 
     assert float(gaussian(Smallest(), 2, 0)[0]) > 9.4  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("secure", SECURE)
+def test_shape_of_a_million_and_tails_of_ten(secure: bool) -> None:
+    streams = Secret(secure=secure).streams("shape")
+    z = gaussian(streams, 1_000_000, 0).numpy()
+    assert abs(z.mean()) < 4.9e-3 and abs(stats.skew(z)) < 4.9 * math.sqrt(6e-6)
+    assert abs(stats.kurtosis(z)) < 4.9 * math.sqrt(24e-6)
+    assert stats.kstest(z, "norm").pvalue > 1e-6
+    # Poisson with mean 68.0 beyond 4.5, and 5.73 beyond 5.
+    sizes = [gaussian(streams, 2_500_000, step).abs() for step in range(1, 5)]
+    assert 33 < sum(int((s > 4.5).sum()) for s in sizes) < 113 and 0 <= sum(int((s > 5).sum()) for s in sizes) < 21
+
+
+def test_a_step_on_no_rows_releases_noise_of_its_spread_on_every_tensor() -> None:
+    """The path as it is used, per tensor: transform, engine, mechanism, noise, divisor, optimizer."""
+    model = nn.Sequential(nn.Linear(564, 565), nn.Linear(565, 3)).double()
+    before = [p.detach().clone() for p in model.parameters()]
+    x, y = torch.zeros(4, 564, dtype=torch.float64), torch.zeros(4, dtype=torch.long)
+    step = fxperex.transform(model, (x, y), nn.functional.cross_entropy, clip=0.5, backend="eager")
+    with PrivacyEngine(step, torch.optim.SGD(model.parameters(), lr=1.0), (x, y), expected_batch=1e-9, epochs=1e-10, delta=1e-3,
+                       noise_multiplier=1.3) as run:
+        assert len(run.step().norms) == 0
+        for old, new in zip(before, model.parameters(), strict=True):
+            z = (old - new.detach()) * 1e-9 / (1.3 * 0.5 * (1 + SLACK))
+            spread = float(z.square().sum())
+            assert 0.5e-6 < stats.chi2.cdf(spread, z.numel()) < 1 - 0.5e-6
+        assert max(p.numel() for p in model.parameters()) >= DRAWS
 
 
 @pytest.mark.nightly
@@ -139,9 +172,19 @@ def test_tail_beyond_59_in_a_thousand_million_draws(secure: bool) -> None:
     assert beyond < 15
 
 
-def test_discrete_noise_is_the_discrete_gaussian() -> None:
-    from fxperex.privacy.discrete import discrete_gaussian
+@pytest.mark.parametrize("sigma", [1.0, 5.3, 40.0])
+def test_discrete_noise_by_scipy(sigma: float) -> None:
+    found = discrete_gaussian(sigma, 400_000, Secret().streams("test"), 0).numpy().astype(int)
+    values = np.arange(-int(60 * sigma), int(60 * sigma) + 1)
+    weights = np.exp(-(values**2) / (2 * sigma**2))
+    expected = 400_000 * weights / weights.sum()
+    seen = np.bincount(found - values[0], minlength=len(values))
+    common = expected >= 5
+    pairs = [[*v[common], v[~common].sum()] for v in (seen, expected)]
+    assert stats.chisquare(*pairs).pvalue > 1e-6 and abs((found > 0).mean() - (found < 0).mean()) < 4.9 / math.sqrt(400_000)
 
+
+def test_discrete_noise_is_the_discrete_gaussian() -> None:
     sigma, count = 1.7, 400_000
     found = discrete_gaussian(sigma, count, Secret().streams("test"), 0)
     values = torch.arange(-7, 8, dtype=torch.float64)

@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from rfc8439 import VECTORS
 
+from fxperex import kernels
 from fxperex.errors import ConfigError, PrivacyError
 from fxperex.privacy import Secret
 from fxperex.privacy.streams import chacha20
-
-# RFC 8439: section 2.3.2, and appendix A.1, test vectors 1, 2, 4.
-VECTORS = [
-    (bytes(range(32)), "000000090000004a00000000", 1,
-     "10f1e7e4d13b5915500fdd1fa32071c4c7d1f4c733c068030422aa9ac3d46c4e"
-     "d2826446079faa0914c2d705d98b02a2b5129cd1de164eb9cbd083e8a2503c4e"),
-    (bytes(32), "000000000000000000000000", 0,
-     "76b8e0ada0f13d90405d6ae55386bd28bdd219b8a08ded1aa836efcc8b770dc7"
-     "da41597c5157488d7724e03fb8d84a376a43b8f41518a11cc387b669b2ee6586"),
-    (bytes(32), "000000000000000000000000", 1,
-     "9f07e7be5551387a98ba977c732d080dcb0f29a048e3656912c6533e32ee7aed"
-     "29b721769ce64e43d57133b074d839d531ed1f28510afb45ace10a1f4b794d6f"),
-    (b"\x00\xff" + bytes(30), "000000000000000000000000", 2,
-     "72d54dfbf12ec44b362692df94137f328fea8da73990265ec1bbbea1ae9af0ca"
-     "13b25aa26cb4a648cb9b9d1be65b2c0924a66c54d545ec1b7374f4872e99f096"),
-]
 
 
 @pytest.mark.parametrize(("key", "nonce", "counter", "block"), VECTORS)
 def test_rfc_8439(key: bytes, nonce: str, counter: int, block: str) -> None:
     assert chacha20(key, bytes.fromhex(nonce), 8, counter).tobytes().hex() == block
+
+
+@pytest.mark.parametrize(("key", "nonce", "counter", "block"), VECTORS)
+def test_rfc_8439_in_aten(key: bytes, nonce: str, counter: int, block: str) -> None:
+    words = torch.from_numpy(np.frombuffer(key + bytes.fromhex(nonce), "<i4").copy())
+    assert kernels.chacha20(words, 8, counter).numpy().tobytes().hex() == block
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1000])
+def test_two_implementations_agree(count: int) -> None:
+    key, nonce = Secret().value(), bytes(range(12))
+    words = torch.from_numpy(np.frombuffer(key + nonce, "<i4").copy())
+    for counter in (0, 1, 2**31, 2**32 - 125):
+        assert kernels.chacha20(words, count, counter).numpy().tobytes() == chacha20(key, nonce, count, counter).tobytes()
+
+
+def test_words_are_the_bits() -> None:
+    for secure in (True, False):
+        streams = Secret(secure=secure).streams("noise")
+        assert streams.words(9, 3, 2, torch.device("cpu")).numpy().tobytes() == streams.bits(9, 3, 2).tobytes()
 
 
 def test_a_stream_ends_before_its_counter_wraps() -> None:

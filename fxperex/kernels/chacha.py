@@ -1,0 +1,59 @@
+"""The ChaCha20 key stream (RFC 8439, section 2.3) on the device that needs it: every block is computed on its own.
+
+Held to the RFC's vectors, and to another implementation, in the tests. On a CPU the library draws from the package
+`cryptography` (`fxperex.privacy.streams`), which is faster there than this reference.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxperex.kernels.device import unavailable
+
+CONSTANTS = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)  # "expand 32-byte k"
+PER_BLOCK = 8  # 64-bit words
+ROUNDS = 10  # of a column and a diagonal round
+COLUMNS = ((0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15))
+DIAGONALS = ((0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14))
+MASK = 0xFFFFFFFF
+
+
+@torch.library.custom_op("fxperex::chacha20", mutates_args=())
+def chacha20(words: Tensor, count: int, counter: int) -> Tensor:
+    """Returns the first `count` 64-bit words, int64, from block `counter` on, on the device of `words`.
+
+    words: int32 `[11]`, the key's eight and the nonce's three 32-bit words, little-endian.
+    """
+    if unavailable(words.device) is None:
+        from fxperex.kernels.gpu.chacha import launch
+
+        return launch(words, count, counter)
+    return reference(words, count, counter)
+
+
+@chacha20.register_fake
+def _(words: Tensor, count: int, counter: int) -> Tensor:
+    return words.new_empty(count, dtype=torch.int64)
+
+
+def reference(words: Tensor, count: int, counter: int) -> Tensor:
+    """Returns the same by ATen, 32-bit words kept in int64."""
+    blocks = -(-count // PER_BLOCK)
+    given = (words.long() & MASK)[:, None].expand(-1, blocks)
+    constants = torch.tensor(CONSTANTS, device=words.device)[:, None].expand(-1, blocks)
+    counters = torch.arange(counter, counter + blocks, device=words.device)[None]
+    start = torch.cat([constants, given[:8], counters, given[8:]])
+    x = list(start)
+    for _ in range(ROUNDS):
+        for places in COLUMNS + DIAGONALS:
+            _quarter(x, *places)
+    made = ((torch.stack(x) + start) & MASK).t()
+    return (made[:, ::2] | made[:, 1::2] << 32).flatten()[:count]
+
+
+def _quarter(x: list[Tensor], a: int, b: int, c: int, d: int) -> None:
+    for left, right, other, turn in ((a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)):
+        x[left] = (x[left] + x[right]) & MASK
+        mixed = x[other] ^ x[left]
+        x[other] = (mixed << turn | mixed >> 32 - turn) & MASK
