@@ -2,28 +2,32 @@
 
     python tests/mutants/run.py [--jobs N] [--only WORDS] [--write]
 
-The package and its tests are copied to a temporary folder; a mutant changes one text there, and its tests are run. A
-mutant is killed if one of them fails, and has survived if they pass; a module that no longer imports is neither.
+The package and its tests are copied to a temporary folder; a mutant changes one text there, and its tests are run by a
+fork of this process, which has imported torch and never the library. A mutant is killed if one of them fails, and has
+survived if they pass; a module that no longer imports is neither.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import multiprocessing
 import os
-import queue
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import of_analysis
 import of_clipping
 import of_privacy
+import pytest
+import torch
 from mutant import Mutant
 
 ROOT = Path(__file__).parents[2]
@@ -51,11 +55,12 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.relative_to(ROOT)}")
     parser.add_argument("--no-baseline", action="store_true", help="do not run the tests on the library as it is first")
     options = parser.parse_args()
+    _warm()
     chosen = [m for m in MUTANTS if options.only is None or options.only in m.name]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         homes = [_copy(Path(folder) / str(i)) for i in range(options.jobs)]
         if not options.no_baseline:
-            verdict, told = run_tests(homes[0], tuple(sorted({t for m in chosen for t in m.tests})), 6 * LIMIT)
+            verdict, told = Tests(homes[0], tuple(sorted({t for m in chosen for t in m.tests})), 6 * LIMIT).end()
             if verdict != SURVIVED:
                 print(f"the library as it is does not pass the tests: {verdict} {told}")
                 return 2
@@ -82,49 +87,82 @@ def _copy(home: Path) -> Path:
 
 
 def _all(mutants: list[Mutant], homes: list[Path], report: Callable[[int, Fate], None]) -> list[Fate]:
-    free: queue.Queue[Path] = queue.Queue()
-    for home in homes:
-        free.put(home)
-    done: list[Fate] = []
-
-    def one(mutant: Mutant) -> Fate:
-        home = free.get()
-        try:
-            fate = try_mutant(home, mutant)
-        finally:
-            free.put(home)
-        done.append(fate)
-        report(len(done), fate)
-        return fate
-
-    with ThreadPoolExecutor(len(homes)) as pool:
-        return list(pool.map(one, mutants))
+    waiting, free, running, fates = list(reversed(mutants)), list(homes), {}, {}
+    while waiting or running:
+        while waiting and free:
+            trial = Trial(waiting.pop(), free.pop())
+            running[trial.tests.process.sentinel] = trial
+        for sentinel in wait(list(running), timeout=1.0) or [s for s, t in running.items() if t.tests.late]:
+            trial = running.pop(sentinel)  # type: ignore[call-overload]
+            fates[trial.mutant.name] = trial.end()
+            free.append(trial.home)
+            report(len(fates), fates[trial.mutant.name])
+    return [fates[m.name] for m in mutants]
 
 
-def try_mutant(home: Path, mutant: Mutant) -> Fate:
-    """Returns the Fate of `mutant` in the copy `home`, which is whole again afterwards."""
-    start, file = time.monotonic(), home / "fxperex" / mutant.file
-    before = mutant.apply(home / "fxperex")
-    try:
-        verdict, told = run_tests(home, mutant.tests, LIMIT)
-    finally:
-        file.write_text(before)
-    return Fate(mutant, verdict, told, time.monotonic() - start)
+class Trial:
+    """A mutant at work in the copy `home`, which is whole again after `end`."""
+
+    def __init__(self, mutant: Mutant, home: Path) -> None:
+        self.mutant, self.home = mutant, home
+        self._before = mutant.apply(home / "fxperex")
+        self.tests = Tests(home, mutant.tests, LIMIT)
+
+    def end(self) -> Fate:
+        verdict, told = self.tests.end()
+        (self.home / "fxperex" / self.mutant.file).write_text(self._before)
+        return Fate(self.mutant, verdict, told, time.monotonic() - self.tests.start)
 
 
-def run_tests(home: Path, tests: tuple[str, ...], limit: float) -> tuple[str, str]:
-    """Returns (verdict, the failed test or the end of what was printed) of pytest in `home`, which imports its own copy."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-o", "addopts=", "-m", "not nightly", "-p", "no:cacheprovider",
-               "--tb=line", "--show-capture=no", *(f"tests/{t}" for t in tests)]
-    own = {"PYTHONPATH": str(home), "PYTHONDONTWRITEBYTECODE": "1", "FXPEREX_CACHE": str(home / "cache"), "OMP_NUM_THREADS": "1"}
-    try:
-        done = subprocess.run(command, cwd=home, env={**os.environ, **own}, capture_output=True, text=True, timeout=limit)
-    except subprocess.TimeoutExpired:
-        return KILLED, f"no end within {limit:.0f} s"
-    failed = [line.split(" - ")[0] for line in done.stdout.splitlines() if line.startswith("FAILED ")]
-    if done.returncode == 1 and failed:
-        return KILLED, failed[0].removeprefix("FAILED tests/")
-    return (SURVIVED, "its tests pass") if done.returncode == 0 else (BROKEN, done.stdout[-400:] + done.stderr[-400:])
+class Tests:
+    """pytest in a fork of this process, on the copy `home`."""
+
+    def __init__(self, home: Path, tests: tuple[str, ...], limit: float) -> None:
+        self.start, self.limit, self._told = time.monotonic(), limit, home / "told.txt"
+        self.process = multiprocessing.get_context("fork").Process(target=_pytest, args=(home, tests, self._told))
+        self.process.start()
+
+    @property
+    def late(self) -> bool:
+        return time.monotonic() > self.start + self.limit
+
+    def end(self) -> tuple[str, str]:
+        """Returns (verdict, the failed test or the end of what was printed), waiting for it."""
+        self.process.join(max(0.0, self.start + self.limit - time.monotonic()))
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+            return KILLED, f"no end within {self.limit:.0f} s"
+        told = self._told.read_text(errors="replace")
+        failed = [line.split(" - ")[0] for line in told.splitlines() if line.startswith("FAILED ")]
+        if self.process.exitcode == 1 and failed:
+            return KILLED, failed[0].removeprefix("FAILED tests/")
+        return (SURVIVED, "its tests pass") if self.process.exitcode == 0 else (BROKEN, " ".join(told.split())[-300:])
+
+
+def _pytest(home: Path, tests: tuple[str, ...], told: Path) -> None:
+    assert not any(name.partition(".")[0] == "fxperex" for name in sys.modules), "the library was imported before it was changed"
+    os.environ |= {"FXPEREX_CACHE": str(home / "cache"), "PYTHONPATH": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.dont_write_bytecode = True
+    os.chdir(home)
+    sys.path[0] = str(home)
+    with told.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    code = pytest.main(["-x", "-q", "-o", "addopts=", "-m", "not nightly", "-p", "no:cacheprovider", "--tb=line",
+                        "--show-capture=no", *(f"tests/{t}" for t in tests)])
+    sys.stdout.flush()
+    os._exit(int(code))
+
+
+def _warm() -> None:
+    """Imports, before any fork, what every test needs of others' packages: torch's exporter alone takes seconds."""
+    torch.set_num_threads(1)
+    for name in ("torch.fx.experimental.proxy_tensor", "dp_accounting", "scipy.stats", "scipy.optimize"):
+        importlib.import_module(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),), strict=False)
 
 
 def table(fates: list[Fate]) -> str:
@@ -132,8 +170,8 @@ def table(fates: list[Fate]) -> str:
     rows = [f"| {f.mutant.name} | `{f.mutant.file}` | {f.verdict} | `{f.told}` |" for f in fates]
     killed = sum(f.verdict == KILLED for f in fates)
     return "\n".join(["# Mutants", "",
-                      f"{killed} of {len(fates)} deliberate breaks of the library are seen by the ordinary tests. Each changes one "
-                      "text in one file (`tests/mutants/of_*.py`); the test named is the first that failed.", "",
+                      f"{killed} of {len(fates)} deliberate breaks of the library are seen by the ordinary tests. Each changes "
+                      "one text in one file (`tests/mutants/of_*.py`); the test named is the first that failed.", "",
                       "Made by `python tests/mutants/run.py --write`.", "",
                       "| broken promise | file | verdict | seen by |", "|---|---|---|---|", *rows, ""])
 

@@ -17,14 +17,26 @@ from torch import Tensor, nn
 
 import fxperex
 from fxperex.analysis.rules import RULES
-from fxperex.clipping import Flat
+from fxperex.clipping import Adaptive, Automatic, Clip, Flat, Normalised, PerGroup, PerLayer
 from fxperex.config import SLACK
-from fxperex.errors import BatchMixingError, CaptureError, LedgerError, SemanticsWarning
+from fxperex.errors import BatchMixingError, CaptureError, LedgerError, MutationError, SemanticsWarning
 from fxperex.numerics import sq_norm
 from fxperex.privacy import Mechanism, Noise, PoissonSampler, PrivacyEngine, Secret, ShuffledSampler, epsilon
 from fxperex.testing import as_forward, clipped, error, loop
 
 Make = Callable[..., PrivacyEngine]
+
+
+@pytest.mark.parametrize(("rule", "norms", "factors"), [
+    (Flat(0.5), [[0.1], [0.5], [2.0]], [[1.0], [1.0], [0.25]]),
+    (PerLayer(1.0), [[0.1, 10.0], [0.2, 0.3]], [[1.0, 0.5**0.5 / 10], [1.0, 1.0]]),
+    (PerGroup({"a": 0.1, "b": 0.3}), [[0.05, 3.0]], [[1.0, 0.1]]),
+    (Adaptive(0.5), [[0.1], [4.0]], [[2.0], [0.25]]),
+    (Normalised(0.5, 1e-3), [[1e-4], [2.0]], [[500.0], [0.25]]),
+    (Automatic(0.5, 1.0), [[0.1], [4.0]], [[0.5 / 1.1], [0.1]])], ids=lambda x: type(x).__name__)
+def test_a_gradient_below_its_bound_is_left_alone(rule: Clip, norms: list[list[float]], factors: list[list[float]]) -> None:
+    found = rule.apply(torch.tensor(norms, dtype=torch.float64), *rule.inputs())
+    torch.testing.assert_close(found, torch.tensor(factors, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("strategy", ["unfold", "ghost", "multi", "auto"])
@@ -50,19 +62,22 @@ def test_long_norms_are_not_read_low() -> None:
     assert float(sq_norm(x)) == pytest.approx(exact, rel=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_cancelling_embedding_tokens_stay_within_the_bound(seed: int) -> None:
-    draw = torch.Generator().manual_seed(seed)
-    table, ids = nn.Embedding(3, 8), torch.zeros(1, 512, dtype=torch.long)
-    signs = torch.tensor([1.0, -1.0]).repeat(256)[:, None]
-    push = 1e3 * signs * torch.rand(8, generator=draw) + 1e-4 * torch.randn(512, 8, generator=draw)
-    private = fxperex.transform(table, (ids, push[None]), forward=lambda m, i, p: (m(i) * p).sum((1, 2)), clip=1.0,
+@pytest.mark.parametrize("kind", ["linear", "embedding"])
+@pytest.mark.parametrize("spread", [1e-3, 1e-5])
+def test_what_rounding_adds_to_cancelling_tokens_is_in_the_norm(kind: str, spread: float) -> None:
+    tokens, draw = 512, torch.Generator().manual_seed(1)
+    model: nn.Module = nn.Linear(1, 1, bias=False) if kind == "linear" else nn.Embedding(2, 1)
+    other = torch.ones(1, tokens, 1) if kind == "linear" else torch.zeros(1, tokens, dtype=torch.long)
+    signs = torch.tensor([1.0, -1.0]).repeat(tokens // 2)
+
+    def push() -> Tensor:
+        return (1e3 * (signs * torch.rand(1, generator=draw) + spread * torch.randn(tokens, generator=draw)))[None, :, None]
+
+    private = fxperex.transform(model, (other, push()), forward=lambda m, x, p: (m(x) * p).sum((1, 2)), clip=1.0,
                                 strategy="ghost", backend="eager")
-    result, sums = private.sums(ids, push[None])
-    emitted = push.double().sum(0).norm()
-    assert float(sums[0].double().norm()) <= 1 + SLACK
-    # What rounding may hide is in the norm: 512 terms of 1e3 each, rounded to float32.
-    assert float(result.norms) >= float(emitted) and float(result.factors) * float(emitted) <= 1 + SLACK
+    # One number is summed, so half of the roundings go up: 24 rows without one that does are as good as impossible.
+    emitted = [float(private.sums(other, push())[1][0].double().norm()) for _ in range(24)]
+    assert max(emitted) <= 1 + SLACK
 
 
 def test_tensors_and_generations_have_noise_of_their_own() -> None:
@@ -179,11 +194,55 @@ def test_an_operation_without_a_rule_is_refused() -> None:
 
 
 def test_what_holds_at_one_size_alone_is_refused() -> None:
-    model = nn.Linear(6, 6)
-    # With 4 rows of 6 this keeps every row, with 5 it deals them out anew.
+    # With 4 rows this keeps every row, with 5 it deals them out anew.
+    model = nn.Linear(20, 20)
     with pytest.raises((BatchMixingError, CaptureError)):
-        fxperex.transform(model, (torch.randn(4, 6),), forward=lambda m, x: m(x).reshape(-1, 2, 3).reshape(4, -1).sum(1),
-                          backend="eager")
+        fxperex.transform(model, (torch.randn(4, 20),), backend="eager",
+                          forward=lambda m, x: m(x).reshape(4, -1).roll(1, 1).reshape(len(x), -1).square().sum(1))
+
+
+def test_rows_of_other_examples_are_refused() -> None:
+    ids = torch.tensor([1, 0, 3, 2])
+    with pytest.raises(BatchMixingError, match="indexes the batch dimension"):
+        fxperex.transform(nn.Linear(6, 6), (torch.randn(4, 6), ids), forward=lambda m, x, i: m(x)[i].sum(1), backend="eager")
+
+
+def test_a_buffer_that_remembers_the_batch_is_refused() -> None:
+    class Running(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(6, 6)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = super().forward(x)
+            self.seen += h.detach().sum()
+            return h
+
+    with pytest.raises(MutationError, match="'seen'"):
+        fxperex.transform(Running(), (torch.randn(4, 6),), forward=lambda m, x: m(x).sum(1), backend="eager")
+
+
+def test_examples_in_another_order_do_not_meet() -> None:
+    model = nn.Linear(6, 6)
+
+    def loss(m: nn.Module, x: Tensor) -> Tensor:
+        h = m(x)
+        return (h.flatten(0, 1) + h.transpose(0, 1).flatten(0, 1)).reshape(len(x), -1).sum(1)
+
+    with pytest.raises(BatchMixingError, match="another order"):
+        fxperex.transform(model, (torch.randn(4, 3, 6),), forward=loss, backend="eager")
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ghost", "multi"])
+def test_a_parameter_and_a_piece_of_it_have_one_norm(strategy: str) -> None:
+    def loss(m: nn.Module, x: Tensor) -> Tensor:
+        return (x @ m.weight + 2 * x[:, :3] @ m.weight[:3]).square().sum(1)
+
+    model, x = nn.Linear(4, 5, bias=False).double(), torch.randn(4, 5, dtype=torch.float64)
+    total, norms = clipped(loop(model, loss, (x,)), 0.7)
+    private = fxperex.transform(model, (x,), forward=loss, clip=0.7, strategy=strategy, backend="eager")
+    result, sums = private.sums(x)
+    assert error(result.norms, norms) <= 1e-9 and error(sums[0], total["weight"]) <= 1e-9
 
 
 def test_weights_with_ignored_positions_are_the_examples_own() -> None:
