@@ -1,6 +1,6 @@
 """Breaks the library in every way of the tables, one at a time, and asks of each whether the ordinary tests see it.
 
-    python tests/mutants/run.py [--jobs N] [--only WORDS] [--write]
+    python tests/mutants/run.py [--jobs N] [--only WORDS ...] [--write]
 
 The package and its tests are copied to a temporary folder; a mutant changes one text there, and its tests are run by a
 fork of this process, which has imported torch and never the library. A mutant is killed if one of them fails, and has
@@ -51,12 +51,12 @@ class Fate:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--only", help="the mutants with these words in their name")
+    parser.add_argument("--only", nargs="+", metavar="WORDS", help="the mutants with any of these in their name")
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.relative_to(ROOT)}")
     parser.add_argument("--no-baseline", action="store_true", help="do not run the tests on the library as it is first")
     options = parser.parse_args()
     _warm()
-    chosen = [m for m in MUTANTS if options.only is None or options.only in m.name]
+    chosen = [m for m in MUTANTS if options.only is None or any(words in m.name for words in options.only)]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         homes = [_copy(Path(folder) / str(i)) for i in range(options.jobs)]
         if not options.no_baseline:

@@ -21,7 +21,16 @@ from fxperex.clipping import Adaptive, Automatic, Clip, Flat, Normalised, PerGro
 from fxperex.config import SLACK
 from fxperex.errors import BatchMixingError, CaptureError, LedgerError, MutationError, SemanticsWarning
 from fxperex.numerics import sq_norm
-from fxperex.privacy import Mechanism, Noise, PoissonSampler, PrivacyEngine, Secret, ShuffledSampler, epsilon
+from fxperex.privacy import (
+    Mechanism,
+    Noise,
+    PoissonSampler,
+    PrivacyEngine,
+    Secret,
+    ShuffledSampler,
+    TruncatedPoissonSampler,
+    epsilon,
+)
 from fxperex.testing import as_forward, clipped, error, loop
 
 Make = Callable[..., PrivacyEngine]
@@ -108,6 +117,11 @@ def test_shuffled_batches_cost_an_epoch_of_gaussian() -> None:
     assert epsilon(sampler, 2.0, 1e-5, relation="zero-out") == pytest.approx(whole, rel=1e-6)
     assert [sampler.units(n) for n in range(9)] == [0, 1, 1, 1, 1, 2, 2, 2, 2]
     assert sampler.units(2, first=3) == 2 and sampler.units(1, first=4) == 1
+
+
+def test_cutting_batches_down_costs_more() -> None:
+    cut, whole = TruncatedPoissonSampler(40, 10, 6, 10, seed=0), PoissonSampler(40, 10, 6, seed=0)
+    assert epsilon(cut, 1.3, 1e-3) > 1.01 * epsilon(whole, 1.3, 1e-3)
 
 
 def test_replacing_costs_more_than_adding() -> None:
