@@ -1,6 +1,6 @@
 """Breaks the library in every way of the tables, one at a time, and asks of each whether the ordinary tests see it.
 
-    python tests/mutants/run.py [--jobs N] [--only WORDS ...] [--write]
+    python tests/mutants/run.py [--jobs N] [--only WORDS ...] [--record FILE] [--write]
 
 The package and its tests are copied to a temporary folder; a mutant changes one text there, and its tests are run by a
 fork of this process, which has imported torch and never the library. A mutant is killed if one of them fails, and has
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -52,11 +53,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--only", nargs="+", metavar="WORDS", help="the mutants with any of these in their name")
-    parser.add_argument("--write", action="store_true", help=f"write {TABLE.relative_to(ROOT)}")
+    parser.add_argument("--record", type=Path, help="verdicts kept there as they come: a run that was cut off goes on from it")
+    parser.add_argument("--write", action="store_true", help=f"write {TABLE.relative_to(ROOT)}, which needs all verdicts")
     parser.add_argument("--no-baseline", action="store_true", help="do not run the tests on the library as it is first")
     options = parser.parse_args()
     _warm()
-    chosen = [m for m in MUTANTS if options.only is None or any(words in m.name for words in options.only)]
+    known = json.loads(options.record.read_text()) if options.record and options.record.exists() else {}
+    chosen = [m for m in MUTANTS if known.get(m.name) != KILLED
+              and (options.only is None or any(words in m.name for words in options.only))]
+
+    def report(fate: Fate) -> None:
+        known[fate.mutant.name] = fate.verdict
+        if options.record:
+            options.record.write_text(json.dumps(known, indent=1) + "\n")
+        print(f"{fate.verdict:<8} {fate.seconds:4.0f} s  {fate.mutant.name}: {fate.told}", flush=True)
+
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         homes = [_copy(Path(folder) / str(i)) for i in range(options.jobs)]
         if not options.no_baseline:
@@ -65,14 +76,13 @@ def main() -> int:
                 print(f"the library as it is does not pass the tests: {verdict} {told}")
                 return 2
             print("the library as it is passes", flush=True)
-        fates = _all(chosen, homes, lambda done, fate: print(
-            f"[{done}/{len(chosen)}] {fate.verdict:<8} {fate.seconds:4.0f} s  {fate.mutant.name}"
-            + ("" if fate.verdict == KILLED else f": {fate.told}"), flush=True))
-    killed = sum(f.verdict == KILLED for f in fates)
-    print(f"{killed} of {len(fates)} killed")
-    if options.write:
-        TABLE.write_text(table(fates))
-    return 0 if killed == len(fates) else 1
+        _all(chosen, homes, report)
+    asked = [m for m in MUTANTS if m.name in known]
+    killed = sum(known[m.name] == KILLED for m in asked)
+    print(f"{killed} of {len(asked)} killed")
+    if options.write and len(asked) == len(MUTANTS):
+        TABLE.write_text(table(known))
+    return 0 if killed == len(asked) else 1
 
 
 def _copy(home: Path) -> Path:
@@ -86,18 +96,16 @@ def _copy(home: Path) -> Path:
     return home
 
 
-def _all(mutants: list[Mutant], homes: list[Path], report: Callable[[int, Fate], None]) -> list[Fate]:
-    waiting, free, running, fates = list(reversed(mutants)), list(homes), {}, {}
+def _all(mutants: list[Mutant], homes: list[Path], report: Callable[[Fate], None]) -> None:
+    waiting, free, running = list(reversed(mutants)), list(homes), {}
     while waiting or running:
         while waiting and free:
             trial = Trial(waiting.pop(), free.pop())
             running[trial.tests.process.sentinel] = trial
         for sentinel in wait(list(running), timeout=1.0) or [s for s, t in running.items() if t.tests.late]:
             trial = running.pop(sentinel)  # type: ignore[call-overload]
-            fates[trial.mutant.name] = trial.end()
+            report(trial.end())
             free.append(trial.home)
-            report(len(fates), fates[trial.mutant.name])
-    return [fates[m.name] for m in mutants]
 
 
 class Trial:
@@ -165,15 +173,15 @@ def _warm() -> None:
         torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),), strict=False)
 
 
-def table(fates: list[Fate]) -> str:
-    """Returns the page: every mutant, the test that saw it."""
-    rows = [f"| {f.mutant.name} | `{f.mutant.file}` | {f.verdict} | `{f.told}` |" for f in fates]
-    killed = sum(f.verdict == KILLED for f in fates)
+def table(verdicts: dict[str, str]) -> str:
+    """Returns the page: every mutant, its verdict, and the tests that were asked."""
+    rows = [f"| {m.name} | `{m.file}` | {verdicts[m.name]} | {', '.join(f'`{t}`' for t in m.tests)} |" for m in MUTANTS]
+    killed = sum(verdicts[m.name] == KILLED for m in MUTANTS)
     return "\n".join(["# Mutants", "",
-                      f"{killed} of {len(fates)} deliberate breaks of the library are seen by the ordinary tests. Each changes "
-                      "one text in one file (`tests/mutants/of_*.py`); the test named is the first that failed.", "",
+                      f"{killed} of {len(MUTANTS)} deliberate breaks of the library are seen by the ordinary tests. Each changes "
+                      "one text in one file (`tests/mutants/of_*.py`); the tests named are those that were asked.", "",
                       "Made by `python tests/mutants/run.py --write`.", "",
-                      "| broken promise | file | verdict | seen by |", "|---|---|---|---|", *rows, ""])
+                      "| broken promise | file | verdict | tests |", "|---|---|---|---|", *rows, ""])
 
 
 if __name__ == "__main__":
