@@ -1,0 +1,55 @@
+"""Mutants of the batch-axis proof, the losses and the sites: what mixes examples is accepted."""
+
+from __future__ import annotations
+
+from mutant import Mutant
+
+MIXING = "analysis/test_batch_axis.py::test_mixing_is_refused_with_op_and_line"
+MODULES = "analysis/test_batch_axis.py::test_mixing_modules_are_refused"
+PROMISE = "privacy/test_promises.py::"
+RULE = "analysis/test_rules.py::test_the_rule_agrees_with_perturbation"
+
+MUTANTS = [
+    Mutant("softmax over the batch is accepted", "analysis/rules/reduce.py",
+           'axis = drop(context, context.axis(0), context.arg(1, "dim", -1), True, "runs")', "axis = context.axis(0)",
+           (MIXING + "[softmax]", MIXING + "[cumsum]")),
+    Mutant("sorting the batch is accepted", "analysis/rules/reduce.py",
+           'axis = drop(context, context.axis(0), context.arg(at, "dim", -1), True, "orders")', "axis = context.axis(0)",
+           (MIXING + "[sort]",)),
+    Mutant("rolling and flipping the batch are accepted", "analysis/rules/view.py",
+           "if axis is not None and (not dims or axis.dim in", "if False and (not dims or axis.dim in",
+           (MIXING + "[roll]", MIXING + "[flip]")),
+    Mutant("examples in another order inside a dimension are accepted", "analysis/rules/pointwise.py",
+           "if one.place == two.place:", "if one.dim == two.dim:", (PROMISE + "test_examples_in_another_order_do_not_meet",)),
+    Mutant("normalising over the batch is accepted", "analysis/rules/layers.py",
+           "if axis is not None and axis.dim >= rank - below:", "if False:", (RULE + "[layer_norm]", RULE + "[group_norm]")),
+    Mutant("batch normalisation in training mode is accepted", "analysis/rules/layers.py",
+           'if not evaluates and ("with_update" in name or context.arg(5)):', "if False:",
+           (MODULES, MIXING + "[functional batch norm]")),
+    Mutant("attention over the batch is accepted", "analysis/rules/layers.py",
+           "if any(a is not None and a.dim >= rank - 2 for a in axes):", "if False:",
+           (MIXING + "[attention over batch, transposed]", MIXING + "[attention over batch]")),
+    Mutant("buffers may keep batch statistics", "analysis/batch_axis.py",
+           "if isinstance(value, fx.Node) and states.get(value) is not None:", "if False:",
+           (PROMISE + "test_a_buffer_that_remembers_the_batch_is_refused",)),
+    Mutant("any index of the batch dimension is accepted", "analysis/rules/index.py",
+           "if not isinstance(rows, BatchAxis) or not rows.rows or base", "if not isinstance(rows, BatchAxis) or base",
+           (PROMISE + "test_rows_of_other_examples_are_refused",)),
+    Mutant("gathering along the batch is accepted", "analysis/rules/index.py",
+           "if any(a is not None and a.dim == at for a in (base, chosen)):", "if False:",
+           (MIXING + "[gather]", RULE + "[gather]")),
+    Mutant("scale_grad_by_freq is accepted", "analysis/rules/index.py", 'if context.arg(3, "scale_grad_by_freq", False):',
+           "if False:", (MODULES,)),
+    Mutant("an operation without a rule is taken for pointwise", "analysis/batch_axis.py",
+           '    raise Mixes("this library has no batch rule for it',
+           '    return RULES["pointwise"]\n    raise Mixes("this library has no batch rule for it',
+           (PROMISE + "test_an_operation_without_a_rule_is_refused",)),
+    Mutant("class weights are divided by once more", "analysis/losses.py",
+           "(aten.index.Tensor, (self.copies[weight], [ids])), kept))", "(aten.index.Tensor, (self.copies[weight], [ids])), 1))",
+           ("analysis/test_losses.py::test_a_coupling_normaliser_becomes_the_examples_own",
+           PROMISE + "test_weights_with_ignored_positions_are_the_examples_own")),
+    Mutant("isometry is not checked", "analysis/sites.py", "origins[arg].isometric, True,", "True, True,",
+           ("test_runtime.py::test_shared_and_derived_weights",)),
+    Mutant("every site is alone on its parameter", "analysis/sites.py", "return not others or (", "return True or (",
+           (PROMISE + "test_a_parameter_and_a_piece_of_it_have_one_norm",)),
+]
