@@ -10,7 +10,7 @@ from fxperex.layers.shapes import split
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.multi import as_one
 from fxperex.strategies.stored import Stored
-from fxperex.work import convolutions, grads_bytes, outputs_bytes, per_example_product, read_stored
+from fxperex.work import convolutions, convolves, grads_bytes, outputs_bytes, per_example_product, read_stored
 
 
 @strategy("vmap")
@@ -22,7 +22,7 @@ class Vmap(Stored):
         d, grads = site.dims, grads_bytes(site)
         if d is None or site.kind == "embedding":
             return Cost(read_stored(site), 12 * outputs_bytes(site) + 6 * grads, grads, 2 * outputs_bytes(site) + grads, 60)
-        conv = site.kind == "conv"
+        conv = convolves(site)
         made = convolutions(site, d, "conv_vmap", d.B * d.G, 1) if conv else per_example_product(site, d)
         return Cost((made, *read_stored(site)), 6 * grads, grads, 2 * grads, 60)
 
