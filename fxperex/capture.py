@@ -9,7 +9,6 @@ differs between them is the batch's, which is how later stages tell a batch-size
 from __future__ import annotations
 
 import contextlib
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,7 +19,8 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxperex.bags import take_bags_apart
-from fxperex.errors import CaptureError
+from fxperex.errors import CaptureError, MutationError
+from fxperex.lines import Lines, is_users, kept, source_line
 from fxperex.recurrent import DECOMPOSITIONS
 from fxperex.strides import forget_strides
 
@@ -75,7 +75,8 @@ class _Whole(nn.Module):
         self.run = forward
 
     def forward(self, *batch: Tensor) -> Tensor:
-        return self.run(self.model, *batch)
+        with Lines(_Whole.forward.__code__):
+            return self.run(self.model, *batch)
 
 
 def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows: int) -> Capture:
@@ -104,6 +105,7 @@ def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows:
     main, twin = make(size), make(size + 1)
     _same(main, twin)
     source = exported if exported is not None else _export(whole, _resize(batch, size), symbolic=False)
+    _refuse_writes(source)
     inputs, constants = _inputs(source)
     first = _first_names(model)
     inputs = {k: (kind, first.get(key, key)) if kind == "parameter" else (kind, key) for k, (kind, key) in inputs.items()}
@@ -127,7 +129,8 @@ def _export(whole: nn.Module, batch: tuple[Tensor, ...], *, symbolic: bool) -> A
         rows = torch.export.Dim("B", min=2)
         shapes = (tuple({0: rows} for _ in batch),)
     with _quiet():
-        exported = torch.export.export(whole, batch, dynamic_shapes=shapes, strict=False)
+        with kept():
+            exported = torch.export.export(whole, batch, dynamic_shapes=shapes, strict=False)
         _detach_no_grad(exported.graph_module)
         take_bags_apart(exported.graph_module)
         exported = exported.run_decompositions(dict(DECOMPOSITIONS))
@@ -250,6 +253,20 @@ def _inputs(source: Any) -> tuple[dict[str, tuple[str, Any]], dict[str, Tensor]]
     return {name: inputs[name] for name in order}, constants
 
 
+def _refuse_writes(source: Any) -> None:
+    """Raises MutationError where the program writes into a parameter or into its input; buffers are the proof's to judge."""
+    from torch.export.graph_signature import OutputKind
+
+    what = {"PARAMETER_MUTATION": "parameter", "USER_INPUT_MUTATION": "its input"}
+    written = [(what[s.kind.name], s.target, s.arg.name) for s in source.graph_signature.output_specs
+               if isinstance(s.kind, OutputKind) and s.kind.name in what]
+    made = {n.name: n for n in source.graph_module.graph.nodes}
+    for kind, target, value in written:
+        name = f"{kind} {_strip(target)!r}" if kind == "parameter" else kind
+        raise MutationError(f"the forward pass writes into {name} at {source_line(made[value])}. A private step changes "
+                            "parameters by the optimizer alone, and leaves the batch as it is: write into a copy (an embedding: max_norm=None)")
+
+
 def _first_names(model: nn.Module) -> dict[str, str]:
     """Returns {every name of a parameter: its first}: export may keep any name of a tied one."""
     first: dict[int, str] = {}
@@ -258,24 +275,6 @@ def _first_names(model: nn.Module) -> dict[str, str]:
 
 def _strip(name: str) -> str:
     return name.removeprefix("model.")
-
-
-def source_line(node: fx.Node) -> str:
-    """Returns 'file:line "code"' of the innermost frame outside torch that made `node`."""
-    lines = (node.meta.get("stack_trace") or "").strip().splitlines()
-    frames = [(lines[i].strip(), lines[i + 1].strip() if i + 1 < len(lines) else "")
-              for i in range(len(lines)) if lines[i].lstrip().startswith("File ")]
-    own = [f for f in frames if _is_users(f[0])] or frames
-    if not own:
-        return f"node {node.name}"
-    place, code = own[-1]
-    parts = place.split(", ")
-    return f'{parts[0].removeprefix("File ").strip(chr(34))}:{parts[1].removeprefix("line ")} "{code}"'
-
-
-def _is_users(place: str) -> bool:
-    """True for a frame of neither torch nor this library, wherever the user's own files lie."""
-    return not any(folder in place for folder in (os.path.dirname(torch.__file__), os.path.dirname(__file__)))
 
 
 def module_path(node: fx.Node) -> str:
@@ -294,7 +293,7 @@ def _explain(error: Exception, what: str) -> CaptureError:
     import traceback
 
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if _is_users(f.filename)]
+    own = [f for f in frames if is_users(f.filename)]
     at = f' at {own[-1].filename}:{own[-1].lineno} "{own[-1].line}"' if own else ""
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return CaptureError(f"{what}{at}: {first}")
