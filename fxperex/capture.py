@@ -264,7 +264,8 @@ def _refuse_writes(source: Any) -> None:
     for kind, target, value in written:
         name = f"{kind} {_strip(target)!r}" if kind == "parameter" else kind
         raise MutationError(f"the forward pass writes into {name} at {source_line(made[value])}. A private step changes "
-                            "parameters by the optimizer alone, and leaves the batch as it is: write into a copy (an embedding: max_norm=None)")
+                            "parameters by the optimizer alone and leaves the batch as it is: write into a copy "
+                            "(of an embedding: max_norm=None)")
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:

@@ -14,17 +14,17 @@ import pytest
 import torch
 from look_alikes import ACCEPTED
 from mixing import MIXING, MODULES, B, Net, Program
-from probes import flat, moved
 from torch import Tensor, nn
 
 import fxperex
 from fxperex.errors import BatchMixingError, CaptureError
-from fxperex.testing import clipped, error, loop
+from fxperex.testing import clipped, error, flat, loop, moved
 
 # Look-alikes that the proof is too coarse for. At most three, each with its reason; none so far.
 TOO_CAREFUL: dict[str, str] = {}
 # Capture sees these first: they are another program, or none, at another batch size.
-CAPTURED_FIRST = {"linear over batch", "stack and reshape", "view four", "chunk", "unbind", "added to the first", "two halves apart"}
+CAPTURED_FIRST = {"linear over batch", "stack and reshape", "view four", "chunk", "unbind", "added to the first",
+                  "two halves apart"}
 
 
 def _head(model: nn.Module, x: Tensor) -> Tensor:

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import torch
 import zoo
-from probes import flat, moved
 from torch import Tensor
 
 import fxperex
 from fxperex.errors import FxperexError
-from fxperex.testing import clipped, error, loop
+from fxperex.testing import clipped, error, flat, loop, moved
 
 for _room in ("vision", "generative", "language", "structured"):
     importlib.import_module(_room)
