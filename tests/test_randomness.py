@@ -68,6 +68,7 @@ DRAWS: dict[str, tuple[Draw, tuple[float, ...]]] = {
 }
 
 
+ORDINARY = {"dropout", "stochastic depth, rows", "exponential in place", "attention with dropout"}
 CASES = [(name, "auto") for name in DRAWS] + [("dropout", "naive"), ("dropout", "ghost"), ("attention with dropout", "vmap")]
 
 
@@ -95,7 +96,7 @@ def test_the_gradient_is_that_of_the_drawn_mask(name: str, strategy: str) -> Non
         assert error(model.get_parameter(key).grad, want) <= 1e-10, key  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("name", [n if n in ORDINARY else pytest.param(n, marks=pytest.mark.nightly) for n in DRAWS])
 def test_draws_repeat_under_a_seed_and_see_no_other_example(name: str) -> None:
     model, x = Noisy(DRAWS[name][0]).double(), torch.randn(B, 5, dtype=torch.float64)
     private = fxperex.transform(model, (x,), forward=_loss, backend="eager")

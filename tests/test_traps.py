@@ -21,7 +21,7 @@ from fxperex.errors import SemanticsWarning, StateError
 from fxperex.testing import as_forward, error, loop
 
 BOUND = 1 + 2.0**-20
-STRATEGIES = ("auto", "ghost", "unfold", "multi", "naive")
+STRATEGIES = ("auto", "ghost", "naive")
 
 
 def _case(name: str) -> tuple[nn.Module, Batch, Grads, float]:
