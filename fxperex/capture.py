@@ -20,8 +20,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxperex.bags import take_bags_apart
 from fxperex.errors import CaptureError, FxperexError
+from fxperex.lines import Lines, kept, source_line
 from fxperex.recurrent import DECOMPOSITIONS
-from fxperex.refusals import data_dependent, explain, explained, is_ours, is_users, no_custom_backward, no_writes, same_numbers
+from fxperex.refusals import data_dependent, explain, explained, no_custom_backward, no_writes, same_numbers
 from fxperex.strides import forget_strides
 
 Forward = Callable[..., Tensor]
@@ -75,7 +76,7 @@ class _Whole(nn.Module):
         self.run = forward
 
     def forward(self, *batch: Tensor) -> Tensor:
-        with same_numbers(self.model):
+        with same_numbers(self.model), Lines(_Whole.forward.__code__):
             return no_custom_backward(self.run(self.model, *batch))
 
 
@@ -130,7 +131,8 @@ def _export(whole: nn.Module, batch: tuple[Tensor, ...], *, symbolic: bool) -> A
         rows = torch.export.Dim("B", min=2)
         shapes = (tuple({0: rows} for _ in batch),)
     with _quiet():
-        exported = torch.export.export(whole, batch, dynamic_shapes=shapes, strict=False)
+        with kept():
+            exported = torch.export.export(whole, batch, dynamic_shapes=shapes, strict=False)
         _detach_no_grad(exported.graph_module)
         take_bags_apart(exported.graph_module)
         exported = exported.run_decompositions(dict(DECOMPOSITIONS))
@@ -262,19 +264,6 @@ def _first_names(model: nn.Module) -> dict[str, str]:
 
 def _strip(name: str) -> str:
     return name.removeprefix("model.")
-
-
-def source_line(node: fx.Node) -> str:
-    """Returns 'file:line "code"' of the innermost frame outside torch that made `node`."""
-    lines = (node.meta.get("stack_trace") or "").strip().splitlines()
-    frames = [(lines[i].strip(), lines[i + 1].strip() if i + 1 < len(lines) else "")
-              for i in range(len(lines)) if lines[i].lstrip().startswith("File ")]
-    own = [f for f in frames if is_users(f[0])] or [f for f in frames if not is_ours(f[0])]
-    if not own:
-        return f"node {node.name}"
-    place, code = own[-1]
-    parts = place.split(", ")
-    return f'{parts[0].removeprefix("File ").strip(chr(34))}:{parts[1].removeprefix("line ")} "{code}"'
 
 
 def module_path(node: fx.Node) -> str:

@@ -56,14 +56,16 @@ def _dtype(t: Tensor) -> str:
 
 def _convolution(node: fx.Node, given: list[Tensor], out: list[Tensor]) -> tuple[Work, ...]:
     x, weight = given[0], given[1]
-    return _images(weight, x, out[0], int(node.args[8]) if len(node.args) > 8 else 1, ("conv_forward",))  # type: ignore[arg-type]
+    # A transposed convolution's windows stand at its input's positions.
+    ends = x if node.args[6:7] == (True,) else out[0]
+    return _images(weight, x, ends, int(node.args[8]) if len(node.args) > 8 else 1, ("conv_forward",))  # type: ignore[arg-type]
 
 
 def _convolution_backward(node: fx.Node, given: list[Tensor], out: list[Tensor]) -> tuple[Work, ...]:
     g, x, weight = given[0], given[1], given[2]
     mask: Any = node.args[10]
     kernels = tuple(k for k, wanted in zip(("conv_input", "conv_weight"), mask[:2], strict=True) if wanted)
-    return _images(weight, x, g, int(node.args[9]), kernels)  # type: ignore[arg-type]
+    return _images(weight, x, x if node.args[7] else g, int(node.args[9]), kernels)  # type: ignore[arg-type]
 
 
 def _images(weight: Tensor, x: Tensor, out: Tensor, groups: int, kernels: tuple[str, ...]) -> tuple[Work, ...]:

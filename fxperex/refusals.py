@@ -7,17 +7,16 @@ ATen (a backward of its own, numbers kept on modules, values read out of tensors
 from __future__ import annotations
 
 import contextlib
-import os
 import traceback
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.utils import _pytree as pytree
 
 from fxperex.errors import CaptureError, CoverageError, FxperexError, MutationError
+from fxperex.lines import is_users, source_line
 
 STATE = (int, float, str)
 
@@ -41,13 +40,15 @@ def no_custom_backward(loss: Any) -> Any:
 
 
 def no_writes(source: Any) -> None:
-    """Raises MutationError where an exported program writes into a parameter or into its input."""
+    """Raises MutationError where an exported program writes into a parameter or its input; buffers are the proof's to judge."""
+    made = {n.name: n for n in source.graph_module.graph.nodes}
     for item in source.graph_signature.output_specs:
         if item.kind.name in {"PARAMETER_MUTATION", "USER_INPUT_MUTATION"}:
             what = "parameter" if item.kind.name == "PARAMETER_MUTATION" else "input"
-            raise MutationError(f"the forward pass writes into its {what} {item.target.removeprefix('model.')!r} in place; the "
-                                "step writes nothing but .grad. Use an operation that returns a new tensor (x * 2 for x.mul_(2), "
-                                "inplace=False), and no max_norm of an embedding, which rewrites the rows that a batch looks up")
+            raise MutationError(f"the forward pass writes into its {what} {item.target.removeprefix('model.')!r} in place at "
+                                f"{source_line(made[item.arg.name])}; the step writes nothing but .grad. Use an operation that "
+                                "returns a new tensor (x * 2 for x.mul_(2), inplace=False), and no max_norm of an embedding, "
+                                "which rewrites the rows that a batch looks up")
 
 
 @contextlib.contextmanager
@@ -86,12 +87,3 @@ def explain(error: Exception, what: str) -> CaptureError:
     at = f' at {own[-1].filename}:{own[-1].lineno} "{own[-1].line}"' if own else ""
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return CaptureError(f"{what}{at}: {first}")
-
-
-def is_users(place: str) -> bool:
-    """True for a frame of neither torch nor this library, wherever the user's own files lie."""
-    return os.path.dirname(torch.__file__) not in place and not is_ours(place)
-
-
-def is_ours(place: str) -> bool:
-    return os.path.dirname(__file__) in place

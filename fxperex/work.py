@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from fxperex.layers.conv import SMALL
-from fxperex.registry import Dims, Site, Work
+from fxperex.layers.conv import SMALL, Conv
+from fxperex.registry import Dims, Site, Work, kinds
 from fxperex.workspace import by_patches, convolution, copies, partial
 
 SPILL = 16 * 2**20  # bytes from which an allocator hands out untouched memory every time
@@ -13,6 +13,11 @@ SPILL = 16 * 2**20  # bytes from which an allocator hands out untouched memory e
 
 def name_of(site: Site) -> str:
     return str(site.dtype).removeprefix("torch.")
+
+
+def convolves(site: Site) -> bool:
+    """True for a convolution, transposed or not: its weight gradient is a convolution too."""
+    return isinstance(kinds()[site.kind], Conv)
 
 
 def taps(site: Site) -> int:
@@ -58,7 +63,7 @@ def patches(site: Site) -> tuple[Work, ...]:
 
 def per_example_product(site: Site, d: Dims) -> Work:
     """`g_b^T a_b` for every example and group, as one batched product."""
-    kernel = "bmm_patches" if site.kind == "conv" else "bmm"
+    kernel = "bmm_patches" if convolves(site) else "bmm"
     return Work(kernel, (d.B * d.G, d.P, d.T, d.D), 2.0 * d.B * d.G * d.T * d.D * d.P, 1, name_of(site))
 
 
@@ -71,7 +76,7 @@ def convolutions(site: Site, d: Dims, kernel: str, n: int, calls: int) -> Work:
 def by_convolution(site: Site) -> bool:
     """True where the ordinary weight gradient is a convolution's own, not a product over patches."""
     d = site.dims
-    return site.kind == "conv" and d is not None and (d.T > SMALL or d.G > 1)
+    return convolves(site) and d is not None and (d.T > SMALL or d.G > 1)
 
 
 def sum_scratch(site: Site) -> float:
@@ -109,7 +114,7 @@ def weight_gradient(site: Site, d: Dims) -> tuple[Work, ...]:
 def folding_bytes(site: Site) -> float:
     """Traffic of spreading one gradient of the live taps over the whole kernel, element by element; mostly none."""
     d = site.dims
-    return 0.0 if site.kind != "conv" or d is None or site.size == d.G * d.P * d.D else 8.0 * site.size * site.dtype.itemsize
+    return 0.0 if not convolves(site) or d is None or site.size == d.G * d.P * d.D else 8.0 * site.size * site.dtype.itemsize
 
 
 def scaling_bytes(site: Site) -> float:

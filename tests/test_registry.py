@@ -31,8 +31,13 @@ def test_against_the_loop(kind: str, index: int, dtype: torch.dtype) -> None:
     model, batch = _sample(kind, index, dtype)
     choices = [c for step in against_the_loop(model, batch, STRATEGIES) for c in step.plan.choices]
     assert any(c.site.kind == kind for c in choices), f"the sample reaches no site of kind {kind}"
+    legal: dict[str, set[str]] = {}
+    ran: dict[str, set[str]] = {}
     for c in choices:
         REACHED.setdefault(c.site.kind, set()).add(c.strategy)
+        legal.setdefault(c.site.name, set()).update(c.costs)
+        ran.setdefault(c.site.name, set()).add(c.strategy)
+    assert ran == legal, "a strategy that is legal at a site did not run there"
 
 
 def test_every_strategy_is_reached() -> None:

@@ -19,10 +19,12 @@ import torch
 from torch import fx
 
 from fxperex.analysis.rules import RULES
+from fxperex.analysis.rules.random import refuse_shared_draw
 from fxperex.analysis.rules.table import Rule
 from fxperex.analysis.state import Context, Mixes, Reduced, State
-from fxperex.capture import Capture, module_path, source_line
+from fxperex.capture import Capture, module_path
 from fxperex.errors import BatchMixingError, MutationError
+from fxperex.lines import source_line
 from fxperex.registry import BatchAxis
 
 Axes = dict[str, Any]
@@ -84,6 +86,7 @@ def _apply(context: Context) -> State:
             context.refuse_batch_numbers()
         if not context.touched:
             context.refuse_batch_numbers()
+            refuse_shared_draw(context)
             return None
         _check_inputs(context, name)
         state = _rule(node, name)(context)

@@ -15,9 +15,6 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from fxperex.capture import source_line
-from fxperex.errors import CoverageError
-
 SAME = {"aten.alias", "aten.clone", "aten.contiguous"}
 ISOMETRIC = SAME | {"aten.view", "aten.permute", "aten.transpose", "aten.t", "aten.reshape", "aten.unsqueeze",
                     "aten.squeeze", "aten._unsafe_view", "aten.flatten", "aten.unflatten", "aten.numpy_T", "aten.movedim"}
@@ -25,7 +22,6 @@ TURNS = {"aten.permute", "aten.transpose", "aten.t", "aten.numpy_T", "aten.moved
 CASTS = {"aten._to_copy", "aten.to"}
 PIECES = {"aten.split", "aten.chunk", "aten.split_with_sizes", "aten.unbind", "aten.select", "aten.slice"}
 BLOCKED = {"aten.detach"}
-RANDOM = {"aten.native_dropout", "aten.dropout", "aten.bernoulli", "aten.rand_like", "aten.randn_like"}
 
 
 @dataclass(frozen=True)
@@ -66,14 +62,11 @@ class Origins:
         self.of[node] = Origin(frozenset([name]), self._number(("parameter", name)))
 
     def follow(self, node: fx.Node) -> None:
-        """Adds a parameter-only node; leaves it out where no gradient passes. Raises CoverageError."""
+        """Adds a parameter-only node; leaves it out where no gradient passes."""
         value, name = node.meta["val"], packet_name(node)
         floats = [v for v in pytree.tree_leaves(value) if isinstance(v, torch.Tensor) and v.dtype.is_floating_point]
         if name in BLOCKED or not floats:
             return
-        if name in RANDOM:
-            raise CoverageError(f"{name} draws random numbers for a parameter at {source_line(node)}: the draw is shared "
-                                "by all examples. Drop activations instead")
         sources = [self.of[n] for n in node.all_input_nodes if n in self.of]
         params = frozenset[str]().union(*(s.params for s in sources))
         made = Origin(params, self._number(self._key(node)), False)

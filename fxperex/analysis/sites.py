@@ -17,8 +17,9 @@ from torch.utils import _pytree as pytree
 from fxperex.analysis.joining import join
 from fxperex.analysis.origins import Origin, Origins, packet_name
 from fxperex.analysis.state import Reduced
-from fxperex.capture import Capture, module_path, source_line
+from fxperex.capture import Capture, module_path
 from fxperex.errors import CoverageError
+from fxperex.lines import source_line
 from fxperex.registry import BatchAxis, Site, kinds
 
 

@@ -2,7 +2,9 @@
 
 from fxperex.layers import (  # noqa: F401
     bias,
+    bilinear,
     conv,
+    conv_transpose,
     elementwise,
     embedding,
     generic,

@@ -9,8 +9,8 @@ from fxperex.layers.shapes import packet, unbroadcast
 from fxperex.registry import BatchAxis, Uses, layer_kind
 
 # op -> (place of the bias, channel dimension of the output)
-PLACES = {"linear": (2, -1), "addmm": (0, -1), "conv1d": (2, 1), "conv2d": (2, 1), "conv3d": (2, 1),
-          "conv_transpose1d": (2, 1), "conv_transpose2d": (2, 1), "conv_transpose3d": (2, 1)}
+PLACES = {"linear": (2, -1), "addmm": (0, -1), "bilinear": (3, -1), "conv1d": (2, 1), "conv2d": (2, 1),
+          "conv3d": (2, 1), "conv_transpose1d": (2, 1), "conv_transpose2d": (2, 1), "conv_transpose3d": (2, 1)}
 
 
 @layer_kind("bias")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -18,36 +19,52 @@ from fxperex.registry import BatchAxis, Dims, Uses, layer_kind
 # Up to this many positions an image is mostly padding to a convolution; a product over patches does no such work
 # (512 channels, 1 x 1 pixels, kernel 3, 16 examples on a CPU: 1.9 ms against 10 ms).
 SMALL = 8
+_T = TypeVar("_T")
 
 
 @layer_kind("conv")
 class Conv:
-    ops = ("aten.conv1d", "aten.conv2d", "aten.conv3d")
+    ops: tuple[str, ...] = ("aten.conv1d", "aten.conv2d", "aten.conv3d")
 
     def claims(self, node: fx.Node, arg: int) -> bool:
-        return packet(node) in {"conv1d", "conv2d", "conv3d"} and arg == 1
+        return f"aten.{packet(node)}" in self.ops and arg == 1
+
+    def geometry(self, node: fx.Node) -> Geometry:
+        return geometry(node)
+
+    def ordered(self, x: _T, g: _T) -> tuple[_T, _T]:
+        """Of a node's input and output: (what the windows slide over, what stands at their positions)."""
+        return x, g
+
+    def live(self, node: fx.Node) -> Geometry:
+        """Returns the node's geometry without the taps that see padding alone."""
+        image, _ = self.ordered(node.args[0].meta["val"], node.meta["val"])  # type: ignore[union-attr]
+        return live(self.geometry(node), tuple(image.shape[2:]))
 
     def layout(self, node: fx.Node, arg: int) -> tuple[object, ...]:
-        shape = live_geometry(node)
+        shape = self.live(node)
         return shape.groups, shape.kernel, shape.first
 
     def dims(self, node: fx.Node, arg: int, rows: int, axis: BatchAxis) -> Dims:
-        weight, out = node.args[1].meta["val"].shape, node.meta["val"].shape  # type: ignore[union-attr]
-        image, shape = node.args[0].meta["val"].shape, live_geometry(node)  # type: ignore[union-attr]
-        each = out[0] // rows
-        return Dims(rows, shape.groups, each * out[2:].numel(), weight[1] * shape.taps, weight[0] // shape.groups,
+        weight, shape = node.args[1].meta["val"].shape, self.live(node)  # type: ignore[union-attr]
+        image, seen = (v.shape for v in self.ordered(node.args[0].meta["val"], node.meta["val"]))  # type: ignore[union-attr]
+        each = seen[0] // rows
+        return Dims(rows, shape.groups, each * seen[2:].numel(), weight[1] * shape.taps, weight[0] // shape.groups,
                     shape.taps, image[2:].numel() if each == 1 else 0)
 
     def factors(self, uses: Uses) -> tuple[Tensor, Tensor]:
         if "patches" not in uses.cache:
-            shape = live_geometry(uses.node)
-            patches = unfold(uses.args[0], shape)
-            uses.cache["patches"] = self._per_example(patches, uses.axes[0], uses.site.rows, shape.groups)
+            shape = self.live(uses.node)
+            image, _ = self.ordered(uses.args[0], uses.grad)
+            axis, _ = self.ordered(uses.axes[0], uses.out_axis)
+            uses.cache["patches"] = self._per_example(unfold(image, shape), axis, uses.site.rows, shape.groups)
         return uses.cache["patches"], self.outputs(uses)
 
     def outputs(self, uses: Uses) -> Tensor:
-        """Output gradients `g [B,G,T,P]`."""
-        return self._per_example(uses.grad.flatten(2), uses.out_axis, uses.site.rows, geometry(uses.node).groups)
+        """What stands at the positions, `g [B,G,T,P]`: output gradients; inputs where the convolution is transposed."""
+        _, seen = self.ordered(uses.args[0], uses.grad)
+        _, axis = self.ordered(uses.axes[0], uses.out_axis)
+        return self._per_example(seen.flatten(2), axis, uses.site.rows, self.geometry(uses.node).groups)
 
     def gram(self, uses: Uses) -> Tensor:
         """`<a_t, a_s>` `[B,G,T,T]`, float64: from pixels where that is less work than from patches."""
@@ -56,9 +73,9 @@ class Conv:
         if not pixel_gram(d):
             a = self.factors(uses)[0]
             return inner(a, a)
-        x = uses.args[0].double()
-        x = x.reshape(d.B * d.G, -1, *x.shape[2:])
-        return gram(x, live_geometry(uses.node), tuple(uses.grad.shape[2:])).reshape(d.B, d.G, d.T, d.T)
+        image, seen = self.ordered(uses.args[0], uses.grad)
+        x = image.double().reshape(d.B * d.G, -1, *image.shape[2:])
+        return gram(x, self.live(uses.node), tuple(seen.shape[2:])).reshape(d.B, d.G, d.T, d.T)
 
     def _per_example(self, x: Tensor, axis: BatchAxis | None, rows: int, groups: int) -> Tensor:
         """`[N, G F, T]` -> `[B, G, T', F]` with the merged positions of one example side by side."""
@@ -73,7 +90,7 @@ class Conv:
         return inner(g, g)
 
     def fold(self, uses: Uses, grads: Tensor) -> Tensor:
-        shape = live_geometry(uses.node)
+        shape = self.live(uses.node)
         return whole_kernel(grads.reshape(len(grads), *uses.site.shape[:2], *shape.kernel), shape)
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
@@ -82,7 +99,8 @@ class Conv:
         if uses.site.dims.T <= SMALL and uses.site.dims.G == 1:
             return self._from_patches(uses, factors, valid)
         g = scaled(uses.grad, uses.out_axis, factors, valid)
-        return weight_gradient(clean(uses.args[0], uses.axes[0], valid), g, uses.args[1], live_geometry(uses.node))
+        image, seen = self.ordered(clean(uses.args[0], uses.axes[0], valid), g)
+        return weight_gradient(image, seen, uses.args[1], self.live(uses.node))
 
     def _from_patches(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         a, g = self.factors(uses)
@@ -116,11 +134,6 @@ class Conv:
             (nn.Conv1d(2, 3, 4, padding="same"), (torch.randn(3, 2, 1),)),
             (nn.Conv3d(2, 3, 3, padding=1), (torch.randn(2, 2, 1, 3, 1),)),
         ]
-
-
-def live_geometry(node: fx.Node) -> Geometry:
-    """Returns the node's geometry without the taps that see padding alone."""
-    return live(geometry(node), tuple(node.args[0].meta["val"].shape[2:]))  # type: ignore[union-attr]
 
 
 def pixel_gram(d: Dims) -> bool:

@@ -19,9 +19,12 @@ class Generic:
         return None
 
     def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
-        nn = torch.nn
-        return [(nn.PReLU(4), (torch.randn(3, 4, 5),)), (nn.Bilinear(3, 4, 2), (torch.randn(5, 3), torch.randn(5, 4))),
-                (nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1), (torch.randn(3, 2, 4, 4),))]
+        from fxperex.testing import Bare
+
+        return [(torch.nn.PReLU(4), (torch.randn(3, 4, 5),)),
+                (Bare(lambda p, ids: p[ids], (7, 3)), (torch.randint(7, (4, 5)),)),
+                (Bare(lambda p, x: torch.cosine_similarity(x, p, 2), (4, 5)), (torch.randn(3, 4, 5),)),
+                (Bare(lambda p, x: torch.einsum("bti,bti,i->bt", x, x.sin(), p), (5,)), (torch.randn(3, 4, 5),))]
 
 
 def single(uses: Uses, values: list[object], weight: Tensor) -> Tensor:

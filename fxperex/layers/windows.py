@@ -47,23 +47,29 @@ class Geometry:
 
 
 def geometry(node: fx.Node) -> Geometry:
-    """Returns the Geometry of a captured `conv1d/2d/3d` node."""
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    given: dict[str, Any] = {s.name: s.default_value for s in schema}
-    given |= {s.name: a for s, a in zip(schema, node.args, strict=False)} | dict(node.kwargs)
+    """Returns the Geometry of a captured convolution's windows, `same` and unequal kernels included."""
+    given = options(node)
     kernel = tuple(given["weight"].meta["val"].shape[2:])
     n = len(kernel)
-
-    def each(value: Any) -> tuple[int, ...]:
-        return (value,) * n if isinstance(value, int) else tuple(value) * (n if len(value) == 1 else 1)
-
-    stride, dilation, padding = each(given["stride"]), each(given["dilation"]), given["padding"]
+    stride, dilation, padding = each(given["stride"], n), each(given["dilation"], n), given["padding"]
     if isinstance(padding, str):
         total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
         before, after = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
     else:
-        before = after = each(padding)
+        before = after = each(padding, n)
     return Geometry(kernel, stride, dilation, before, after, given["groups"], (0,) * n, kernel)
+
+
+def options(node: fx.Node) -> dict[str, Any]:
+    """Returns every argument of a node by the name it has in the operator's schema, defaults filled in."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    given: dict[str, Any] = {s.name: s.default_value for s in schema}
+    return given | {s.name: a for s, a in zip(schema, node.args, strict=False)} | dict(node.kwargs)
+
+
+def each(value: Any, n: int) -> tuple[int, ...]:
+    """Returns an option for each of `n` dimensions."""
+    return (value,) * n if isinstance(value, int) else tuple(value) * (n if len(value) == 1 else 1)
 
 
 def live(shape: Geometry, sizes: tuple[int, ...]) -> Geometry:

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxperex.layers.windows import Geometry, geometry, padded
+from fxperex.layers.windows import Geometry, padded
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.stored import Stored, kind_of
 from fxperex.work import (
     convolutions,
+    convolves,
     folding_bytes,
     grads_bytes,
     inputs_bytes,
@@ -30,7 +31,7 @@ CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 @strategy("crb")
 class Crb(Stored):
     def illegal(self, site: Site) -> str | None:
-        other = [use.kind for use in site.each if use.kind not in {"conv", "linear"}]
+        other = [use.kind for use in site.each if use.kind != "linear" and not convolves(use)]
         return f"kind {other[0]} is neither convolution nor linear" if other else None
 
     def cost(self, site: Site) -> Cost:
@@ -38,7 +39,7 @@ class Crb(Stored):
         assert d is not None
         grads, moved = grads_bytes(site), inputs_bytes(site) + outputs_bytes(site)
         own = moved
-        if site.kind == "conv":
+        if convolves(site):
             own = max(grads, moved)
             made, traffic = convolutions(site, d, "conv_grouped", d.B * d.G, 1), 2 * moved + 4 * grads + d.B * folding_bytes(site)
         else:
@@ -46,12 +47,12 @@ class Crb(Stored):
         return Cost((made, *read_stored(site)), traffic, grads, grads + max(own, joining_bytes(site)), 50)
 
     def gradients(self, uses: Uses) -> Tensor:
-        if uses.site.kind == "linear":
-            kind = kind_of(uses.site)
+        kind = kind_of(uses.site)
+        if not convolves(uses.site):
             a, g = kind.factors(uses)
             return kind.fold(uses, torch.einsum("bgtp,bgtd->bgpd", g, a))
-        axis = uses.out_axis
-        each = per_input(uses.args[0], uses.grad, geometry(uses.node), uses.site.shape)
+        axis, (image, seen) = uses.out_axis, kind.ordered(uses.args[0], uses.grad)
+        each = per_input(image, seen, kind.geometry(uses.node), uses.site.shape)
         each = each.reshape(axis.outer, uses.site.rows, axis.inner, *uses.site.shape)
         # Norm and sum read the store by rows: laid out so once, they need no copies of their own.
         return each.sum((0, 2)) if axis.outer * axis.inner > 1 else each.squeeze(2).squeeze(0).contiguous()

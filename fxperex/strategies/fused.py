@@ -15,20 +15,20 @@ from fxperex import kernels
 from fxperex.config import gamma
 from fxperex.kernels.device import DTYPES, interpreting
 from fxperex.layers.shapes import split
-from fxperex.layers.windows import geometry, padded
+from fxperex.layers.windows import padded
 from fxperex.registry import Cost, Site, Uses, Work, strategy
 from fxperex.strategies.crb import CONV
 from fxperex.strategies.stored import kind_of, offers
-from fxperex.work import grads_bytes, inputs_bytes, outputs_bytes, per_example_product, scaling_bytes, weight_gradient
+from fxperex.work import convolves, grads_bytes, inputs_bytes, outputs_bytes, per_example_product, scaling_bytes, weight_gradient
 
 INTERPRETED = 10**9  # launches: the interpreter is for tests, never a plan's choice
 
 
 def _unavailable(site: Site) -> str | None:
     """The reason why no fused kernel serves `site`, or None."""
-    if site.kind not in {"linear", "conv"}:
-        return f"kind {site.kind} is neither convolution nor linear"
-    if site.parts and (site.kind == "conv" or not offers(site, "fold")):
+    if site.dims is None or not offers(site, "fold"):
+        return f"kind {site.kind} has no factors a, g to multiply"
+    if site.parts and any(convolves(use) for use in site.each):
         return f"it serves one node at a time; this tensor has {len(site.parts)} uses"
     if site.dtype not in DTYPES:
         return f"the Triton kernels accumulate in float32, too little for {str(site.dtype).removeprefix('torch.')}"
@@ -41,7 +41,7 @@ def _loose(site: Site) -> bool:
         return True
     if site.device.type != "cuda":
         return False
-    return torch.backends.cudnn.allow_tf32 if site.kind == "conv" else torch.get_float32_matmul_precision() != "highest"
+    return torch.backends.cudnn.allow_tf32 if convolves(site) else torch.get_float32_matmul_precision() != "highest"
 
 
 def _cost(site: Site, stores: bool) -> Cost:
@@ -74,13 +74,14 @@ class Fused:
         return None
 
     def sq_norm(self, uses: Uses) -> Tensor:
-        if uses.site.kind == "linear":
+        if not convolves(uses.site):
             a, g = kind_of(uses.site).factors(uses)
             squared, spread = kernels.linear_sq_norm(a, g), _length(a, 3) * _length(g, 3)
         else:
             x, g, shape = images(uses)
             squared = kernels.conv_sq_norm(x, g, *shape)
-            spread = _patch_lengths(uses) * _length(uses.grad.unflatten(1, (shape.groups, -1)), 2)
+            seen = kind_of(uses.site).ordered(uses.args[0], uses.grad)[1]
+            spread = _patch_lengths(uses) * _length(seen.unflatten(1, (shape.groups, -1)), 2)
             spread = split(spread, uses.out_axis, uses.site.rows)
         return squared + 4 * gamma(uses.dtype) * spread.flatten(1).sum(1).double().square()
 
@@ -110,10 +111,10 @@ class FusedStored:
     def _made(self, uses: Uses) -> tuple[Tensor, Tensor]:
         """(per-example gradients `[B, *shape]`, their squared norms `[B]`)."""
         if "fused_stored" not in uses.cache:
-            uses.cache["fused_stored"] = self._linear(uses) if uses.site.kind == "linear" else self._conv(uses)
+            uses.cache["fused_stored"] = self._conv(uses) if convolves(uses.site) else self._product(uses)
         return uses.cache["fused_stored"]
 
-    def _linear(self, uses: Uses) -> tuple[Tensor, Tensor]:
+    def _product(self, uses: Uses) -> tuple[Tensor, Tensor]:
         kind = kind_of(uses.site)
         grads, squared = kernels.linear_gradients(*kind.factors(uses), "tf32" if _loose(uses.site) else "ieee")
         return kind.fold(uses, grads), squared
@@ -125,10 +126,11 @@ class FusedStored:
 
 def images(uses: Uses) -> tuple[Tensor, Tensor, kernels.Shape]:
     """Returns (`x [B,J,C,*S]`, `g [B,J,O,*S']`, the options) of a convolution: views unless merged on both sides."""
-    shape, rows = geometry(uses.node), uses.site.rows
+    kind, rows = kind_of(uses.site), uses.site.rows
+    shape = kind.geometry(uses.node)
     assert uses.axes[0] is not None
-    x = split(uses.args[0], uses.axes[0], rows).flatten(1, 2)
-    g = split(uses.grad, uses.out_axis, rows).flatten(1, 2)
+    x, g = kind.ordered(*(split(v, axis, rows).flatten(1, 2)
+                          for v, axis in ((uses.args[0], uses.axes[0]), (uses.grad, uses.out_axis))))
     return x, g, kernels.Shape(list(shape.kernel), list(shape.stride), list(shape.dilation), list(shape.before), shape.groups)
 
 
@@ -138,8 +140,9 @@ def _length(x: Tensor, dim: int) -> Tensor:
 
 def _patch_lengths(uses: Uses) -> Tensor:
     """`|a_t|` of the patches that a convolution meets, `[N, G, *S']`: a box sum of squares, no patches."""
-    shape = geometry(uses.node)
-    squares = uses.args[0].unflatten(1, (shape.groups, -1)).float().square().sum(2)
+    kind = kind_of(uses.site)
+    shape, (image, _) = kind.geometry(uses.node), kind.ordered(uses.args[0], uses.grad)
+    squares = image.unflatten(1, (shape.groups, -1)).float().square().sum(2)
     box = torch.ones(shape.groups, 1, *shape.kernel, dtype=squares.dtype, device=squares.device)
     return CONV[len(shape.kernel)](padded(squares, shape), box, None, shape.stride, 0, shape.dilation,
                                    shape.groups).clamp(min=0).sqrt()

@@ -17,7 +17,16 @@ from fxperex.kernels.device import DTYPES
 from fxperex.layers.conv import SMALL, pixel_gram
 from fxperex.registry import Cost, Dims, Site, Uses, Work, strategy
 from fxperex.strategies.stored import kind_of, offers
-from fxperex.work import folding_bytes, inputs_bytes, outputs_bytes, patches, patches_bytes, scaling_bytes, weight_gradient
+from fxperex.work import (
+    convolves,
+    folding_bytes,
+    inputs_bytes,
+    outputs_bytes,
+    patches,
+    patches_bytes,
+    scaling_bytes,
+    weight_gradient,
+)
 
 GRAM_ROUNDING = 2.0**-50  # float64 products and their blocked sums, in units of S^2
 
@@ -38,7 +47,7 @@ class Ghost:
             return Cost((), moved, 0.0, 4 * out, 60, rereads=True)
         # A tiled kernel, where there is one, keeps no T x T matrix in memory and takes patches.
         tiled = kernels.unavailable(site.device) is None and site.dtype in DTYPES
-        pixels = site.kind == "conv" and pixel_gram(d) and not tiled
+        pixels = convolves(site) and pixel_gram(d) and not tiled
         # Every Gram product is (rows, width) of one operand times its transpose, in float64.
         pairs = [(d.T, d.P), (d.pixels, d.D // d.taps) if pixels else (d.T, d.D)]
         groups = d.B * d.G

@@ -11,7 +11,7 @@ from fxperex.layers.generic import single
 from fxperex.layers.shapes import split
 from fxperex.registry import BatchAxis, Cost, Site, Uses, Work, strategy
 from fxperex.strategies.stored import Stored
-from fxperex.work import convolutions, grads_bytes, joining_bytes, name_of, outputs_bytes, read_stored
+from fxperex.work import convolutions, convolves, grads_bytes, joining_bytes, name_of, outputs_bytes, read_stored
 
 
 @strategy("multi")
@@ -24,7 +24,7 @@ class Multi(Stored):
         peak = grads + max(grads, joining_bytes(site))  # each example's, and all of them stacked
         if d is None or site.kind == "embedding":
             return Cost(read_stored(site), 8 * outputs_bytes(site) + 6 * grads, grads, peak, 18 * site.rows + 20)
-        if site.kind == "conv":
+        if convolves(site):
             each = convolutions(site, d, "conv_weight", 1, site.rows * d.G)
         else:
             each = Work("mm", (d.P, d.T, d.D), 2.0 * d.T * d.D * d.P, site.rows, name_of(site))

@@ -12,6 +12,7 @@ from fxperex.strategies.multi import as_one
 from fxperex.strategies.stored import Stored
 from fxperex.work import (
     convolutions,
+    convolves,
     grads_bytes,
     grouped_scratch,
     joining_bytes,
@@ -30,7 +31,7 @@ class Vmap(Stored):
         d, grads = site.dims, grads_bytes(site)
         if d is None or site.kind == "embedding":
             return Cost(read_stored(site), 12 * outputs_bytes(site) + 6 * grads, grads, 2 * outputs_bytes(site) + grads, 60)
-        conv = site.kind == "conv"
+        conv = convolves(site)
         made = convolutions(site, d, "conv_vmap", d.B * d.G, 1) if conv else per_example_product(site, d)
         own = grads + (grouped_scratch(site, d) if conv else 0.0)
         return Cost((made, *read_stored(site)), 6 * grads, grads, grads + max(own, joining_bytes(site)), 60)

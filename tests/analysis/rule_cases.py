@@ -76,6 +76,12 @@ case("full_like")(lambda d: (d.x(), d.rng.choice([2.0, Rows(1)])))
 case("fill", "Scalar")(lambda d: (d.x(), 2.0))
 case("fill", "Tensor")(lambda d: (d.x(), Slot(())))
 case("bernoulli")(lambda d: (d.x(),))
+case("uniform normal_functional exponential log_normal cauchy")(lambda d: (d.x(),))
+case("geometric")(lambda d: (d.x(), 0.3))
+case("normal", "Tensor_float")(lambda d: (d.x(), 0.3))
+case("normal", "Tensor_Tensor")(lambda d: (lambda x: (x, other(d, x)))(d.x()))
+case("poisson")(lambda d: (d.x(),))
+case("binomial")(lambda d: (lambda x: (x, d.like(x)))(d.x()))
 case("dropout alpha_dropout feature_dropout native_dropout")(lambda d: (d.x(2, 3, 2), 0.4, True))
 
 for _name in ("zeros", "ones", "rand", "randn"):

@@ -16,8 +16,9 @@ from fxperex.analysis.rules import RULES
 from fxperex.errors import BatchMixingError
 
 DRAWS = 24
-# Sums over the leading dimension whatever it is; ways in that hold no example, or a graph never holds in this form.
-NEVER = {"addbmm", "diagonal", "dot", "_batch_norm_with_update_functional", "native_batch_norm", "ravel"}
+# Sums over the leading dimension whatever it is; draws as many numbers as its input asks for; ways in that hold no example,
+# or that a graph never holds in this form.
+NEVER = {"addbmm", "poisson", "binomial", "diagonal", "dot", "_batch_norm_with_update_functional", "native_batch_norm", "ravel"}
 TOLD: Counter[str] = Counter()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fxperex
 from fxperex.errors import FxperexError
-from fxperex.testing import clipped, error, loop
+from fxperex.testing import clipped, error, flat, loop, moved
 
 for _room in ("vision", "generative", "language", "structured"):
     importlib.import_module(_room)
@@ -56,19 +56,6 @@ def measure(name: str) -> Row:
 
 
 def leak(private: fxperex.PerExampleModule, batch: tuple[Tensor, ...]) -> float:
-    """Returns how far, relatively, the first example's gradient moves when all others are replaced."""
-    before = _first(private.gradients(*batch))
-    return error(_first(private.gradients(*others(batch))), before)
-
-
-def others(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The batch with every row but the first another: numbers scaled and turned about, ids a roll of themselves."""
-    def one(x: Tensor) -> Tensor:
-        rest = -7.0 * x[1:] + 1.0 if x.is_floating_point() and x.dim() > 1 else x[1:].roll(1, -1)
-        return torch.cat([x[:1], rest])
-
-    return tuple(one(x) for x in batch)
-
-
-def _first(gradients: dict[str, Tensor]) -> Tensor:
-    return torch.cat([g[0].double().flatten() for g in gradients.values()])
+    """Returns how far, relatively, the first example's gradient moves at most when the probes replace all others."""
+    found = moved(lambda rows: flat(private.gradients(*rows)), batch, range(1))
+    return max(far for _, _, far in found)

@@ -22,5 +22,11 @@ def test_equals_the_loop(name: str) -> None:
     assert row.leak <= 1e-5
 
 
+def test_the_families_are_many_enough() -> None:
+    """The prover accepts at least 17 models of torchvision and 8 configurations of transformers: all of these."""
+    packages = [f.needs for f in FAMILIES.values()]
+    assert packages.count("torchvision") >= 17 and packages.count("transformers") >= 8
+
+
 def test_the_document_lists_every_family() -> None:
     assert named(document()) == set(FAMILIES)

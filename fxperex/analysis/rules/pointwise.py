@@ -42,7 +42,7 @@ def agree(one: BatchAxis, two: BatchAxis) -> BatchAxis:
 
 @rule("pointwise", "aten.where", "aten.masked_fill", "aten.lerp", "aten.addcmul", "aten.addcdiv", "aten.hardsigmoid",
       "aten.hardswish", "aten.gelu", "aten.silu", "aten.mish", "aten.copy", "aten.clamp", "aten._prelu_kernel", "aten.__and__",
-      "aten.__or__", "aten.__xor__", "aten.selu", "aten.celu", "aten.rrelu", "aten.float_power", "aten.isnan", "aten.isinf",
+      "aten.__or__", "aten.__xor__", "aten.selu", "aten.celu", "aten.float_power", "aten.isnan", "aten.isinf",
       "aten.logaddexp", "aten.fmod", "aten.remainder", "aten.hardtanh", "aten.leaky_relu", "aten.elu", "aten.softplus",
       "aten.log_sigmoid", "aten.threshold", "aten.relu6", "aten.softshrink", "aten.hardshrink", "aten.square", "aten.type_as",
       "aten.rsub")
@@ -109,7 +109,8 @@ def arange(context: Context) -> State:
 
 
 @rule("aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like", "aten.rand_like", "aten.randn_like",
-      "aten.fill", "aten.randint_like")
+      "aten.fill", "aten.randint_like", "aten.uniform", "aten.normal_functional", "aten.exponential",
+      "aten.log_normal", "aten.cauchy", "aten.geometric")
 def like(context: Context) -> State:
     if context.axis(1) is not None:
         raise Mixes("it fills a tensor with a value of the batch")
@@ -121,21 +122,3 @@ def like(context: Context) -> State:
       "aten.dropout", "aten.alpha_dropout", "aten.lift_fresh", "aten.positive")
 def same(context: Context) -> State:
     return context.state(0)
-
-
-@rule("aten.feature_dropout")
-def feature_dropout(context: Context) -> State:
-    axis = context.axis(0)
-    if axis is not None and axis.dim > 1:
-        raise Mixes("it drops whole channels, dimension 1, of all examples at once; put the batch first")
-    return axis
-
-
-@rule("aten.bernoulli")
-def bernoulli(context: Context) -> State:
-    return meet(context, [context.arg(0), context.arg(1, "p")], len(context.out))
-
-
-@rule("aten.native_dropout")
-def native_dropout(context: Context) -> State:
-    return (context.axis(0), context.axis(0))

@@ -198,8 +198,9 @@ def broadcast(context: Context) -> State:
     from fxperex.analysis.rules.pointwise import meet
 
     tensors, rank = list(context.arg(0)), len(context.out)
-    meet(context, tensors, rank)  # those with a batch must agree
-    return tuple(meet(context, [t], rank) for t in tensors)
+    axis = meet(context, tensors, rank)  # those with a batch must agree; the others are repeated along it
+    repeated = axis and BatchAxis(*axis.place, fresh=True)
+    return tuple(meet(context, [t], rank) or repeated for t in tensors)
 
 
 @rule("aten.stack")

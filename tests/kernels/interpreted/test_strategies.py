@@ -15,7 +15,8 @@ from fxperex.testing import Call, error
 
 KINDS = kinds()
 MERGED = Call(lambda m, x: m(x.flatten(0, 1)).unflatten(0, (-1, 2)), nn.GroupNorm(2, 4))
-NAMES = {"linear": ("fused", "fused_stored", "ghost"), "conv": ("fused", "fused_stored", "ghost"), "norm": ("affine",),
+PRODUCT = ("fused", "fused_stored", "ghost")
+NAMES = {"linear": PRODUCT, "conv": PRODUCT, "conv_transpose": PRODUCT, "bilinear": PRODUCT, "norm": ("affine",),
          "embedding": ("ghost",)}
 CASES: list[tuple[str, nn.Module, tuple[Tensor, ...]]] = [
     (kind, *sample) for kind in NAMES for sample in KINDS[kind].samples()]
