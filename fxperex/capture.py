@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxperex.bags import take_bags_apart
 from fxperex.errors import CaptureError
+from fxperex.masks import unseen
 from fxperex.recurrent import DECOMPOSITIONS
 from fxperex.strides import forget_strides
 
@@ -84,8 +85,7 @@ def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows:
     whole = _Whole(model, forward)
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        exported = _export(whole, _resize(batch, size), symbolic=True)
-        symbolic = True
+        exported, symbolic = _export(whole, _resize(batch, size), symbolic=True), True
     except Exception as error:  # export raises many unrelated classes
         if _is_data_dependent(error):
             raise _explain(error, "control flow that depends on data cannot be captured") from error
@@ -122,15 +122,15 @@ def _resize(batch: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:
 
 
 def _export(whole: nn.Module, batch: tuple[Tensor, ...], *, symbolic: bool) -> Any:
-    shapes = None
-    if symbolic:
-        rows = torch.export.Dim("B", min=2)
-        shapes = (tuple({0: rows} for _ in batch),)
-    with _quiet():
+    rows = torch.export.Dim("B", min=2)
+    shapes = (tuple({0: rows} for _ in batch),) if symbolic else None
+    with _quiet(), unseen():
         exported = torch.export.export(whole, batch, dynamic_shapes=shapes, strict=False)
         _detach_no_grad(exported.graph_module)
         take_bags_apart(exported.graph_module)
         exported = exported.run_decompositions(dict(DECOMPOSITIONS))
+        if symbolic and not exported.range_constraints:  # taking operations apart may fix the size, without a word
+            raise CaptureError("the exported program holds the batch size as a number")
         forget_strides(exported.graph_module)
         return exported
 
