@@ -23,7 +23,7 @@ from fxperex.bags import take_bags_apart
 from fxperex.errors import CaptureError
 from fxperex.masks import unseen
 from fxperex.recurrent import DECOMPOSITIONS
-from fxperex.strides import forget_strides
+from fxperex.strides import distinct, forget_strides
 
 Forward = Callable[..., Tensor]
 
@@ -82,28 +82,28 @@ class _Whole(nn.Module):
 def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows: int) -> Capture:
     """Returns the Capture of `forward(model, *batch)`. Raises CaptureError with the user's line."""
     size = max(rows, 2)  # one example has no visible batch axis
-    whole = _Whole(model, forward)
-    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    whole, fakes = _Whole(model, forward), FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        exported, symbolic = _export(whole, _resize(batch, size), symbolic=True), True
+        exported, symbolic = _export(whole, _resize(batch, distinct(model, batch)), symbolic=True), True
     except Exception as error:  # export raises many unrelated classes
         if _is_data_dependent(error):
             raise _explain(error, "control flow that depends on data cannot be captured") from error
         exported, symbolic = None, False
+    fixed: dict[int, Any] = {}  # exports at one size
 
     def make(count: int) -> Program:
-        source = exported
-        if source is None:
+        if exported is None and count not in fixed:
             try:
-                source = _export(whole, _resize(batch, count), symbolic=False)
+                fixed[count] = _export(whole, _resize(batch, count), symbolic=False)
             except Exception as error:
                 raise _explain(error, f"the model could not be captured with {count} examples; "
                                "does it hard-code its batch size or branch on data?") from error
+        source = fixed[count] if exported is None else exported
         return Program(_specialise(source, model, _resize(batch, count), fakes, count), count)
 
     main, twin = make(size), make(size + 1)
     _same(main, twin)
-    source = exported if exported is not None else _export(whole, _resize(batch, size), symbolic=False)
+    source = fixed[size] if exported is None else exported
     inputs, constants = _inputs(source)
     first = _first_names(model)
     inputs = {k: (kind, first.get(key, key)) if kind == "parameter" else (kind, key) for k, (kind, key) in inputs.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from support import against_the_loop
@@ -10,13 +12,14 @@ from torch.nn.modules import transformer
 
 import fxperex
 from fxperex.layers.products import spelled
+from fxperex.strides import distinct
 
 
 class Appended(nn.Module):
     """Keys of `[B, T, 4, 3]`, the batch second, and one learnt one after them.
 
-    At 3 examples the strides are those of a tensor that a product may fold: the decomposition of `linear` asks, and export
-    takes the answer for a reason to fix the batch size.
+    At 3 examples the strides are those of a tensor that a product may fold: the decomposition of `linear` asks, and the
+    answer fixes the batch size.
     """
 
     def __init__(self) -> None:
@@ -28,9 +31,28 @@ class Appended(nn.Module):
         return torch.cat([keys, self.more.repeat(1, keys.shape[1], 1)]).transpose(0, 1)
 
 
-def test_a_size_that_export_fixes_in_silence() -> None:
+@pytest.mark.parametrize("shown", [None, 3])
+def test_a_size_that_decomposition_fixes_in_silence(shown: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shown:  # as many examples as the strides are of
+        monkeypatch.setattr(importlib.import_module("fxperex.capture"), "distinct", lambda *_: shown)
     (private,) = against_the_loop(Appended(), (torch.randn(3, 5, 4, 3),))
+    assert private._capture.symbolic == (shown is None)
     assert private.step(torch.randn(7, 5, 4, 3)).norms.shape == (7,)
+
+
+def test_the_size_shown_to_export_is_no_other_dimension() -> None:
+    assert distinct(nn.Linear(5, 7), (torch.randn(2, 11, 1), torch.randn(2, 26))) == 17
+
+
+@pytest.mark.parametrize("layer", [nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True),
+                                   nn.MultiheadAttention(4, 2, batch_first=True)])
+def test_as_many_examples_as_positions(layer: nn.Module) -> None:
+    def attend(model: nn.Module, x: Tensor) -> Tensor:
+        out = model(x) if isinstance(model, nn.TransformerEncoderLayer) else model(x, x, x)[0]
+        return out.square().flatten(1).sum(1)
+
+    (private,) = against_the_loop(layer.double(), (torch.randn(3, 3, 4).double(),), forward=attend)
+    assert private._capture.symbolic
 
 
 @pytest.mark.parametrize("mask", [torch.ones(3, 3).triu(1).bool(), torch.tensor([False, True, False]).expand(3, 3)])
