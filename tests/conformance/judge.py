@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,27 +90,26 @@ def scales(module: nn.Module, case: Case, batch: tuple[Tensor, ...]) -> dict[str
     gradient of zero, a sum over positions of numbers that are not.
     """
     exact, seen = copy.deepcopy(module).double(), []
-    for name, layer in exact.named_modules():
-        layer.register_forward_hook(lambda *call, name=name: seen.append((name, *call)), with_kwargs=True)
-    sizes = {n: torch.zeros(len(batch[0]), dtype=torch.float64) for n, p in exact.named_parameters() if p.requires_grad}
+    for layer in exact.modules():
+        layer.register_forward_hook(lambda *call: seen.append(call), with_kwargs=True)
+    sizes = {p: torch.zeros(len(batch[0]), dtype=torch.float64) for p in exact.parameters() if p.requires_grad}
     for b in range(len(batch[0])):
         seen.clear()
         loss = case.forward(exact, *(x[b:b + 1].double() if x.is_floating_point() else x[b:b + 1] for x in batch)).sum()
         calls = [c for c in seen if isinstance(c[-1], Tensor) and c[-1].requires_grad]
         outs = [c[-1] for c in calls]
         grads = torch.autograd.grad(loss, outs, allow_unused=True, retain_graph=True) if outs else ()
-        for (name, layer, args, options, out), g in zip(calls, grads, strict=True):
+        for (layer, args, options, out), g in zip(calls, grads, strict=True):
             if g is not None:
-                for param, size in _absolute(layer, [*args, *options.values()], out, g.abs()).items():
-                    sizes[f"{name}.{param}".lstrip(".")][b] += size.norm()
-    return sizes
+                for param, size in _absolute(layer, [*args, *options.values()], out, g.abs()):
+                    sizes[param][b] += size.norm()
+    return {n: sizes[p] for n, p in exact.named_parameters() if p in sizes}
 
 
-def _absolute(layer: nn.Module, args: list[Any], out: Tensor, g: Tensor) -> dict[str, Tensor]:
-    """Gradients of one layer's own parameters with absolute values for its input and its output gradient."""
-    own, found = dict(layer.named_parameters(recurse=False)), {}
+def _absolute(layer: nn.Module, args: list[Any], out: Tensor, g: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Yields one layer's own parameters with their gradients for absolute values of input and output gradient."""
+    own = dict(layer.named_parameters(recurse=False))
     if "bias" in own and own["bias"].requires_grad:
-        found["bias"] = torch.autograd.grad(out, own["bias"], g, retain_graph=True)[0]
+        yield own["bias"], torch.autograd.grad(out, own["bias"], g, retain_graph=True)[0]
     if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd) and own["weight"].requires_grad:
-        found["weight"] = torch.autograd.grad(layer.forward(args[0].detach().abs()), own["weight"], g)[0]
-    return found
+        yield own["weight"], torch.autograd.grad(layer.forward(args[0].detach().abs()), own["weight"], g)[0]

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from case import Case
-from opacus_suite import _module, second
+from opacus_suite import second
+from shipped import module
 from torch import nn
 
 KINDS = ("SampleConvNet", "SampleAttnNet", "SampleTiedWeights", "ModelWithCustomLinear")
@@ -14,7 +15,7 @@ KINDS = ("SampleConvNet", "SampleAttnNet", "SampleTiedWeights", "ModelWithCustom
 
 def cases(kind: str) -> list[Case]:
     """Returns the one case of the model class `kind`, with an input of the size that its own test draws."""
-    made: Any = getattr(_module("opacus.tests.privacy_engine_test"), kind)
+    made: Any = getattr(module("opacus.tests.privacy_engine_test"), kind)
     torch.manual_seed(0)
     model: nn.Module = made()
     with torch.no_grad():  # weights up to 100 leave nothing of a float32 loss

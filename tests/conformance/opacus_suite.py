@@ -8,10 +8,10 @@ left out (and counted), and a list of ids with bag offsets becomes ids padded to
 from __future__ import annotations
 
 import copy
-import importlib
 import pkgutil
 import unittest
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -19,6 +19,7 @@ import hypothesis
 import torch
 import torch.nn.functional as F
 from case import Case, absolute, curved, plain
+from shipped import module as module_of
 from torch import Tensor, nn
 
 Handed = tuple[Any, nn.Module, bool]  # (input, module, batch_first)
@@ -27,34 +28,24 @@ KINDS = ("conv1d", "conv2d", "conv3d", "dp_multihead_attention", "dp_rnn", "embe
          "instance_norm1d", "instance_norm2d", "instance_norm3d", "layer_norm", "linear", "rms_norm", "sequence_bias")
 
 
-def _module(name: str) -> Any:
-    # A draw that fails is not shrunk and not kept: the suite is asked for its inputs alone. Read at import.
-    before = hypothesis.settings.get_current_profile_name()
-    hypothesis.settings.register_profile("offered", database=None, deadline=None)
-    hypothesis.settings.load_profile("offered")
-    try:
-        return importlib.import_module(name)
-    finally:
-        hypothesis.settings.load_profile(before)
-
-
-def shipped() -> set[str]:
+def test_files() -> set[str]:
     """Returns the kinds that the installed package has test files for."""
-    names = (info.name for info in pkgutil.iter_modules(_module(PACKAGE).__path__))
+    names = (info.name for info in pkgutil.iter_modules(module_of(PACKAGE).__path__))
     return {name.removesuffix("_test") for name in names if name.endswith("_test")}
 
 
+@cache
 def handed(kind: str) -> list[Handed]:
-    """Returns all that the tests of `kind` hand to `run_test`, under hypothesis seed 0."""
+    """Returns all that the tests of `kind` hand to `run_test`, under hypothesis seed 0. Hypothesis lets them run once."""
     given: list[Handed] = []
 
     def record(_: unittest.TestCase, x: Any, module: nn.Module, batch_first: bool = True, *args: Any, **options: Any) -> None:
         given.append((x, copy.deepcopy(module), batch_first))
 
-    base = _module(f"{PACKAGE}.common").GradSampleHooks_test
+    base = module_of(f"{PACKAGE}.common").GradSampleHooks_test
     with mock.patch.object(base, "run_test", record), torch.random.fork_rng():
         torch.manual_seed(0)
-        for run in _tests(_module(f"{PACKAGE}.{kind}_test"), base):
+        for run in _tests(module_of(f"{PACKAGE}.{kind}_test"), base):
             run()
     return given
 

@@ -15,7 +15,8 @@ from case import Case
 from corpora import CORPORA, Tally, tally
 from document import DOCUMENT, ROW, offered, recorded, written
 from judge import WRONG, judge
-from opacus_suite import KINDS, packed, shipped
+from opacus_suite import KINDS, packed
+from opacus_suite import test_files as files
 from torch import Tensor, nn
 
 import fxperex
@@ -66,7 +67,7 @@ def test_the_document_covers_every_suite() -> None:
 
 def test_every_shipped_test_file_is_driven() -> None:
     pytest.importorskip("opacus")
-    assert shipped() == set(KINDS) | {"embedding_norm_sample"}
+    assert files() == set(KINDS) | {"embedding_norm_sample"}
     assert packed("linear") == 0
 
 

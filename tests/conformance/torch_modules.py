@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from case import Case
+from shipped import module as module_of
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -22,9 +23,8 @@ RECURRENT = (nn.RNN, nn.GRU, nn.LSTM)
 
 
 def _table() -> dict[str, Any]:
-    from torch.testing._internal.common_modules import module_db
-
-    return {info.module_cls.__name__: info for info in module_db if info.module_cls.__name__ not in SKIPPED}
+    infos = module_of("torch.testing._internal.common_modules").module_db
+    return {info.module_cls.__name__: info for info in infos if info.module_cls.__name__ not in SKIPPED}
 
 
 def kinds() -> list[str]:
