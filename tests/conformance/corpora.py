@@ -19,20 +19,20 @@ from judge import REFUSED, RIGHT, WRONG, Verdict, judge
 
 @dataclass(frozen=True)
 class Corpus:
-    """`kinds` lists the kinds, `cases(kind)` makes theirs; `needs`: packages beside torch."""
+    """`cases(kind)` makes the cases of one of the `kinds`; `needs`: packages beside torch."""
 
     name: str
-    kinds: Callable[[], list[str]]
+    kinds: tuple[str, ...]
     cases: Callable[[str], list[Case]]
     needs: tuple[str, ...] = ()
 
 
 CORPORA = {c.name: c for c in (
-    Corpus("Opacus layers", lambda: list(opacus_suite.KINDS), opacus_suite.cases, ("opacus",)),
-    Corpus("Opacus models", lambda: list(opacus_models.KINDS), opacus_models.cases, ("opacus", "torchvision")),
-    Corpus("PyTorch module_db", torch_modules.kinds, torch_modules.cases, ("expecttest",)),
-    Corpus("TensorFlow Privacy tables", lambda: list(tf_tables.TABLES), tf_tables.cases),
-    Corpus("hand-made", lambda: list(handmade.TABLES), handmade.cases))}
+    Corpus("Opacus layers", opacus_suite.KINDS, opacus_suite.cases, ("opacus",)),
+    Corpus("Opacus models", opacus_models.KINDS, opacus_models.cases, ("opacus", "torchvision")),
+    Corpus("PyTorch module_db", torch_modules.KINDS, torch_modules.cases, ("expecttest",)),
+    Corpus("TensorFlow Privacy tables", tuple(tf_tables.TABLES), tf_tables.cases),
+    Corpus("hand-made", tuple(handmade.TABLES), handmade.cases))}
 
 
 @dataclass

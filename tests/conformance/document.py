@@ -28,6 +28,7 @@ NOTES = """
 - **Opacus models**: the model classes of its engine tests.
 - **PyTorch module_db**: `torch.testing._internal.common_modules.module_db` without its 881 inputs of one loss. Inputs
   without a batch axis are stacked along the one that their own reference adds; a scalar has none and is not offered.
+  Batch normalisation is offered in evaluation mode and in training mode.
 - **TensorFlow Privacy tables**: the numbers of its layer tests, re-typed as torch modules.
 """
 COLUMNS = ("offered", "captured", "right", "wrong", "refused")

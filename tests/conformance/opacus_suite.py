@@ -28,7 +28,7 @@ KINDS = ("conv1d", "conv2d", "conv3d", "dp_multihead_attention", "dp_rnn", "embe
          "instance_norm1d", "instance_norm2d", "instance_norm3d", "layer_norm", "linear", "rms_norm", "sequence_bias")
 
 
-def test_files() -> set[str]:
+def files() -> set[str]:
     """Returns the kinds that the installed package has test files for."""
     names = (info.name for info in pkgutil.iter_modules(module_of(PACKAGE).__path__))
     return {name.removesuffix("_test") for name in names if name.endswith("_test")}

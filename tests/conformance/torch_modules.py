@@ -20,6 +20,10 @@ from torch.utils import _pytree as pytree
 SKIPPED = {"LinearCrossEntropyLoss"}  # 881 inputs of one loss
 POSITIONS = {"mask", "attn_mask", "src_mask", "tgt_mask", "memory_mask"}
 RECURRENT = (nn.RNN, nn.GRU, nn.LSTM)
+CONVS = tuple(f"{lazy}Conv{turned}{d}d" for lazy in ("", "Lazy") for turned in ("", "Transpose") for d in (1, 2, 3))
+KINDS = (*CONVS, *(f"{norm}Norm{d}d" for norm in ("Batch", "Instance") for d in (1, 2, 3)), "Bilinear", "Embedding", "GRU",
+         "GRUCell", "GroupNorm", "LSTM", "LSTMCell", "LayerNorm", "Linear", "MultiheadAttention", "PReLU", "RMSNorm", "RNN",
+         "RNNCell", "Transformer", "TransformerDecoderLayer", "TransformerEncoder", "TransformerEncoderLayer")
 
 
 def _table() -> dict[str, Any]:
@@ -27,9 +31,9 @@ def _table() -> dict[str, Any]:
     return {info.module_cls.__name__: info for info in infos if info.module_cls.__name__ not in SKIPPED}
 
 
-def kinds() -> list[str]:
-    """Returns the names of all modules in the table."""
-    return list(_table())
+def others() -> list[str]:
+    """Returns the names of the modules in the table that are not of KINDS: none has a parameter."""
+    return [name for name in _table() if name not in KINDS]
 
 
 def cases(kind: str) -> list[Case]:
