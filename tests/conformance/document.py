@@ -16,7 +16,8 @@ their installed packages, and hand-made cases for what those leave out. Every ca
 per-example gradients, norms and clipped sum compared with a float64 loop of single-example backwards: two thirds of the
 cases in float64 (relative error at most 1e-10), a third in float32 (at most 1e-5, or where torch's own float32 loop is
 off by as much, four times its error, at most 3e-5). Errors are relative to the example's gradient, or for a bias or the
-weight of a product to what rounding is relative to, `|sum_t |g_t|^T |a_t||`, where that is larger. A module that mixes examples (batch normalisation in training mode) is right where it is refused.
+weight of a product to what rounding is relative to, `|sum_t |g_t|^T |a_t||`, where that is larger. A module that mixes
+examples (batch normalisation in training mode) is right where it is refused.
 
 *Offered*: cases with a batch axis and a parameter. *Captured*: the graph was made. A refusal is not a pass.
 """
