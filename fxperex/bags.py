@@ -38,7 +38,8 @@ def _width(node: fx.Node) -> int | None:
         return None
     if any(u.target is not operator.getitem or (u.args[1] != 0 and u.users) for u in users):
         return None
-    return offsets.args[2] if isinstance(offsets.args[2], int) else None
+    step = offsets.args[2] if len(offsets.args) > 2 else 1  # bags of one
+    return step if isinstance(step, int) else None
 
 
 def _reduced(node: fx.Node, width: int | None, graph: fx.Graph) -> fx.Node:

@@ -21,9 +21,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fxperex.bags import take_bags_apart
 from fxperex.errors import CaptureError, FxperexError
 from fxperex.lines import Lines, kept, source_line
+from fxperex.masks import unseen
 from fxperex.recurrent import DECOMPOSITIONS
 from fxperex.refusals import data_dependent, explain, explained, no_custom_backward, no_writes, same_numbers
-from fxperex.strides import forget_strides
+from fxperex.strides import distinct, forget_strides
 
 Forward = Callable[..., Tensor]
 
@@ -83,36 +84,37 @@ class _Whole(nn.Module):
 def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows: int) -> Capture:
     """Returns the Capture of `forward(model, *batch)`. Raises CaptureError with the user's line."""
     size = max(rows, 2)  # one example has no visible batch axis
-    whole = _Whole(model, forward)
-    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    whole, fakes = _Whole(model, forward), FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        exported = _export(whole, _resize(batch, size), symbolic=True)
-        symbolic = True
+        exported = _export(whole, _resize(batch, distinct(model, batch)), symbolic=True)
+        # Taking operations apart may fix the size, without a word; then each size is exported by itself.
+        exported = exported if exported.range_constraints else None
     except FxperexError:  # from the user's forward, where it is one of this library's
         raise
     except Exception as error:  # export raises many unrelated classes
         if data_dependent(error):
             raise explain(error, "control flow that depends on data cannot be captured") from error
-        exported, symbolic = None, False
+        exported = None
+    fixed: dict[int, Any] = {}  # exports at one size
 
     def make(count: int) -> Program:
-        source = exported
-        if source is None:
+        if exported is None and count not in fixed:
             with explained(f"the model could not be captured with {count} examples; "
                            "does it hard-code its batch size or branch on data?"):
-                source = _export(whole, _resize(batch, count), symbolic=False)
+                fixed[count] = _export(whole, _resize(batch, count), symbolic=False)
+        source = fixed[count] if exported is None else exported
         with explained("a value read out of a tensor (.item(), .tolist(), float()) cannot be captured: the step would depend "
                        "on the batch through Python"):
             return Program(_specialise(source, model, _resize(batch, count), fakes, count), count)
 
     main, twin = make(size), make(size + 1)
     _same(main, twin)
-    source = exported if exported is not None else _export(whole, _resize(batch, size), symbolic=False)
+    source = fixed[size] if exported is None else exported
     inputs, constants = _inputs(source)
     first = _first_names(model)
     inputs = {k: (kind, first.get(key, key)) if kind == "parameter" else (kind, key) for k, (kind, key) in inputs.items()}
     mutated = [_strip(name) for name in source.graph_signature.buffers_to_mutate.values()]
-    return Capture(main, twin, inputs, constants, mutated, symbolic, make, fakes)
+    return Capture(main, twin, inputs, constants, mutated, exported is not None, make, fakes)
 
 
 def _resize(batch: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:
@@ -126,11 +128,9 @@ def _resize(batch: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:
 
 
 def _export(whole: nn.Module, batch: tuple[Tensor, ...], *, symbolic: bool) -> Any:
-    shapes = None
-    if symbolic:
-        rows = torch.export.Dim("B", min=2)
-        shapes = (tuple({0: rows} for _ in batch),)
-    with _quiet():
+    rows = torch.export.Dim("B", min=2)
+    shapes = (tuple({0: rows} for _ in batch),) if symbolic else None
+    with _quiet(), unseen():
         with kept():
             exported = torch.export.export(whole, batch, dynamic_shapes=shapes, strict=False)
         _detach_no_grad(exported.graph_module)

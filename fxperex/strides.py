@@ -6,8 +6,10 @@ otherwise for another number of examples or another device; a `view` that held f
 
 from __future__ import annotations
 
+import itertools
+
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 
 VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 
@@ -18,3 +20,15 @@ def forget_strides(graph: fx.GraphModule) -> None:
         if node.target in VIEWS:
             node.target = torch.ops.aten.reshape.default
     graph.recompile()
+
+
+def distinct(model: nn.Module, batch: tuple[Tensor, ...]) -> int:
+    """Returns a prime number of examples that divides no dimension of an example, a parameter or a buffer.
+
+    Export fixes a symbolic size where a comparison of strides holds for the size it was shown, if only because there are
+    as many examples as, say, positions. No product of other dimensions is a multiple of this one.
+    """
+    shapes = [x.shape[1:] for x in batch] + [t.shape for t in (*model.parameters(), *model.buffers())]
+    sizes = {size for shape in shapes for size in shape}
+    primes = (n for n in itertools.count(5, 2) if all(n % k for k in range(3, n, 2)))
+    return next(n for n in primes if all(size % n for size in sizes if size))

@@ -37,16 +37,18 @@ class Bare(nn.Module):
         return self.function(self.weight, *batch)
 
 
-def loop(model: nn.Module, forward: Callable[..., Tensor], batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def loop(model: nn.Module, forward: Callable[..., Tensor], batch: tuple[Tensor, ...],
+         dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """Returns the truth, {parameter: `[B, *shape]`} in float64, by one backward per example.
 
-    `forward(model, *rows)` gives the loss of a batch of one, as the user writes it.
+    `forward(model, *rows)` gives the loss of a batch of one, as the user writes it. In another `dtype` it shows what
+    that precision alone makes of the truth.
     """
-    exact = copy.deepcopy(model).double()
+    exact = copy.deepcopy(model).to(dtype)
     named = {n: p for n, p in exact.named_parameters() if p.requires_grad}
     rows: dict[str, list[Tensor]] = {n: [] for n in named}
     for b in range(len(batch[0])):
-        one = tuple(x[b:b + 1].double() if x.is_floating_point() else x[b:b + 1] for x in batch)
+        one = tuple(x[b:b + 1].to(dtype) if x.is_floating_point() else x[b:b + 1] for x in batch)
         loss = forward(exact, *one).sum()
         grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         for (name, p), g in zip(named.items(), grads, strict=True):

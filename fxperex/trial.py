@@ -44,12 +44,20 @@ class Trial:
         return self.known[key]
 
     def key(self, site: Site, strategy: str) -> str:
-        """Returns the name under which equal work is remembered: every use's op, its arguments' shapes, the rows."""
+        """Returns the name under which equal work is remembered: every use's op, its arguments' shapes, the rows.
+
+        Other parameters of the node (a weight's bias) have no part in the work.
+        """
         uses = []
         for use, node in zip(site.each, self._nodes(site), strict=True):
-            uses.append([use.op, use.kind, use.arg, [_told(a) for a in pytree.tree_leaves((node.args, node.kwargs))]])
+            flat = enumerate(pytree.tree_leaves((node.args, node.kwargs)))
+            told = [_told(a) for i, a in flat if i == use.arg or not self._of_parameters(a)]
+            uses.append([use.op, use.kind, use.arg, told])
         whole = json.dumps([strategy, site.rows, str(site.dtype), uses])
         return f"{strategy} {site.kind} {hashlib.sha256(whole.encode()).hexdigest()[:20]}"
+
+    def _of_parameters(self, arg: Any) -> bool:
+        return isinstance(arg, fx.Node) and arg.name in self.analysis.parameter_only
 
     def measure(self, site: Site, strategy: str) -> float:
         """Returns seconds, measured now."""

@@ -43,7 +43,7 @@ class Embedding:
         axis, rows = uses.axes[1], uses.site.rows
         assert axis is not None
         ids = split(uses.args[1], axis, rows).reshape(rows, -1)
-        g = split(uses.grad, uses.out_axis, rows).reshape(rows, ids.shape[1], -1)
+        g = split(uses.grad, uses.out_axis, rows).reshape(rows, ids.shape[1], uses.site.shape[1])
         padding = self._padding(uses)
         return ids, g if padding < 0 else torch.where((ids != padding)[..., None], g, torch.zeros_like(g))
 

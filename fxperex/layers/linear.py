@@ -106,6 +106,8 @@ class Linear:
             (Bare(lambda p, x: p @ x, (3, 2, 4)), (randn(5, 3, 4, 2),)),
             (Bare(lambda p, x: torch.einsum("btd,dhk->bthk", x, p), (5, 2, 3)), (randn(3, 4, 5),)),
             (Bare(lambda p, x: torch.einsum("hkd,bthd->bhtk", p, x), (2, 3, 5)), (randn(3, 4, 2, 5),)),
+            (Bare(lambda p, x: torch.einsum("...d,dk->...k", x, p), (5, 2)), (randn(3, 4, 5),)),
+            (Bare(lambda p, x: torch.einsum("bd...,dk", x, p).movedim(0, 1), (5, 2)), (randn(3, 5, 4),)),
             (Bare(lambda p, x: torch.einsum("tbhk,hkd->tbd", x.transpose(0, 1), p).transpose(0, 1), (2, 3, 5)),
              (randn(3, 4, 2, 3),)),
         ]

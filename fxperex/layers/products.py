@@ -102,9 +102,9 @@ def _factors(node: fx.Node) -> tuple[fx.Node, fx.Node]:
 def _equation(node: fx.Node) -> tuple[str, str, str] | None:
     """Letters of the two factors and the output, in the operation's own order."""
     if packet(node) == "einsum":
-        inputs, arrow, out = str(node.args[0]).replace(" ", "").partition("->")
-        terms = inputs.split(",")
-        return (terms[0], terms[1], out) if arrow and len(terms) == 2 and "." not in inputs else None
+        operands: list[fx.Node] = node.args[1]  # type: ignore[assignment]
+        terms, out = spelled(str(node.args[0]), [f.meta["val"].dim() for f in operands])
+        return (terms[0], terms[1], out) if len(terms) == 2 else None
     one, two = (len(f.meta["val"].shape) for f in _factors(node))
     names = iter(string.ascii_letters)
     if packet(node) == "linear":
@@ -115,6 +115,19 @@ def _equation(node: fx.Node) -> tuple[str, str, str] | None:
     left = batch[len(batch) - one + 2:] + m + k if one > 1 else k
     right = batch[len(batch) - two + 2:] + k + n if two > 1 else k
     return left, right, batch + (m if one > 1 else "") + (n if two > 1 else "")
+
+
+def spelled(equation: str, ranks: list[int]) -> tuple[list[str], str]:
+    """Returns the terms of an einsum and its output: letters for every ellipsis, and the output where it is implied."""
+    inputs, arrow, out = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    widths = [rank - len(term) + 3 if "..." in term else 0 for term, rank in zip(terms, ranks, strict=True)]
+    spare = [k for k in string.ascii_letters if k not in equation][:max(widths)]
+    if not arrow:
+        once = sorted(k for k in inputs if k.isalpha() and inputs.count(k) == 1)
+        out = ("..." if any(widths) else "") + "".join(once)
+    terms = [term.replace("...", "".join(spare[len(spare) - width:])) for term, width in zip(terms, widths, strict=True)]
+    return terms, out.replace("...", "".join(spare))
 
 
 def arranged(x: Tensor, term: str, order: list[str], sizes: dict[str, int], axis: BatchAxis, rows: int) -> Tensor:

@@ -39,6 +39,7 @@ case("linear")(lambda d: (d.x(*d.sizes(0, 2), 5), table(3, 5), table(3) if d.fla
 case("bilinear")(lambda d: (lambda at: (d.x(2, 3, 5, at=at, plain=True), d.x(2, 3, 2, at=at, plain=True), table(3, 5, 2), None))(
     d.rng.randrange(3)))
 for _equation, _shapes in (("bij,bjk->bik", ((2, 3, 5), (2, 5, 3))), ("bi,bj->bij", ((2, 3), (2, 5))),
+                           ("...d,de->...e", ((2, 3, 5), (5, 2))), ("bt...,ts", ((2, 3, 5), (3, 2))),
                            ("bi,ci->bc", ((2, 3), (5, 3))), ("ti,ij->tj", ((2, 3), (3, 5))), ("btd,bsd->bts",
                                                                                       ((2, 3, 5), (2, 3, 5)))):
     case("einsum")(lambda d, e=_equation, s=_shapes: (e, list(pair(d, *s))))

@@ -35,6 +35,16 @@ def test_equals_the_loop(mode: str, padding: int | None, strategy: str) -> None:
     assert model.weight.grad is not None and error(model.weight.grad, total["weight"]) <= 1e-10
 
 
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_of_one(mode: str) -> None:
+    def forward(model: nn.Module, ids: Tensor) -> Tensor:
+        return _curved(model(ids))
+
+    model, ids = nn.EmbeddingBag(7, 3, mode=mode, padding_idx=2).double(), _ids()[:, :1]
+    found = fxperex.transform(model, (ids,), forward=forward, backend="eager").gradients(ids)
+    assert error(found["weight"], loop(model, forward, (ids,))["weight"]) <= 1e-10
+
+
 def test_per_sample_weights() -> None:
     def forward(model: nn.Module, ids: Tensor, weights: Tensor) -> Tensor:
         return _curved(model(ids, per_sample_weights=weights))

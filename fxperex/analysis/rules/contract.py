@@ -7,6 +7,7 @@ from torch import fx
 from fxperex.analysis.rules.pointwise import agree
 from fxperex.analysis.rules.table import rule
 from fxperex.analysis.state import Context, Mixes, State
+from fxperex.layers.products import spelled
 from fxperex.registry import BatchAxis
 
 
@@ -84,12 +85,10 @@ def outer(context: Context) -> State:
 
 @rule("aten.einsum")
 def einsum(context: Context) -> State:
-    equation, operands = context.arg(0).replace(" ", ""), list(context.arg(1))
-    inputs, _, output = equation.partition("->")
-    if "->" not in equation or "..." in equation:
-        raise Mixes("write the equation with '->' and without '...', so that the batch letter can be followed")
+    operands = list(context.arg(1))
+    terms, output = spelled(context.arg(0), [len(context.shape(arg)) for arg in operands])
     letters: dict[str, BatchAxis] = {}
-    for term, arg in zip(inputs.split(","), operands, strict=True):
+    for term, arg in zip(terms, operands, strict=True):
         state = context.states.get(arg) if isinstance(arg, fx.Node) else None
         if isinstance(state, BatchAxis):
             letter = term[state.dim]

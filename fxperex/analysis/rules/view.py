@@ -20,7 +20,7 @@ def view(context: Context) -> State:
             raise Mixes("a loss that was summed over the batch is reshaped")
         return context.state(0)
     axis = context.axis(0)
-    if axis is None:
+    if axis is None or 0 in context.out:  # without elements there is nothing to deal out anew
         return created(context)
     if isinstance(context.arg(1), torch.dtype):
         if axis.dim == len(context.out) - 1 and context.out != context.shape(context.arg(0)):
