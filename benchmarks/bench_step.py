@@ -53,8 +53,16 @@ class Setting:
         return torch.autocast(self.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
 
     def truth(self) -> dict[str, Tensor]:
-        batch = (self.x[:CHECKED], self.y[:CHECKED])
-        return clipped(loop(self.model, as_forward(LOSS), batch), 1.0)[0]
+        """The clipped sum over the first rows, in float64. Where a row's float32 loop disagrees with it (a ReLU on its kink has
+        two gradients) the rows are turned, until it does not: there is no one gradient to agree on."""
+        for _ in range(len(self.x)):
+            batch = (self.x[:CHECKED], self.y[:CHECKED])
+            exact, single = (clipped(loop(self.model, as_forward(LOSS), batch, dtype), 1.0)[0]
+                             for dtype in (torch.float64, torch.float32))
+            if all(error(single[n], exact[n], scale=1.0) < TOLERANCE["float32"] for n in exact):
+                return exact
+            self.x, self.y = self.x.roll(1, 0), self.y.roll(1, 0)
+        raise SystemExit("no four rows of the batch have one gradient in float32 and in float64")
 
     def ordinary(self, *, compiled: bool = False) -> tuple[nn.Module, Call]:
         forward = torch.compile(self.model) if compiled else self.model

@@ -25,7 +25,7 @@ def readable(graph: fx.Graph) -> str:
         if mark is not None or not behind.isdisjoint(node.all_input_nodes):
             behind.add(node)
         part = f"{mark[0]}: {mark[1]} ({mark[2]})" if mark else "clip factors and totals" if node in behind \
-            else "forward and backward"
+            else "forward and backward" if node.all_input_nodes or not at else at  # a constant belongs to what it stands in
         if part != at and node.op == "call_function":
             lines.append(f"\n# {part}")
             at = part

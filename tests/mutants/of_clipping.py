@@ -79,7 +79,7 @@ MUTANTS = [
            "for part in uses.parts[:1]:\n            a, g = kinds()", (JOINED + "[linear twice]",)),
     Mutant("a tied embedding's other use forgotten", "layers/joined.py", 'return uses.cache["pairs"]',
            'return uses.cache["pairs"][:1]', (JOINED + "[embedding and output]",)),
-    Mutant("only the first use is stored", "layers/joined.py", "upright(gradients(part), part) for part in uses.each",
+    Mutant("only the first use is stored", "layers/joined.py", "upright(gradients(part), part) for part in reversed(uses.each)",
            "upright(gradients(part), part) for part in uses.each[:1]", (JOINED + "[linear twice]",)),
     Mutant("clip skipped at linear layers", "layers/linear.py", "scaled(uses.grad, uses.out_axis, factors, valid)",
            "scaled(uses.grad, uses.out_axis, torch.ones_like(factors), valid)", (LINEAR,)),

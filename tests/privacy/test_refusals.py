@@ -150,7 +150,7 @@ ROWS: dict[str, Row] = {
     "13 delta = 2": (lambda s: s.run.epsilon(delta=2), ConfigError, "delta must be"),
     "14 delta = -1e-5": (lambda s: s.run.epsilon(delta=-1e-5), ConfigError, "delta must be"),
     "15 q = 0": (lambda s: s.engine(expected_batch=0), ConfigError, "expected_batch"),
-    "16 q = 1.5": (lambda s: s.engine(expected_batch=60), ConfigError, "at most the 40 examples"),
+    "16 q = 1.5": (lambda s: s.engine(expected_batch=60), ConfigError, "at most 40; got 60"),
     "17 q = -0.1": (lambda s: s.engine(expected_batch=-4), ConfigError, "expected_batch"),
     "18 q = nan": (lambda s: s.engine(expected_batch=NAN), ConfigError, "expected_batch"),
     "19 steps = 0": (lambda s: PoissonSampler(40, 10, 0), ConfigError, "steps must be"),
