@@ -18,14 +18,19 @@ class StepGraph(fx.GraphModule):
 def readable(graph: fx.Graph) -> str:
     """Returns the graph, one node a line with shape and dtype, under a comment line per site and role."""
     lines: list[str] = ["# inputs: parameters, buffers, batch, mask"]
-    at = ""
+    at, summed = "", False
     behind: set[fx.Node] = set()  # nodes that a site's norm reaches
     for node in graph.nodes:
         mark = node.meta.get("fxperex")
         if mark is not None or not behind.isdisjoint(node.all_input_nodes):
             behind.add(node)
-        part = f"{mark[0]}: {mark[1]} ({mark[2]})" if mark else "clip factors and totals" if node in behind \
-            else "forward and backward" if node.all_input_nodes or not at else at  # a constant belongs to what it stands in
+        summed = summed or (mark is not None and mark[2] == "weighted_sum")
+        if not node.all_input_nodes:  # a constant belongs to what it stands in
+            part = at or "forward and backward"
+        elif mark is not None:
+            part = f"{mark[0]}: {mark[1]} ({mark[2]})"
+        else:
+            part = "clip factors and totals" if summed or node in behind else "forward and backward"
         if part != at and node.op == "call_function":
             lines.append(f"\n# {part}")
             at = part

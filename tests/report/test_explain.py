@@ -64,7 +64,7 @@ def test_the_step_graph_reads_by_site() -> None:
     text = step.step_graph.print_readable(print_output=False)
     assert "# first.weight: ghost (norm)" in text and "# first.weight: ghost (weighted_sum)" in text
     clip = text.index("# clip factors and totals")
-    assert text.index("(norm)") < clip < text.index("(weighted_sum)") and "backward" not in text[clip:]
+    assert text.index("(norm)") < clip < text.index("(weighted_sum)") and "# forward and backward" not in text[clip:]
     assert text.index("# forward and backward") < text.index("(norm)") < text.index("(weighted_sum)")
 
 
