@@ -60,8 +60,6 @@ def test_explain_with_a_budget_chooses_rows(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize("suffix", ["svg", "html", "png"])
 def test_draw(suffix: str, tmp_path: Path) -> None:
-    if suffix == "png":
-        pytest.importorskip("matplotlib")
     path = tmp_path / f"plan.{suffix}"
     assert main(["draw", f"{__name__}:small", "--input", "3x2x2", "--output", str(path)]) == 0
     assert path.stat().st_size > 1000

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torchvision import datasets
 
 from fxperex.data import load, standardise
 from fxperex.errors import ConfigError
@@ -41,7 +42,6 @@ def test_nothing_is_downloaded(kind: str, tmp_path: Path) -> None:
     ("cifar10", "CIFAR10", torch.full((4, 32, 32, 3), 255, dtype=torch.uint8).numpy(), (3, 32, 32))])
 def test_vision_layout(kind: str, made: str, pixels: object, shape: tuple[int, ...],
                        monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("torchvision.datasets")
     found = SimpleNamespace(data=pixels, targets=[0, 1, 2, 3])
     monkeypatch.setattr(datasets, made, lambda path, train, download: found)
     data = load(f"{kind}:/data")

@@ -6,14 +6,13 @@ import copy
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 import fxperex
 from fxperex.errors import BatchMixingError, ConfigError, CoverageError
 from fxperex.fixes import groups
 from fxperex.testing import as_forward, clipped, error, loop
-
-torchvision = pytest.importorskip("torchvision")
 
 
 def test_a_resnet_becomes_private() -> None:

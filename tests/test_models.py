@@ -7,13 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision import models
 
 import fxperex
 from fxperex.testing import as_forward, clipped, error, loop
 
-torchvision = pytest.importorskip("torchvision")
 LOSS = nn.CrossEntropyLoss()
-models = torchvision.models
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -6,12 +6,12 @@ import itertools
 
 import pytest
 import torch
+from support import curved, under
 from torch import Tensor, nn
 
 from fxperex.frame import trace_frame
 from fxperex.planner.memory import plan_peak
 from fxperex.runtime import PerExampleModule
-from tests.support import curved, under
 
 
 def allocated(private: PerExampleModule, batch: tuple[Tensor, ...]) -> float:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support import curved
 from torch import nn
 
 import fxperex
@@ -23,7 +24,6 @@ from fxperex.planner.sizes import budget_text
 from fxperex.registry import Dims
 from fxperex.testing import clipped, error, loop
 from fxperex.transform import Outline, outline
-from tests.support import curved
 
 CPU = torch.device("cpu")
 LOSS = nn.CrossEntropyLoss()

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision import ops
 
 import fxperex
 from fxperex.errors import BatchMixingError
@@ -42,7 +43,6 @@ def _loss(model: nn.Module, *batch: Tensor) -> Tensor:
 
 
 def _depth(mode: str) -> Draw:
-    ops = pytest.importorskip("torchvision").ops
     return lambda h: ops.stochastic_depth(h, 0.5, mode, True)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
 import fxperex
@@ -18,8 +19,6 @@ from fxperex.analysis import find_sites, prove
 from fxperex.capture import capture
 from fxperex.errors import BatchMixingError
 from fxperex.testing import as_forward
-
-torchvision = pytest.importorskip("torchvision")
 
 PLAIN = {"aux_logits": False, "init_weights": False}
 # name -> (side of the image, arguments, in the ordinary run)

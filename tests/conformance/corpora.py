@@ -19,18 +19,17 @@ from judge import REFUSED, RIGHT, WRONG, Verdict, judge
 
 @dataclass(frozen=True)
 class Corpus:
-    """`cases(kind)` makes the cases of one of the `kinds`; `needs`: packages beside torch."""
+    """`cases(kind)` makes the cases of one of the `kinds`."""
 
     name: str
     kinds: tuple[str, ...]
     cases: Callable[[str], list[Case]]
-    needs: tuple[str, ...] = ()
 
 
 CORPORA = {c.name: c for c in (
-    Corpus("Opacus layers", opacus_suite.KINDS, opacus_suite.cases, ("opacus",)),
-    Corpus("Opacus models", opacus_models.KINDS, opacus_models.cases, ("opacus", "torchvision")),
-    Corpus("PyTorch module_db", torch_modules.KINDS, torch_modules.cases, ("expecttest",)),
+    Corpus("Opacus layers", opacus_suite.KINDS, opacus_suite.cases),
+    Corpus("Opacus models", opacus_models.KINDS, opacus_models.cases),
+    Corpus("PyTorch module_db", torch_modules.KINDS, torch_modules.cases),
     Corpus("TensorFlow Privacy tables", tuple(tf_tables.TABLES), tf_tables.cases),
     Corpus("hand-made", tuple(handmade.TABLES), handmade.cases))}
 

@@ -28,8 +28,6 @@ PAIRS = [pytest.param(name, kind, id=f"{name}-{kind}") for name, corpus in CORPO
 
 
 def _run(corpus: str, kind: str, record: Record, most: int | None = None) -> Tally:
-    for package in CORPORA[corpus].needs:
-        pytest.importorskip(package)
     found = tally(corpus, kind, most)
     record(ROW, found.plain())
     return found
@@ -65,18 +63,15 @@ def test_the_document_covers_every_suite() -> None:
 
 
 def test_every_shipped_test_file_is_driven() -> None:
-    pytest.importorskip("opacus")
     assert files() == set(KINDS) | {"embedding_norm_sample"}
     assert 0 < packed("dp_rnn") < len(handed("dp_rnn"))
 
 
 def test_every_module_with_a_parameter_is_driven() -> None:
-    pytest.importorskip("expecttest")
     assert [kind for kind in torch_modules.others() if torch_modules.cases(kind)] == []
 
 
 def test_embedding_norms_judged_by_their_own_tests() -> None:
-    pytest.importorskip("opacus")
     theirs = importlib.import_module("opacus.tests.grad_samples.embedding_norm_sample_test")
 
     def norms(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> dict[Any, Tensor]:

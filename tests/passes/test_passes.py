@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from support import curved, under
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torchvision.models import resnet
 
 from fxperex import rewriter
 from fxperex.liveness import listing, peak
 from fxperex.passes import Schedule, schedule
 from fxperex.verify import verify
-from tests.support import curved, under
 
 WIDE = torch.Size([4, 1000])
 
@@ -98,8 +99,7 @@ def _vgg() -> nn.Module:
 
 
 def _resnet() -> nn.Module:
-    models = pytest.importorskip("torchvision.models")
-    return models.resnet.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10, width_per_group=64,
+    return resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=10, width_per_group=64,
                                 norm_layer=lambda c: nn.GroupNorm(8, c))
 
 

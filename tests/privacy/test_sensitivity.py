@@ -12,14 +12,14 @@ import warnings
 
 import pytest
 import torch
+from replay import MODELS, RELATIONS, ROWS, adversaries, batch, loss, neighbours, shares
+from support import steps
 from torch import Tensor, nn
 
 from fxperex.clipping import Adaptive, Automatic, Clip, Flat, Function, Normalised, PerGroup, PerLayer
 from fxperex.config import SLACK
 from fxperex.numerics import sq_norm
 from fxperex.runtime import PerExampleModule
-from tests.privacy.replay import MODELS, RELATIONS, ROWS, adversaries, batch, loss, neighbours, shares
-from tests.support import steps
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 KINDS = len(adversaries(F32))

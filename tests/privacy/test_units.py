@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from replay import adversaries
+from support import steps
 from torch import Tensor, nn
 
 import fxperex
@@ -14,8 +16,6 @@ from fxperex.config import SLACK
 from fxperex.errors import BatchMixingError, ConfigError, FxperexError, SamplingError, ShapeError
 from fxperex.privacy import PrivacyEngine, Units, per_unit
 from fxperex.testing import error, loop
-from tests.privacy.replay import adversaries
-from tests.support import steps
 
 SIZES = (1, 4, 2, 7, 3, 1)
 IDS = [f"user {u}" for u, n in enumerate(SIZES) for _ in range(n)]
