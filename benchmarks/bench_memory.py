@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from record import Record
-from workloads import LOSS, Workload, workloads
+from workloads import LOSS, Workload, chosen
 
 import fxperex
 from fxperex.frame import trace_frame
@@ -70,9 +70,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cpu" / "memory.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    found = {f"{w.name} B={rows} {strategy}": (w, rows, strategy) for w in workloads(args.toy_size)
-             for rows in w.rows[:1 if args.quick else 2] for strategy in args.strategies
-             if args.workloads is None or w.name in args.workloads}
+    found = {f"{w.name} B={rows} {strategy}": (w, rows, strategy)
+             for w, rows in chosen(args.toy_size, args.workloads, args.quick) for strategy in args.strategies}
     record = Record(args.output, 60 * args.minutes, {"toy_size": args.toy_size})
     for key in record.missing(list(found)):
         row = bench(*found[key])

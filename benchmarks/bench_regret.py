@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from measure import gradient_error, interleaved, medians, race, within
 from record import Record
-from workloads import LOSS, Workload, workloads
+from workloads import LOSS, Workload, chosen
 
 import fxperex
 from fxperex.planner import parse_memory
@@ -122,8 +122,7 @@ def main() -> None:
     if args.quick:
         args.rounds, args.spend = 3, 0.02
     torch.set_num_threads(args.threads)
-    found = {f"{w.name} B={rows}": (w, rows) for w in workloads(args.toy_size) for rows in w.rows[:1 if args.quick else 2]
-             if args.workloads is None or w.name in args.workloads}
+    found = {f"{w.name} B={rows}": (w, rows) for w, rows in chosen(args.toy_size, args.workloads, args.quick)}
     record = Record(args.output, 60 * args.minutes, {"rounds": args.rounds, "spend": args.spend, "most": args.most,
                                                      "toy_size": args.toy_size, "backend": "eager"})
     judge = Judge(args.spend, args.rounds, parse_memory(args.most) or 0)

@@ -25,6 +25,7 @@ from typing import Any
 
 import step_workloads
 import torch
+from measure import left_error
 from peers import PEERS, peer
 from record import Record
 from torch import Tensor, nn
@@ -94,13 +95,6 @@ class Setting:
         return own, run
 
 
-def off(model: nn.Module, truth: dict[str, Tensor]) -> float:
-    """Relative error of the gradients left in `.grad`."""
-    named = dict(model.named_parameters())
-    found = [torch.zeros_like(named[n]) if (g := named[n].grad) is None else g for n in truth]
-    return error(torch.cat([g.flatten().double() for g in found]), torch.cat([g.flatten() for g in truth.values()]))
-
-
 def make(setting: Setting, name: str, truth: dict[str, Tensor]) -> tuple[Call, dict[str, Any]]:
     """Returns (what one round calls, what is known of it); raises if its gradient is wrong."""
     start = time.perf_counter()
@@ -112,7 +106,7 @@ def make(setting: Setting, name: str, truth: dict[str, Tensor]) -> tuple[Call, d
     if name in PEERS:
         own, call = setting.peer(name, CHECKED)
         call()
-        facts = {"error": off(own, truth)}
+        facts = {"error": left_error(own, truth)}
         start = time.perf_counter()
         _, call = setting.peer(name, len(setting.x))
     else:
@@ -120,7 +114,7 @@ def make(setting: Setting, name: str, truth: dict[str, Tensor]) -> tuple[Call, d
         private, call = setting.private(**options)
         setting.model.zero_grad(set_to_none=True)
         private.step(setting.x[:CHECKED], setting.y[:CHECKED])
-        facts = {"error": off(setting.model, truth), "ran_on": private.backend,
+        facts = {"error": left_error(setting.model, truth), "ran_on": private.backend,
                  "strategies": {c.site.name: c.strategy for c in private.plan.choices}}
     if not facts["error"] <= TOLERANCE[setting.dtype]:
         raise ArithmeticError(f"wrong gradient: relative error {facts['error']:.1e}")

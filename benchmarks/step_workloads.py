@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from workloads import Recurrent, group_norm, toy
-
-Batch = tuple[Tensor, Tensor]
+from workloads import Batch, Recurrent, group_norm, images, toy
 
 
 @dataclass(frozen=True)
@@ -23,10 +21,6 @@ class Step:
     rows: int
     aim: float
     peer: float | None = None
-
-
-def images(size: int, classes: int = 10) -> Callable[[int], Batch]:
-    return lambda rows: (torch.randn(rows, 3, size, size), torch.randint(0, classes, (rows,)))
 
 
 def numbers(*shape: int) -> Callable[[int], Batch]:

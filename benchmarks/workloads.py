@@ -177,6 +177,11 @@ def toys(size: int) -> list[Workload]:
                      images(size), (4, 8)) for kernel in (3, 5) for layers, rates in GRID.items() for rate in rates]
 
 
+def chosen(toy_size: int, names: list[str] | None, quick: bool) -> list[tuple[Workload, int]]:
+    """Returns (workload, rows) for those of `names` (None: all) at both of their batch sizes, or at the smaller one alone."""
+    return [(w, rows) for w in workloads(toy_size) if names is None or w.name in names for rows in w.rows[:1 if quick else 2]]
+
+
 def workloads(toy_size: int = 32) -> list[Workload]:
     """Returns every workload of the regret benchmark."""
     return [*_vision(), Workload("decoder", Decoder, _tokens(64, True), (4, 16)),
