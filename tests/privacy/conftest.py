@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,10 +37,11 @@ def private() -> Iterator[Callable[..., fxperex.PerExampleModule]]:
     def make(clip: Any = 0.5, model: nn.Module | None = None) -> fxperex.PerExampleModule:
         torch.manual_seed(0)
         if clip in POOLED and model is None:
+            fresh = nn.Linear(6, 3)  # drawn first, or the weights would tell whether the pool was empty
             free = _pool.setdefault(clip, [])
-            used.append((clip, free.pop() if free else _made(nn.Linear(6, 3), clip)))
+            used.append((clip, free.pop() if free else _made(copy.deepcopy(fresh), clip)))
             with torch.no_grad():
-                for p, value in zip(used[-1][1].parameters.values(), nn.Linear(6, 3).parameters(), strict=True):
+                for p, value in zip(used[-1][1].parameters.values(), fresh.parameters(), strict=True):
                     p.copy_(value)
                     p.grad = None
             return used[-1][1]
