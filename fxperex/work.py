@@ -73,6 +73,15 @@ def convolutions(site: Site, d: Dims, kernel: str, n: int, calls: int) -> Work:
     return Work(kernel, (n, inputs, d.P, d.T, taps(site)), 2.0 * n * inputs * d.P * d.T * taps(site), calls, name_of(site))
 
 
+def each_by_convolution(site: Site, d: Dims, way: str) -> Work:
+    """Every example's weight gradient by one convolution whose groups are the examples: `way` is "grouped" or "vmap"."""
+    if d.G > 1 and taps(site) == d.D:
+        shape = (d.B, d.G * d.P, d.T, taps(site))
+        return Work(f"depthwise_{way}", shape, 2.0 * math.prod(shape), 1, name_of(site))
+    kernel = "conv_vmap_partial" if way == "vmap" and partial(d.D // taps(site), d.P) else f"conv_{way}"
+    return convolutions(site, d, kernel, d.B * d.G, 1)
+
+
 def by_convolution(site: Site) -> bool:
     """True where the ordinary weight gradient is a convolution's own, not a product over patches."""
     d = site.dims
@@ -103,12 +112,17 @@ def weight_gradient(site: Site, d: Dims) -> tuple[Work, ...]:
     """The ordinary, summed weight gradient, as the layer kinds form it."""
     if not by_convolution(site):
         if site.kind == "embedding":
-            return ()
+            return (scatter(site, d),)
         return (Work("mm", (d.P, d.B * d.T, d.D), 2.0 * d.B * d.G * d.T * d.D * d.P, 1, name_of(site)),)
     if d.G > 1 and taps(site) == d.D:
         shape = (d.B, d.G * d.P, d.T, taps(site))
         return (Work("conv_depthwise", shape, 2.0 * math.prod(shape), 1, name_of(site)),)
     return (convolutions(site, d, "conv_weight", d.B, d.G),)
+
+
+def scatter(site: Site, d: Dims) -> Work:
+    """Output gradients of tokens added up by place."""
+    return Work("scatter", (d.B * d.T, d.P), outputs_bytes(site), 1, name_of(site))
 
 
 def folding_bytes(site: Site) -> float:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fxperex.devices import Profile, calibrate, device_name, profile, store, target
+from fxperex.devices.calibrate import _todo
 from fxperex.devices.kernels import KERNELS
 from fxperex.devices.profile import VERSION
 from fxperex.devices.surface import Surface
@@ -104,3 +105,9 @@ def test_seconds_add_up_and_grow_with_the_work() -> None:
     assert rates.of(Work("mm", (256, 512, 256), one.amount, calls=3)) == pytest.approx(3 * rates.of(one))
     assert rates.seconds(Cost((one,), bytes=1e9)) > rates.seconds(Cost((one,))) + 1e-3
     assert rates.error(Cost((one,))) > 0
+
+
+def test_every_shape_of_every_kernel_is_measured_once() -> None:
+    for name, kernel in KERNELS.items():
+        given = [shape for found, _, dtype, shape in _todo() if found == name and dtype == torch.float32]
+        assert sorted(given) == sorted(set(kernel.shapes)) and len(kernel.shapes) == len(set(kernel.shapes))

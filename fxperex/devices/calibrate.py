@@ -13,7 +13,7 @@ from fxperex.devices.store import device_name
 
 BUDGET = 110.0  # seconds; what is left unmeasured by then is said, and interpolated
 ENOUGH = 0.02  # seconds spent on one shape
-STRIDE = 137  # a prime that divides no grid's number of shapes
+STRIDES = (137, 139)  # primes; one of them does not divide a grid's number of shapes
 Report = Callable[[int, int, str], None]
 
 
@@ -44,8 +44,9 @@ def _todo() -> list[tuple[str, Kernel, torch.dtype, Shape]]:
     found: list[tuple[float, str, Kernel, torch.dtype, Shape]] = []
     for name, kernel in KERNELS.items():
         for dtype, shapes in [(torch.float32, kernel.shapes), *((d, kernel.shapes[2::9]) for d in kernel.dtypes)]:
-            # A stride prime to the grid's sizes takes far-apart shapes first.
-            order = [shapes[(i * STRIDE) % len(shapes)] for i in range(len(shapes))]
+            # A stride prime to the grid's number of shapes takes every shape once, far-apart ones first.
+            stride = next(p for p in STRIDES if len(shapes) % p)
+            order = [shapes[(i * stride) % len(shapes)] for i in range(len(shapes))]
             found += [(i / len(order), name, kernel, dtype, s) for i, s in enumerate(order)]
     return [item[1:] for item in sorted(found, key=lambda item: item[0])]
 

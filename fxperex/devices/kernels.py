@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxperex.kernels.embedding import added
 from fxperex.layers.windows import Geometry, unfold
 from fxperex.numerics import sq_norm
 
@@ -122,6 +123,18 @@ def _vmapped(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[],
                                                        [False, True, False])
 
 
+def _crb_depthwise(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
+    n, c, t, taps = s
+    k = round(math.sqrt(taps))
+    x = _image(1, n * c, t, k, dtype, device)
+    return lambda: F.conv2d(x, x.transpose(0, 1), padding=k // 2, groups=n * c)
+
+
+def _vmapped_depthwise(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
+    n, c, t, taps = s
+    return _vmapped((n * c, 1, 1, t, taps), dtype, device)
+
+
 def _im2col(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
     n, c, t, taps = s
     k = round(math.sqrt(taps))
@@ -135,6 +148,12 @@ def _copy(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], ob
     x = _ones(device, dtype, s[0] // 4)
     out = torch.empty_like(x)
     return lambda: torch.add(x, 1, out=out)
+
+
+def _scatter(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
+    rows, width = s
+    g, places = _ones(device, dtype, rows, width), torch.arange(rows, device=device) * 7 % rows
+    return lambda: added(places, g, rows)
 
 
 def _norm(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
@@ -169,13 +188,17 @@ _PRODUCT = ("b", "p", "t", "d")
 _IMAGES = ("n", "channels", "positions", "taps")
 _CONVS = _grid((1, 8, 32), (3, 16, 64, 256), (16, 64, 256), (4, 49, 256, 2304), (1, 9, 25), amount=_product)
 _EACH = _grid((8, 32), (3, 16, 64, 256), (16, 64, 256), (4, 49, 256, 2304), (1, 9, 25), amount=_product)
+# Channels that fill whole blocks, and channels that do not: a CPU's grouped convolution takes other ways (`workspace.partial`).
+_BLOCKED = tuple(s for s in _EACH if s[1] >= 16)
+_PARTIAL = _grid((8, 32), (3, 25, 75), (10, 25, 100), (49, 256, 2304), (1, 9, 25), amount=_product)
 _MM = _grid((10, 64, 256, 1024), (8, 64, 512, 4096), (10, 64, 256, 1024), amount=_product)
 _BMM = _grid((4, 32), (16, 64, 256, 1024), (1, 4, 16, 64, 512), (16, 64, 256, 1024), amount=_product)
 _BMM_PATCHES = _grid((8, 32), (16, 64, 256), (4, 49, 256, 2304), (27, 144, 576, 2304), amount=_product)
 _GRAM = _grid((8, 32), (1, 4, 16, 49, 196, 784), (16, 64, 256, 1024, 4096), amount=_gram_work)
 _DEPTHWISE = _grid((8, 32), (16, 96, 384), (4, 16, 196, 784), (9, 25, 49), amount=_product)
 _UNFOLD = _grid((8, 32), (3, 16, 64, 256), (4, 49, 256, 2304), (9, 25), amount=_bytes)
-_STORED = _grid((8, 32), (16, 256, 4608, 65536, 1048576), amount=_bytes)[:-1]
+_SCATTERED = _grid((64, 256, 1024, 4096), (16, 64, 192, 768), amount=_bytes)
+_STORED = _grid((4, 8, 32), (16, 256, 1024, 4608, 16384, 65536, 262144, 1048576), amount=_bytes)
 KERNELS: dict[str, Kernel] = {
     "mm": Kernel(("m", "k", "n"), _MM, _product, _mm, OTHERS),
     "bmm": Kernel(_PRODUCT, _BMM, _product, _bmm, OTHERS),
@@ -186,9 +209,13 @@ KERNELS: dict[str, Kernel] = {
     "conv_weight": Kernel(_CONV, _CONVS, _product, _back([False, True, False]), OTHERS),
     "conv_depthwise": Kernel(_IMAGES, _DEPTHWISE, _product, _depthwise),
     "conv_grouped": Kernel(_CONV, _EACH, _product, _crb, OTHERS),
-    "conv_vmap": Kernel(_CONV, _EACH[::2], _product, _vmapped),
+    "conv_vmap": Kernel(_CONV, _BLOCKED[::2], _product, _vmapped),
+    "conv_vmap_partial": Kernel(_CONV, _PARTIAL, _product, _vmapped),
+    "depthwise_grouped": Kernel(_IMAGES, _DEPTHWISE, _product, _crb_depthwise),
+    "depthwise_vmap": Kernel(_IMAGES, _DEPTHWISE, _product, _vmapped_depthwise),
     "im2col": Kernel(_IMAGES, _UNFOLD, _bytes, _im2col),
     "copy": Kernel(("bytes",), tuple((2**k,) for k in range(10, 28)), lambda s: 2.0 * s[0], _copy),
+    "scatter": Kernel(("rows", "width"), _SCATTERED, _bytes, _scatter),
     "norm": Kernel(("rows", "size"), _STORED, _bytes, _norm),
     "mv": Kernel(("rows", "size"), _STORED, _bytes, _mv),
     "store": Kernel(("bytes",), tuple((2**k,) for k in range(18, 28)), lambda s: float(s[0]), _store),

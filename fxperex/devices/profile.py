@@ -14,7 +14,7 @@ from fxperex.devices.surface import Surface
 from fxperex.errors import ConfigError
 from fxperex.registry import Cost, Work
 
-VERSION = 6
+VERSION = 7
 UNMEASURED = 1.0  # relative error of figures that nobody measured: kernels reach half of a data sheet's peak, or less
 Samples = Mapping[str, Mapping[str, tuple[tuple[tuple[int, ...], float], ...]]]
 

@@ -1,7 +1,8 @@
 """A kernel's rate between the shapes it was measured at.
 
-log(rate) is a linear trend in the logs of the sizes, held constant outside the measured range, plus the nearby
-residuals weighted by inverse squared distance: exact where it was measured, smooth between.
+log(rate) is a trend in the logs of the sizes, held constant outside the measured range, plus the nearby residuals
+weighted by an inverse power of the distance: exact where it was measured, smooth between. The trend is quadratic where
+there are samples enough to tell (rates level off), else linear.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from functools import cached_property
 
 import torch
 
-RIDGE = 0.05  # keeps the trend flat along sizes that few samples vary
+RIDGE = 0.001  # keeps the trend flat along sizes that few samples vary
+SAMPLES = 2  # for each coefficient of a quadratic trend
+POWER = 3  # of the squared distance
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Surface:
         total = weight = 0.0
         for known, residual in zip(self._points, self._residuals, strict=True):
             distance = sum((a - b) ** 2 for a, b in zip(point, known, strict=True))
-            near = 1.0 / (distance + 1e-6) ** 1.5
+            near = 1.0 / (distance + 1e-6) ** POWER
             total, weight = total + near * residual, weight + near
         return math.exp(self._trend(point) + total / weight)
 
@@ -52,8 +55,24 @@ class Surface:
         return [(min(column), max(column)) for column in zip(*self._points, strict=True)]
 
     @cached_property
+    def _scales(self) -> list[tuple[float, float]]:
+        """Mean and spread of each size's log."""
+        columns = [torch.tensor(column, dtype=torch.float64) for column in zip(*self._points, strict=True)]
+        return [(float(c.mean()), float(c.std(correction=0)) + 1e-9) for c in columns]
+
+    @cached_property
+    def _quadratic(self) -> bool:
+        sizes = len(self.shapes[0])
+        return len(self.shapes) >= SAMPLES * (1 + sizes + sizes * (sizes + 1) // 2)
+
+    def _features(self, point: list[float]) -> list[float]:
+        z = [(v - mean) / spread for v, (mean, spread) in zip(point, self._scales, strict=True)]
+        squares = [a * b for i, a in enumerate(z) for b in z[i:]] if self._quadratic else []
+        return [1.0, *z, *squares]
+
+    @cached_property
     def _coefficients(self) -> list[float]:
-        x = torch.tensor([[1.0, *p] for p in self._points], dtype=torch.float64)
+        x = torch.tensor([self._features(p) for p in self._points], dtype=torch.float64)
         y = torch.tensor([math.log(r) for r in self.rates], dtype=torch.float64)
         ridge = RIDGE * len(self.rates) * torch.eye(x.shape[1], dtype=torch.float64)
         ridge[0, 0] = 1e-9
@@ -64,8 +83,7 @@ class Surface:
         return [math.log(r) - self._trend(p) for p, r in zip(self._points, self.rates, strict=True)]
 
     def _trend(self, point: list[float]) -> float:
-        first, *rest = self._coefficients
-        return first + sum(c * v for c, v in zip(rest, point, strict=True))
+        return sum(c * v for c, v in zip(self._coefficients, self._features(point), strict=True))
 
 
 def _log(value: float) -> float:

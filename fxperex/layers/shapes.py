@@ -43,5 +43,6 @@ def unbroadcast(g: Tensor, axis: BatchAxis, shape: tuple[int, ...], rows: int) -
     order = [*range(d), d, d, *range(d + 1, rank)]  # original dimension of each dimension behind B
     gone = [i + 1 for i, k in enumerate(order) if sizes[k] == 1]
     y = split(g, axis, rows)
-    y = y.sum(gone) if gone else y
+    # A sum over dimensions of one element would be a copy, and a slow one.
+    y = y.sum(gone) if any(y.shape[i] > 1 for i in gone) else y
     return y.reshape(rows, *shape)

@@ -14,8 +14,8 @@ from fxperex.layers.windows import Geometry, padded
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.stored import Stored, kind_of
 from fxperex.work import (
-    convolutions,
     convolves,
+    each_by_convolution,
     folding_bytes,
     grads_bytes,
     inputs_bytes,
@@ -41,7 +41,7 @@ class Crb(Stored):
         own = moved
         if convolves(site):
             own = max(grads, moved)
-            made, traffic = convolutions(site, d, "conv_grouped", d.B * d.G, 1), 2 * moved + 4 * grads + d.B * folding_bytes(site)
+            made, traffic = each_by_convolution(site, d, "grouped"), 2 * moved + 4 * grads + d.B * folding_bytes(site)
         else:
             made, traffic = per_example_product(site, d), 2 * grads
         return Cost((made, *read_stored(site)), traffic, grads, grads + max(own, joining_bytes(site)), 50)

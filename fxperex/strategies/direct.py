@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.stored import Stored, kind_of, offers
-from fxperex.work import grads_bytes, outputs_bytes, read_stored
+from fxperex.work import grads_bytes, outputs_bytes, read_stored, scatter
 
 
 @strategy("direct")
@@ -22,7 +22,9 @@ class Direct(Stored):
 
     def cost(self, site: Site) -> Cost:
         grads = grads_bytes(site)
-        return Cost(read_stored(site), 4 * outputs_bytes(site) + 4 * grads, grads, 2 * outputs_bytes(site) + grads, 40)
+        tokens = (scatter(site, site.dims),) if site.kind == "embedding" and site.dims else ()
+        moved, own = 4 * outputs_bytes(site) + 4 * grads, 2 * outputs_bytes(site) + grads
+        return Cost((*tokens, *read_stored(site)), moved, grads, own, 40)
 
     def gradients(self, uses: Uses) -> Tensor:
         kind = kind_of(uses.site)

@@ -25,6 +25,7 @@ from fxperex.work import (
     patches,
     patches_bytes,
     scaling_bytes,
+    scatter,
     weight_gradient,
 )
 
@@ -44,7 +45,7 @@ class Ghost:
         if site.kind == "embedding":
             out = outputs_bytes(site)
             moved = 12 * out + scaling_bytes(site) + float(site.size * site.dtype.itemsize)
-            return Cost((), moved, 0.0, 4 * out, 60, rereads=True)
+            return Cost((scatter(site, d), *weight_gradient(site, d)), moved, 0.0, 4 * out, 60, rereads=True)
         # A tiled kernel, where there is one, keeps no T x T matrix in memory and takes patches.
         tiled = kernels.unavailable(site.device) is None and site.dtype in DTYPES
         pixels = convolves(site) and pixel_gram(d) and not tiled
@@ -61,7 +62,8 @@ class Ghost:
         transient = doubled + (_shifting(d, square) if pixels else 3 * square + 3 * patches_bytes(site))
         if site.parts:  # the uses' factors side by side
             transient += inputs_bytes(site) + outputs_bytes(site)
-        launches = 80 + (4 * d.taps if pixels else 0)
+            moved += 4 * (inputs_bytes(site) + outputs_bytes(site))
+        launches = 80 + (4 * d.taps if pixels else 0) + 30 * len(site.parts)
         return Cost((*unfolded, *grams, *weight_gradient(site, d)), moved, 0.0, transient, launches, rereads=True)
 
     def stored(self, uses: Uses) -> None:

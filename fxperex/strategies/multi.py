@@ -28,7 +28,7 @@ class Multi(Stored):
             each = convolutions(site, d, "conv_weight", 1, site.rows * d.G)
         else:
             each = Work("mm", (d.P, d.T, d.D), 2.0 * d.T * d.D * d.P, site.rows, name_of(site))
-        return Cost((each, *read_stored(site)), 2 * grads, grads, peak, 18 * site.rows + 20)
+        return Cost((each, *read_stored(site)), 4 * grads, grads, peak, 18 * site.rows + 20)
 
     def gradients(self, uses: Uses) -> Tensor:
         return torch.stack([self._one(uses, b) for b in range(uses.site.rows)])

@@ -7,7 +7,16 @@ from torch import Tensor
 
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.stored import Stored, kind_of, offers
-from fxperex.work import folding_bytes, grads_bytes, patches, patches_bytes, per_example_product, read_stored
+from fxperex.work import (
+    folding_bytes,
+    grads_bytes,
+    inputs_bytes,
+    outputs_bytes,
+    patches,
+    patches_bytes,
+    per_example_product,
+    read_stored,
+)
 
 
 @strategy("unfold")
@@ -23,8 +32,10 @@ class Unfold(Stored):
         d = site.dims
         assert d is not None
         grads = grads_bytes(site)
-        return Cost((*patches(site), per_example_product(site, d), *read_stored(site)), 2 * grads + d.B * folding_bytes(site),
-                    grads, patches_bytes(site) + grads, 50)
+        joined = 2 * (inputs_bytes(site) + outputs_bytes(site)) if site.parts else 0.0
+        moved = 2 * grads + d.B * folding_bytes(site) + joined
+        work = (*patches(site), per_example_product(site, d), *read_stored(site))
+        return Cost(work, moved, grads, patches_bytes(site) + grads, 50 + 6 * len(site.parts))
 
     def gradients(self, uses: Uses) -> Tensor:
         kind = kind_of(uses.site)

@@ -11,8 +11,8 @@ from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.multi import as_one
 from fxperex.strategies.stored import Stored
 from fxperex.work import (
-    convolutions,
     convolves,
+    each_by_convolution,
     grads_bytes,
     grouped_scratch,
     joining_bytes,
@@ -32,7 +32,7 @@ class Vmap(Stored):
         if d is None or site.kind == "embedding":
             return Cost(read_stored(site), 12 * outputs_bytes(site) + 6 * grads, grads, 2 * outputs_bytes(site) + grads, 60)
         conv = convolves(site)
-        made = convolutions(site, d, "conv_vmap", d.B * d.G, 1) if conv else per_example_product(site, d)
+        made = each_by_convolution(site, d, "vmap") if conv else per_example_product(site, d)
         own = grads + (grouped_scratch(site, d) if conv else 0.0)
         return Cost((made, *read_stored(site)), 6 * grads, grads, grads + max(own, joining_bytes(site)), 60)
 
