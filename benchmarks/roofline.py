@@ -33,6 +33,7 @@ from fxperex.work import grads_bytes, weight_gradient
 HERE = Path(__file__).parent
 FORWARD_AND_INPUTS, WEIGHTS = "forward_and_input_gradients", "weight_gradients"
 MOVES = {"im2col", "copy", "norm", "mv", "store", "launch"}  # kernels whose amount is in bytes, not in flop
+READS = {"norm", "mv", "store"}
 SHIPPED = {"cpu": "cpu-x86_64-2t-*.json", "cuda": "cuda-H200-*.json"}
 
 
@@ -76,9 +77,10 @@ def count(step: step_workloads.Step, device: str) -> Row:
                WEIGHTS: flops(w for c in made.plan.choices for w in ordinary(c.site))}
     plain = Cost(tuple(w for c in made.plan.choices for w in ordinary(c.site)), launches=0)
     base, private = parts([*frame, plain], rates), parts([*frame, *sites], rates)
-    # Stored gradients are written once, read for the norm, and read for the sum.
+    # Stored gradients are written once, read for the norm, and read for the sum. A measured product's rate has its writes in it.
     kept = sum(grads_bytes(c.site) for c in stored)
-    crossing = rates.seconds(Cost((), 3 * kept, launches=0))
+    crossing = sum(rates.of(w) for c in stored for w in c.cost.work if w.kernel in READS)
+    crossing += 0.0 if rates.source == "measured" else rates.seconds(Cost((), kept, launches=0))
     return {"rows": step.rows, "profile": rates.device, "rates": rates.source, "flops": counted,
             "flops_added": flops(w for c in sites for w in c.work) - counted[WEIGHTS],
             "stored_bytes": kept, "stored_traffic_bytes": 3 * kept, "traffic_added_bytes": moved(sites),
