@@ -11,6 +11,7 @@ their markers in README.md. CPU: the shipped profile, measured at two threads. H
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import time
 import warnings
@@ -26,9 +27,9 @@ from workloads import LOSS
 
 from fxperex.devices import Profile, profile
 from fxperex.frame import trace_frames
-from fxperex.registry import Cost, Site, Work
+from fxperex.registry import Cost, Dims, Site, Work
 from fxperex.transform import outline
-from fxperex.work import grads_bytes, weight_gradient
+from fxperex.work import convolves, grads_bytes, name_of, weight_gradient
 
 HERE = Path(__file__).parent
 FORWARD_AND_INPUTS, WEIGHTS = "forward_and_input_gradients", "weight_gradients"
@@ -48,7 +49,17 @@ def moved(costs: Iterable[Cost]) -> float:
 
 def ordinary(site: Site) -> tuple[Work, ...]:
     """The weight gradients that training without privacy forms at `site`; none where the kind has no product."""
-    return tuple(w for use in site.each if use.dims is not None for w in weight_gradient(use, use.dims))
+    return tuple(w for use in site.each if (d := use.dims) is not None
+                 for w in ((_convolution(use, d),) if convolves(use) else weight_gradient(use, d)))
+
+
+def _convolution(site: Site, d: Dims) -> Work:
+    """With all taps of the kernel: those that only ever meet padding too, which a plan leaves out."""
+    taps = site.size * d.taps // (d.G * d.P * d.D)
+    if d.G > 1 and d.D == d.taps:
+        return Work("conv_depthwise", (d.B, d.G * d.P, d.T, taps), 2.0 * d.B * d.G * d.P * d.T * taps, 1, name_of(site))
+    shape = (d.B, d.D // d.taps, d.P, d.T, taps)
+    return Work("conv_weight", shape, 2.0 * math.prod(shape), d.G, name_of(site))
 
 
 def parts(costs: list[Cost], rates: Profile) -> dict[str, float]:
