@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.stored import Stored, kind_of, offers
-from fxperex.work import grads_bytes, outputs_bytes, read_stored
+from fxperex.work import grads_bytes, outputs_bytes, per_example_product, read_stored
 
 
 @strategy("direct")
@@ -22,7 +22,8 @@ class Direct(Stored):
 
     def cost(self, site: Site) -> Cost:
         grads = grads_bytes(site)
-        return Cost(read_stored(site), 4 * outputs_bytes(site) + 4 * grads, grads, 2 * outputs_bytes(site) + grads, 40)
+        products = tuple(per_example_product(use, use.dims) for use in site.parts if use.dims and not offers(use, "per_example"))
+        return Cost((*products, *read_stored(site)), 4 * outputs_bytes(site) + 4 * grads, grads, 2 * outputs_bytes(site) + grads, 40)
 
     def gradients(self, uses: Uses) -> Tensor:
         kind = kind_of(uses.site)
