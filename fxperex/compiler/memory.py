@@ -32,8 +32,8 @@ def told(plan: Plan, peak: float, error: BaseException) -> str:
     """Returns the message: what the plan expected, what the allocator said, what to set."""
     most = max(plan.choices, key=lambda c: c.cost.held, default=None)
     where = f", most of it for {most.site.name} ({most.strategy}: {_size(most.cost.held)})" if most else ""
-    return (f"the step ran out of memory: {str(error).splitlines()[0]} The plan for {plan.rows} rows expected a peak of {_size(peak)}{where}. "
-            f"Nothing was written to the model. Transform again with memory=\"{_size(_budget(peak))}\", or with "
+    return (f"the step ran out of memory: {str(error).splitlines()[0]} The plan for {plan.rows} rows expected a peak of "
+            f"{_size(peak)}{where}. Nothing was written to the model. Transform again with memory=\"{_size(_budget(peak))}\", or with "
             f"physical_batch={max(plan.rows // 2, 1)} (any number of rows then runs in pieces)")
 
 

@@ -21,9 +21,9 @@ class Direct(Stored):
         return None if closed else f"kind {site.kind} has no closed formula"
 
     def cost(self, site: Site) -> Cost:
-        grads = grads_bytes(site)
-        products = tuple(per_example_product(use, use.dims) for use in site.parts if use.dims and not offers(use, "per_example"))
-        return Cost((*products, *read_stored(site)), 4 * outputs_bytes(site) + 4 * grads, grads, 2 * outputs_bytes(site) + grads, 40)
+        grads, out = grads_bytes(site), outputs_bytes(site)
+        products = (per_example_product(use, use.dims) for use in site.parts if use.dims and not offers(use, "per_example"))
+        return Cost((*products, *read_stored(site)), 4 * out + 4 * grads, grads, 2 * out + grads, 40)
 
     def gradients(self, uses: Uses) -> Tensor:
         kind = kind_of(uses.site)
