@@ -16,7 +16,6 @@ import re
 import time
 import warnings
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import roofline_tables
@@ -32,7 +31,7 @@ from fxperex.transform import outline
 from fxperex.work import convolves, grads_bytes, name_of, weight_gradient
 
 HERE = Path(__file__).parent
-FORWARD_AND_INPUTS, WEIGHTS = "forward_and_input_gradients", "weight_gradients"
+FORWARD, WEIGHTS = "forward_and_input_gradients", "weight_gradients"
 MOVES = {"im2col", "copy", "norm", "mv", "store", "launch"}  # kernels whose amount is in bytes, not in flop
 READS = {"norm", "mv", "store"}
 SHIPPED = {"cpu": "cpu-x86_64-2t-*.json", "cuda": "cuda-H200-*.json"}
@@ -56,7 +55,7 @@ def ordinary(site: Site) -> tuple[Work, ...]:
 def _convolution(site: Site, d: Dims) -> Work:
     """With all taps of the kernel: those that only ever meet padding too, which a plan leaves out."""
     taps = site.size * d.taps // (d.G * d.P * d.D)
-    if d.G > 1 and d.D == d.taps:
+    if d.G > 1 and d.taps == d.D:
         return Work("conv_depthwise", (d.B, d.G * d.P, d.T, taps), 2.0 * d.B * d.G * d.P * d.T * taps, 1, name_of(site))
     shape = (d.B, d.D // d.taps, d.P, d.T, taps)
     return Work("conv_weight", shape, 2.0 * math.prod(shape), d.G, name_of(site))
@@ -64,10 +63,10 @@ def _convolution(site: Site, d: Dims) -> Work:
 
 def parts(costs: list[Cost], rates: Profile) -> dict[str, float]:
     """Predicted seconds by what takes them."""
-    products = [replace(c, work=tuple(w for w in c.work if w.kernel not in MOVES), bytes=0.0, launches=0) for c in costs]
-    copies = [replace(c, work=tuple(w for w in c.work if w.kernel in MOVES), launches=0) for c in costs]
-    launches = [replace(c, work=(), bytes=0.0) for c in costs]
-    return {name: sum(map(rates.seconds, of)) for name, of in (("products", products), ("traffic", copies), ("launches", launches))}
+    made = {"products": [Cost(tuple(w for w in c.work if w.kernel not in MOVES), launches=0) for c in costs],
+            "traffic": [Cost(tuple(w for w in c.work if w.kernel in MOVES), c.bytes, launches=0) for c in costs],
+            "launches": [Cost(launches=c.launches) for c in costs]}
+    return {name: sum(map(rates.seconds, of)) for name, of in made.items()}
 
 
 def count(step: step_workloads.Step, device: str) -> Row:
@@ -84,7 +83,7 @@ def count(step: step_workloads.Step, device: str) -> Row:
     frame = list(trace_frames(made.capture, made.analysis).at(step.rows).costs)
     sites = [c.cost for c in made.plan.choices]
     stored = [c for c in made.plan.choices if c.cost.held >= grads_bytes(c.site) and c.site.dims is not None]
-    counted = {FORWARD_AND_INPUTS: flops(w for c in frame for w in c.work),
+    counted = {FORWARD: flops(w for c in frame for w in c.work),
                WEIGHTS: flops(w for c in made.plan.choices for w in ordinary(c.site))}
     plain = Cost(tuple(w for c in made.plan.choices for w in ordinary(c.site)), launches=0)
     base, private = parts([*frame, plain], rates), parts([*frame, *sites], rates)

@@ -48,6 +48,7 @@ def _over(floors: dict[str, Row], measured: Row) -> str:
             continue
         floor, took, parts = r["floor_seconds"], auto["seconds"], r["private_parts"]
         known = [floor, parts["products"] - floor, parts["traffic"], parts["launches"]]
-        made.append([key, f"{row['candidates']['ordinary']['seconds'] / floor:.2f}", f"{took / floor:.2f}", f"{auto['ratio']:.2f}",
+        base = row["candidates"]["ordinary"]["seconds"]
+        made.append([key, f"{base / floor:.2f}", f"{took / floor:.2f}", f"{auto['ratio']:.2f}",
                      *(f"{100 * s / took:.0f} %" for s in (*known, took - sum(known)))])
     return table(head, made)

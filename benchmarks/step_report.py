@@ -2,8 +2,8 @@
 
     python benchmarks/step_report.py [results/cpu/step_float32.json ...]
 
-One group of bars a workload, one bar a candidate: `auto` first, then the backends, the strategies, the peers that ran. A short line
-over a group is its aim. What did not run has no bar; the table says so, and the notes below it why.
+One group of bars a workload, one bar a candidate: `auto` first, then the backends, the strategies, the peers that ran. A
+short line over a group is its aim. What did not run has no bar; the table says so, and the notes below it why.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def ratio(row: Row, name: str, clock: str = "ratio") -> float | None:
 def _head(body: Row) -> str:
     s = body["settings"]
     return (f"# The private step over the ordinary one, {s['dtype']}\n\n{body['date']}, {body['device']}, torch {body['torch']}, "
-            f"medians of {s['rounds']} interleaved rounds; wall time, in brackets CPU time. The ordinary step is eager: forward and "
-            "backward, no privacy.")
+            f"medians of {s['rounds']} interleaved rounds; wall time, in brackets CPU time. The ordinary step is eager: "
+            "forward and backward, no privacy.")
 
 
 def _table(rows: dict[str, Row]) -> str:
@@ -87,12 +87,14 @@ def _figure(body: Row) -> Any:
     axes = figure.subplots()
     width = 0.8 / max(len(names), 1)
     for i, name in enumerate(names):
-        bars = [(x - 0.4 + (i + 0.5) * width, v) for x, row in enumerate(rows.values()) if (v := ratio(row, name)) is not None]
+        found = [(x, ratio(row, name)) for x, row in enumerate(rows.values())]
+        bars = [(x - 0.4 + (i + 0.5) * width, v) for x, v in found if v is not None]
         drawn = axes.bar([x for x, _ in bars], [v for _, v in bars], 0.92 * width, color=colors[name], label=name)
         axes.bar_label(drawn, fmt="%.2f", fontsize=6, padding=2, rotation=90 if len(names) > 3 else 0)
     _lines(axes, rows)
     _scale(axes, [v for row in rows.values() for n in names if (v := ratio(row, n)) is not None])
-    axes.set(ylabel="times the ordinary step, wall", title=f"{body['device']}, torch {body['torch']}, {body['settings']['dtype']}")
+    axes.set(ylabel="times the ordinary step, wall")
+    axes.set_title(f"{body['device']}, torch {body['torch']}, {body['settings']['dtype']}")
     axes.set_xticks(range(len(rows)), labels=list(rows), rotation=25, ha="right", fontsize=8)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=8, fontsize=8)
     return figure
@@ -102,7 +104,8 @@ def _lines(axes: Any, rows: dict[str, Row]) -> None:
     axes.axhline(1.0, color="#555555", linewidth=1, linestyle="--", label="ordinary step")
     aims = [row["aim"] for row in rows.values()]
     places = range(len(aims))
-    axes.hlines(aims, [x - 0.45 for x in places], [x + 0.45 for x in places], color="#d62728", linewidth=1.5, label="aim")
+    left, right = ([x + side for x in places] for side in (-0.45, 0.45))
+    axes.hlines(aims, left, right, color="#d62728", linewidth=1.5, label="aim")
 
 
 def _scale(axes: Any, values: list[float]) -> None:
@@ -119,7 +122,8 @@ def _scale(axes: Any, values: list[float]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("results", nargs="*", type=Path, default=[Path(__file__).parent / "results" / "cpu" / "step_float32.json"])
+    ours = Path(__file__).parent / "results" / "cpu" / "step_float32.json"
+    parser.add_argument("results", nargs="*", type=Path, default=[ours])
     for path in parser.parse_args().results:
         print(*write(path), sep="\n")
 

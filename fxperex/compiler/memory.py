@@ -33,8 +33,9 @@ def told(plan: Plan, peak: float, error: BaseException) -> str:
     most = max(plan.choices, key=lambda c: c.cost.held, default=None)
     where = f", most of it for {most.site.name} ({most.strategy}: {_size(most.cost.held)})" if most else ""
     return (f"the step ran out of memory: {str(error).splitlines()[0]} The plan for {plan.rows} rows expected a peak of "
-            f"{_size(peak)}{where}. Nothing was written to the model. Transform again with memory=\"{_size(_budget(peak))}\", or with "
-            f"physical_batch={max(plan.rows // 2, 1)} (any number of rows then runs in pieces)")
+            f"{_size(peak)}{where}. Nothing was written to the model. Transform again with "
+            f"memory=\"{_size(_budget(peak))}\", or with physical_batch={max(plan.rows // 2, 1)} "
+            "(any number of rows then runs in pieces)")
 
 
 def _budget(expected: float) -> float:
