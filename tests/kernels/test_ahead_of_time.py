@@ -96,3 +96,11 @@ def test_compiles_and_fits(name: str, dtype: str, constants: dict[str, Any], war
     multiplies = (name in {"linear", "conv", "gram"} and constants.get("PRECISION") != "ieee") or dtype in {"bf16", "fp16"}
     if multiplies and name in {"linear", "conv", "gram"}:
         assert re.search(r"wgmma|mma\.sync", compiled.asm["ptx"]), "products must run on tensor cores"
+
+
+@pytest.mark.parametrize("name", ["linear", "conv", "gram"])
+def test_what_was_tuned_is_kept_on_disk(name: str) -> None:
+    from importlib import import_module
+
+    tuned = getattr(import_module(f"fxperex.kernels.gpu.{name}"), f"{name}_tuned")
+    assert tuned.cache_results and len(tuned.configs) > 1 and {"T", "D", "P"} <= set(tuned.keys)
