@@ -25,7 +25,7 @@ from fxperex.compiler import guarded
 from fxperex.errors import ConfigError, PackageError, StateError
 from fxperex.runtime import PerExampleModule, _state
 
-FORMAT = 1
+FORMAT = 2
 PARTS = ("manifest.json", "constants.pt", "step.pt2")
 
 
@@ -86,8 +86,8 @@ class LoadedStep(PerExampleModule):
         self.parameters = {n: p for n, p in model.named_parameters(remove_duplicate=False) if n in self._order}
         self._state = _state(model)
         # What an error message says of the plan; the plan itself is text here.
-        self.plan: Any = SimpleNamespace(rows=self._rows, held=manifest["held"], peak=None, choices=())
-        self._step = guarded(run, self.plan)
+        self.plan: Any = SimpleNamespace(rows=self._rows, peak=manifest["peak"], choices=())
+        self._step = guarded(run, self.plan, lambda: self.plan.peak)
 
     def explain(self) -> str:
         """Prints and returns the table of the plan that the step was compiled from."""
@@ -139,7 +139,7 @@ def _manifest(private: PerExampleModule) -> dict[str, Any]:
         "inputs": [[name, kind, key] for name, (kind, key) in private._capture.inputs.items()],
         "batch": [[list(shape), _name(dtype), where.type] for shape, dtype, where in private._spec],
         "order": private._order, "mutated": private._capture.mutated, "rows": private._rows,
-        "clip": _clip_told(private.clip), "plan": str(private.plan), "held": private.plan.held,
+        "clip": _clip_told(private.clip), "plan": str(private.plan), "peak": private.plan.peak or private.peak,
     }
 
 

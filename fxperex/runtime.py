@@ -163,7 +163,7 @@ class PerExampleModule:
             warnings.simplefilter("ignore")
             warnings.simplefilter("default", BackendWarning)
             step, backend = compile_step(graph, inputs, self._backend, fixed)
-        return guarded(step, self.plan), backend
+        return guarded(step, self.plan, lambda: self.peak), backend
 
     def example_inputs(self) -> list[Tensor]:
         """Returns stand-in inputs of the step graph: the model's own tensors, a batch of zeros, a full mask."""

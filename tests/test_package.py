@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fxperex
 from fxperex.clipping import Flat
-from fxperex.errors import ConfigError, PackageError, ShapeError, StateError
+from fxperex.errors import ConfigError, MemoryLimitError, PackageError, ShapeError, StateError
 from fxperex.testing import clipped, error, loop
 
 
@@ -117,6 +117,19 @@ def test_another_model(saved: Path, make: Callable[[], nn.Module], words: str) -
     model = make()
     with pytest.raises(PackageError, match=words):
         fxperex.load(saved, model)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_loaded_step_without_memory_names_its_peak(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("torch._inductor.aoti_load_package", lambda _: ends)
+    x = torch.randn(4, 2, 6, 6)
+    peak = fxperex.transform(_net(), (x,), forward=_loss, clip=0.5, backend="eager").peak
+    model = _net()
+    with pytest.raises(MemoryLimitError, match=f"plan for 4 rows expected a peak of {peak / 2**20:.2f}MiB"):
+        fxperex.load(saved, model).step(x)
     assert all(p.grad is None for p in model.parameters())
 
 

@@ -256,6 +256,15 @@ def test_tied_groups_are_planned_as_sums() -> None:
     assert made.plan.seconds > 0
 
 
+def test_the_product_beside_an_embedding_is_counted() -> None:
+    """A table that is also the output layer: `direct` looks up the one gradient and multiplies for the other."""
+    table, ids = torch.nn.Embedding(50, 8), torch.randint(50, (3, 6))
+    made = outline(table, (ids,), forward=lambda m, i: (m(i) @ m.weight.t()).square().sum((1, 2)), strategy="direct").plan
+    (choice,) = made.choices
+    assert choice.strategy == "direct" and {use.kind for use in choice.site.parts} == {"embedding", "linear"}
+    assert sum(w.amount for w in choice.cost.work if w.kernel == "bmm") == 2 * 3 * 6 * 8 * 50
+
+
 def test_joined_uses_are_planned_as_one_site() -> None:
     model, ids = _Tied(), torch.randint(0, 50, (4, 6))
     total, norms = clipped(loop(model, curved, (ids,)), 1.0)

@@ -3,6 +3,11 @@
 `backend="auto"` compiles, times both once on stand-in data, keeps the faster and remembers it for this graph, device and
 versions. If Inductor is missing or fails the step runs eagerly and a BackendWarning says why; never silently. What
 Inductor compiles is kept on disk by its own cache: a second process loads it.
+
+Channels-last on a GPU is Inductor's decision, and none is made here: it compiles a step as it does inference, where it counts
+the operations of all convolutions (from torch 2.15 on those of `convolution_backward` too) and gives all of them that layout
+unless grouped ones with several input channels a group outweigh the rest. A plan of `vmap` convolutions, whose groups are
+the examples, does that.
 """
 
 from __future__ import annotations

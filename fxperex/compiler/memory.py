@@ -11,8 +11,11 @@ from fxperex.errors import MemoryLimitError
 from fxperex.planner import Plan
 
 
-def guarded(step: Callable[..., Sequence[Any]], plan: Plan) -> Callable[..., Sequence[Any]]:
-    """Returns `step`; where it runs out of memory it raises MemoryLimitError, which names the plan's peak and a budget."""
+def guarded(step: Callable[..., Sequence[Any]], plan: Plan, peak: Callable[[], float]) -> Callable[..., Sequence[Any]]:
+    """Returns `step`; where it runs out of memory it raises MemoryLimitError, which names the predicted peak and a budget.
+
+    `peak()`: bytes of the step at its worst node, asked for only then; the plan knows them only where memory was in question.
+    """
 
     def run(*args: Any) -> Sequence[Any]:
         try:
@@ -20,20 +23,19 @@ def guarded(step: Callable[..., Sequence[Any]], plan: Plan) -> Callable[..., Seq
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _memory(error):
                 raise
-            raise MemoryLimitError(told(plan, error)) from error
+            raise MemoryLimitError(told(plan, plan.peak or peak(), error)) from error
 
     return run
 
 
-def told(plan: Plan, error: BaseException) -> str:
+def told(plan: Plan, peak: float, error: BaseException) -> str:
     """Returns the message: what the plan expected, what the allocator said, what to set."""
-    peak = getattr(plan, "peak", None)
-    expected = f"a peak of {_size(peak)}" if peak else f"{_size(plan.held)} kept for norms and sums beside forward and backward"
     most = max(plan.choices, key=lambda c: c.cost.held, default=None)
     where = f", most of it for {most.site.name} ({most.strategy}: {_size(most.cost.held)})" if most else ""
-    return (f"the step ran out of memory: {str(error).splitlines()[0]} The plan for {plan.rows} rows expected {expected}{where}. "
-            f"Nothing was written to the model. Transform again with memory=\"{_size(_budget(peak or plan.held))}\", or with "
-            f"physical_batch={max(plan.rows // 2, 1)} (any number of rows then runs in pieces)")
+    return (f"the step ran out of memory: {str(error).splitlines()[0]} The plan for {plan.rows} rows expected a peak of "
+            f"{_size(peak)}{where}. Nothing was written to the model. Transform again with "
+            f"memory=\"{_size(_budget(peak))}\", or with physical_batch={max(plan.rows // 2, 1)} "
+            "(any number of rows then runs in pieces)")
 
 
 def _budget(expected: float) -> float:

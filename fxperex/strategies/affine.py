@@ -1,4 +1,4 @@
-"""Scale and shift of layer and group normalisation: both gradients and norms by one Triton pass over the activations.
+"""Scale and shift of layer, RMS and group normalisation: both gradients and norms by one Triton pass over the activations.
 
 `grad_b w = sum_t g_bt xhat_bt`, `grad_b b = sum_t g_bt`; `xhat` is formed from the statistics as it is read.
 """
@@ -15,7 +15,8 @@ from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.fused import INTERPRETED
 from fxperex.work import outputs_bytes
 
-OPS = {"aten.layer_norm", "aten.group_norm"}
+OPS = {"aten.layer_norm", "aten.rms_norm", "aten.group_norm"}
+BY_POSITION = {"layer_norm", "rms_norm"}
 
 
 @strategy("affine")
@@ -24,7 +25,7 @@ class Affine:
 
     def illegal(self, site: Site) -> str | None:
         if site.kind != "norm" or site.op not in OPS:
-            return f"{site.op} of kind {site.kind} is neither layer nor group normalisation"
+            return f"{site.op} of kind {site.kind} is neither layer, RMS nor group normalisation"
         if site.parts:
             return f"it serves one node at a time; this tensor has {len(site.parts)} uses"
         if site.dtype not in DTYPES:
@@ -47,7 +48,7 @@ class Affine:
     def _made(self, uses: Uses) -> tuple[Tensor, Tensor]:
         """(per-example gradients `[B, *shape]`, their squared norms `[B]`); the other of the pair is the same node."""
         if "affine" not in uses.cache:
-            layer = packet(uses.node) == "layer_norm"
+            layer = packet(uses.node) in BY_POSITION
             *made, squares = kernels.affine_gradients(*(_by_position(uses) if layer else _by_group(uses)))
             first = 2 + (len(uses.node.args[1]) - 1 if layer else 0)  # flat arguments unroll `normalized_shape`
             which = uses.site.arg - first
@@ -59,12 +60,12 @@ Operands = tuple[Tensor, Tensor, Tensor, Tensor, int]
 
 
 def _by_position(uses: Uses) -> Operands:
-    """Layer norm: `[B, entries, positions]`, statistics per position."""
+    """Layer and RMS norm: `[B, entries, positions]`, statistics per position."""
     site, axis = uses.site, uses.axes[0]
     assert axis is not None
     x, g = (split(v, where, site.rows).reshape(site.rows, -1, site.size).transpose(1, 2)
             for v, where in ((uses.args[0], axis), (uses.grad, uses.out_axis)))
-    return (x, g, *_statistics(x, 1, uses), 0)
+    return (x, g, *(_lengths(x, uses) if packet(uses.node) == "rms_norm" else _statistics(x, 1, uses)), 0)
 
 
 def _by_group(uses: Uses) -> Operands:
@@ -89,3 +90,11 @@ def _statistics(x: Tensor, dim: int, uses: Uses) -> tuple[Tensor, Tensor]:
     variance, mean = torch.var_mean(x.float(), dim, correction=0)
     eps = uses.node.args[4] if len(uses.node.args) > 4 else 1e-5
     return mean, (variance + eps).rsqrt()
+
+
+def _lengths(x: Tensor, uses: Uses) -> tuple[Tensor, Tensor]:
+    """RMS norm's statistics: no mean is taken off; where no eps is given it is that of what is computed in."""
+    given = uses.node.args[3] if len(uses.node.args) > 3 else None
+    eps = torch.finfo(torch.promote_types(uses.args[0].dtype, torch.float32)).eps if given is None else given
+    square = x.float().square().mean(1)
+    return torch.zeros_like(square), (square + eps).rsqrt()

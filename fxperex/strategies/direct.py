@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fxperex.registry import Cost, Site, Uses, strategy
+from fxperex.registry import Cost, Site, Uses, Work, strategy
 from fxperex.strategies.stored import Stored, kind_of, offers
-from fxperex.work import grads_bytes, outputs_bytes, read_stored, scatter
+from fxperex.work import grads_bytes, outputs_bytes, per_example_product, read_stored, scatter
 
 
 @strategy("direct")
@@ -21,10 +21,9 @@ class Direct(Stored):
         return None if closed else f"kind {site.kind} has no closed formula"
 
     def cost(self, site: Site) -> Cost:
-        grads = grads_bytes(site)
-        tokens = (scatter(site, site.dims),) if site.kind == "embedding" and site.dims else ()
-        moved, own = 4 * outputs_bytes(site) + 4 * grads, 2 * outputs_bytes(site) + grads
-        return Cost((*tokens, *read_stored(site)), moved, grads, own, 40)
+        grads, out = grads_bytes(site), outputs_bytes(site)
+        made = tuple(w for use in site.each for w in _work(use))
+        return Cost((*made, *read_stored(site)), 4 * out + 4 * grads, grads, 2 * out + grads, 40)
 
     def gradients(self, uses: Uses) -> Tensor:
         kind = kind_of(uses.site)
@@ -32,3 +31,10 @@ class Direct(Stored):
             return kind.per_example(uses)
         a, g = kind.factors(uses)
         return kind.fold(uses, g.transpose(2, 3) @ a)
+
+
+def _work(use: Site) -> tuple[Work, ...]:
+    """Kernels of one use's gradients: tokens added up, or a product where it has no closed formula."""
+    if use.kind == "embedding" and use.dims:
+        return (scatter(use, use.dims),)
+    return () if offers(use, "per_example") or not use.dims else (per_example_product(use, use.dims),)

@@ -30,11 +30,20 @@ def _cases() -> list[tuple[str, str, dict[str, Any], int]]:
             made = {"PRECISION": precision, "WIDEN": False, "BLOCK_T": 32, "BLOCK_P": block_p, "BLOCK_D": block_d,
                     "STORE": dtype != torch.float32, "SQUARE": True}
             cases.append(("linear", names[dtype], made | {"a_d": 1, "g_p": 1, "sm": capability[0] * 10}, 8))
+            # Positions split over programs (rank 16): float32 parts of a sum, whatever the operands are; squared later.
+            parts = made | {"BLOCK_P": 16, "STORE": True, "SQUARE": False, "GRADS": "*fp32", "sm": capability[0] * 10}
+            cases.append(("linear", names[dtype], parts | {"a_d": 1, "g_p": 1}, 8))
             if dtype != torch.float16:
+                contiguous = CONV | {"CHANNELS_LAST": False, "x_x": 1, "g_x": 1}
+                cases.append(("conv", names[dtype], parts | {k: v for k, v in contiguous.items() if k not in ("x_c", "g_c")}, 8))
                 cases.append(("conv", names[dtype], made | CONV | {"sm": capability[0] * 10}, 8))
     for sm in (80, 90):
         cases += [("gram", "fp32", {"BLOCK_S": 64, "BLOCK_K": 16, "a_d": 1, "g_p": 1, "sm": sm}, 8),
                   ("depthwise", "bf16", CONV | {"KY": 7, "KX": 7, "BLOCK_T": 16, "BLOCK_P": 64, "sm": sm}, 4),
+                  ("gram", "bf16", {"BLOCK_S": 64, "BLOCK_K": 16, "a_d": 1, "g_p": 1, "sm": sm}, 8),
+                  ("depthwise", "fp32", {"KZ": 1, "KY": 3, "KX": 3, "BLOCK_T": 256, "BLOCK_P": 4, "x_x": 1, "sm": sm}, 4),
+                  ("affine", "fp32", {"PER_POSITION": False, "BLOCK_C": 4, "BLOCK_N": 256, "x_n": 1, "g_n": 1, "sm": sm}, 4),
+                  ("weighted", "fp32", {"BLOCK": 1024, "sm": sm}, 4),
                   ("affine", "bf16", {"PER_POSITION": True, "BLOCK_C": 64, "BLOCK_N": 16, "x_c": 1, "sm": sm}, 4),
                   ("embedding", "fp32", {"BLOCK_P": 128, "g_p": 1, "sm": sm}, 4),
                   ("weighted", "bf16", {"BLOCK": 1024, "sm": sm}, 4),
@@ -56,10 +65,12 @@ def _compile(name: str, dtype: str, constants: dict[str, Any], warps: int) -> An
 
     kernel = getattr(import_module(f"fxperex.kernels.gpu.{name}"), f"{name}_kernel")
     constants = dict(constants)
-    target = GPUTarget("cuda", constants.pop("sm"), 32)
+    target, held = GPUTarget("cuda", constants.pop("sm"), 32), constants.pop("GRADS", None)
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
     signature = {n: "constexpr" if n in constants else "*" + dtype if n in OPERANDS else POINTERS.get(n, "i32")
                  for n in kernel.arg_names}
+    if held:
+        signature["grads"] = held
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if signature[n].startswith("*")}
     places = {(kernel.arg_names.index(k),): v for k, v in constants.items()}
     return triton.compile(ASTSource(kernel, signature, places, aligned), target=target,
@@ -85,3 +96,11 @@ def test_compiles_and_fits(name: str, dtype: str, constants: dict[str, Any], war
     multiplies = (name in {"linear", "conv", "gram"} and constants.get("PRECISION") != "ieee") or dtype in {"bf16", "fp16"}
     if multiplies and name in {"linear", "conv", "gram"}:
         assert re.search(r"wgmma|mma\.sync", compiled.asm["ptx"]), "products must run on tensor cores"
+
+
+@pytest.mark.parametrize("name", ["linear", "conv", "gram"])
+def test_what_was_tuned_is_kept_on_disk(name: str) -> None:
+    from importlib import import_module
+
+    tuned = getattr(import_module(f"fxperex.kernels.gpu.{name}"), f"{name}_tuned")
+    assert tuned.cache_results and len(tuned.configs) > 1 and {"T", "D", "P"} <= set(tuned.keys)

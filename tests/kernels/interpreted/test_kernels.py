@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from fxperex import kernels
+from fxperex.kernels import device
 from fxperex.kernels.conv import reference as conv_reference
 from fxperex.kernels.gpu import conv, depthwise, linear
 from fxperex.testing import error
@@ -36,6 +39,46 @@ def test_linear(groups: int, positions: int, inputs: int, outputs: int, dtype: t
         assert error(grads, truth) <= STORED[dtype] and error(found, squares(grads)) <= 1e-6
         none, found = linear.launch(a, g, None, "ieee", parts=parts)
         assert none is None and error(found, squares(truth)) <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_small_weight_fills_the_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LoRA of rank 16 with T = 1024, on 132 processors: one tile an example, so its positions are split, and added in order."""
+    monkeypatch.setattr(device, "_processors", lambda _: 132)
+    grids: list[int] = []
+    monkeypatch.setattr(linear, "linear_tuned", _Counting(linear.linear_tuned, grids))
+    a, g = torch.randn(3, 1, 1024, 32).to(dtype), torch.randn(3, 1, 1024, 16).to(dtype)
+    truth = torch.einsum("bgtp,bgtd->bgpd", g.double(), a.double())
+    found = kernels.linear_sq_norm(a, g)
+    assert grids == [3 * 4], "four parts of 256 positions, for each of three examples"
+    # The square of the sum: parts of one gradient that cancel must cancel in its norm.
+    assert error(found, squares(truth)) <= 1e-6 and torch.equal(found, kernels.linear_sq_norm(a, g))
+    signs = torch.tensor([1.0, -1.0]).repeat_interleave(256).repeat(2)[None, None, :, None].to(dtype)
+    cancelling = kernels.linear_sq_norm(a[:, :, :256].repeat(1, 1, 4, 1), g[:, :, :256].repeat(1, 1, 4, 1) * signs)
+    assert (cancelling <= 1e-10 * found).all()
+    grads, norms = kernels.linear_gradients(a, g, "ieee")
+    assert grads.dtype == dtype and error(grads, truth) <= STORED[dtype] and error(norms, squares(grads)) <= 1e-6
+
+
+class _Counting:
+    """A kernel that notes how many programs it was launched with."""
+
+    def __init__(self, kernel: Any, grids: list[int]) -> None:
+        self.kernel, self.grids = kernel, grids
+
+    def __getitem__(self, grid: tuple[int]) -> Any:
+        self.grids.append(grid[0])
+        return self.kernel[grid]
+
+
+def test_a_first_convolution_fills_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight of 8 x 27 over 32 x 32 positions: one tile an example, split as a small linear map is."""
+    monkeypatch.setattr(device, "_processors", lambda _: 132)
+    grids: list[int] = []
+    monkeypatch.setattr(conv, "conv_tuned", _Counting(conv.conv_tuned, grids))
+    x, g, shape = conv_case((1, 3, 8, (32, 32)), ([3, 3], [1, 1], [1, 1], [1, 1], 1), last=True)
+    assert error(kernels.conv_sq_norm(x, g, *shape), squares(by_autograd(x, g, shape))) <= 1e-6
+    assert grids == [3 * 4]
 
 
 CONVS = [  # images, channels, outputs, input size, kernel, stride, dilation, before, groups
