@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import gradient_error, interleaved, medians
+from measure import gradient_error, interleaved, medians, truth
 from paper_report import write
 from record import Record
 from torch import nn
@@ -50,7 +50,8 @@ def table(size: int) -> dict[str, Workload]:
 def bench(work: Workload, rounds: int, backend: str) -> dict[str, Any]:
     """Returns one row of the record: medians and rounds, in seconds of one step, of every strategy and of no privacy."""
     torch.manual_seed(0)
-    model, batch = work.make(), work.batch(work.rows[0])
+    model = work.make()
+    batch, total = truth(model, work.batch(work.rows[0]), LOSS)
 
     def ordinary() -> None:
         model.zero_grad()
@@ -60,7 +61,7 @@ def bench(work: Workload, rounds: int, backend: str) -> dict[str, Any]:
     errors, chosen = {}, {}
     for name in STRATEGIES:
         private = fxperex.transform(model, batch, LOSS, strategy=name, backend=backend if name == "auto" else "eager")
-        errors[name] = gradient_error(model, private, batch, LOSS)
+        errors[name] = gradient_error(model, private, batch, total)
         chosen[name] = {c.site.name: c.strategy for c in private.plan.choices}
         runs[name] = _step(model, private, batch)
     times = interleaved(runs, rounds)

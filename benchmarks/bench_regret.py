@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import gradient_error, interleaved, medians, race, within
+from measure import gradient_error, interleaved, medians, race, truth, within
 from record import Record
 from workloads import LOSS, Workload, chosen
 
@@ -69,12 +69,13 @@ def tau(predicted: dict[str, float], measured: dict[str, float]) -> float | None
 def bench(work: Workload, rows: int, judge: Judge) -> dict[str, Any]:
     """Returns one row of the record."""
     torch.manual_seed(0)
-    model, batch = work.make(), work.batch(rows)
+    model = work.make()
+    batch, total = truth(model, work.batch(rows), LOSS)
     auto = fxperex.transform(model, batch, LOSS, backend="eager")
     trial = Trial(auto._capture, auto._analysis, torch.device("cpu"), remember=False)
     measured = {c.site.name: judge.site(c, trial) for c in auto.plan.choices}
     best = _by(auto, model, batch, {name: site["best"] for name, site in measured.items()})
-    errors = {name: gradient_error(model, step, batch, LOSS) for name, step in (("auto", auto), ("best", best))}
+    errors = {name: gradient_error(model, step, batch, total) for name, step in (("auto", auto), ("best", best))}
     ran = interleaved({"auto": lambda: auto.step(*batch), "best": lambda: best.step(*batch)}, judge.rounds)
     took = medians(ran)
     distinct = list({id(site): site for site in measured.values() if len(site["measured"]) > 1}.values())

@@ -19,24 +19,22 @@ import argparse
 import contextlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import step_workloads
 import torch
-from measure import left_error
+from measure import CHECKED, left_error, truth
 from peers import PEERS, peer
 from record import Record
 from torch import Tensor, nn
 
 import fxperex
-from fxperex.testing import as_forward, clipped, error, loop
 
 LOSS = nn.CrossEntropyLoss()
 STRATEGIES = ("naive", "multi", "crb", "unfold", "ghost", "vmap", "fused")
 TOLERANCE = {"float32": 1e-5, "tf32": 2e-2, "bfloat16": 1e-1}
-CHECKED = 4  # rows that the float64 loop looks at
 Call = Callable[[], None]
 
 
@@ -53,17 +51,10 @@ class Setting:
     def context(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
 
-    def truth(self) -> dict[str, Tensor]:
-        """The clipped sum over the first rows, in float64. Where a row's float32 loop disagrees with it (a ReLU on its kink has
-        two gradients) the rows are turned, until it does not: there is no one gradient to agree on."""
-        for _ in range(len(self.x)):
-            batch = (self.x[:CHECKED], self.y[:CHECKED])
-            exact, single = (clipped(loop(self.model, as_forward(LOSS), batch, dtype), 1.0)[0]
-                             for dtype in (torch.float64, torch.float32))
-            if all(error(single[n], exact[n], scale=1.0) < TOLERANCE["float32"] for n in exact):
-                return exact
-            self.x, self.y = self.x.roll(1, 0), self.y.roll(1, 0)
-        raise SystemExit("no four rows of the batch have one gradient in float32 and in float64")
+    def truth(self) -> Mapping[str, Tensor]:
+        """Returns the clipped sum over the first rows, in float64; turns the batch away from kinks."""
+        (self.x, self.y), exact = truth(self.model, (self.x, self.y), LOSS)
+        return exact
 
     def ordinary(self, *, compiled: bool = False) -> tuple[nn.Module, Call]:
         forward = torch.compile(self.model) if compiled else self.model
@@ -95,7 +86,7 @@ class Setting:
         return own, run
 
 
-def make(setting: Setting, name: str, truth: dict[str, Tensor]) -> tuple[Call, dict[str, Any]]:
+def make(setting: Setting, name: str, truth: Mapping[str, Tensor]) -> tuple[Call, dict[str, Any]]:
     """Returns (what one round calls, what is known of it); raises if its gradient is wrong."""
     start = time.perf_counter()
     if name == "compiled":

@@ -18,6 +18,7 @@ from fxperex import runtime
 from fxperex.compiler import backends, choice, compile_step
 from fxperex.compiler.replay import host_waits, record
 from fxperex.errors import BackendWarning, MemoryLimitError
+from fxperex.passes.layout import channels_last
 
 
 def _loss(model: nn.Module, x: Tensor) -> Tensor:
@@ -210,3 +211,51 @@ def test_inductor_is_given_numbers_for_sizes() -> None:
         compile_step(_graph(torch.conv2d, *inputs), list(inputs), "inductor")
     assert [tuple(shape) for shape in seen] == [tuple(x.shape) for x in inputs]
     assert all(type(side) is int for shape in seen for side in shape)
+
+
+def _convolved() -> tuple[fx.GraphModule, list[Tensor]]:
+    x, weight = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    made = torch.fx.experimental.proxy_tensor.make_fx(lambda w, v: (torch.conv2d(v, w).relu(),), tracing_mode="fake")(weight, x)
+    return made, [weight, x]
+
+
+def test_channels_last_is_one_copy_of_the_images_that_hands_its_layout_on() -> None:
+    graph, inputs = _convolved()
+    before = [n.name for n in graph.graph.nodes]
+    other = channels_last(graph, [True, False])
+    assert other is not None and [n.name for n in graph.graph.nodes] == before
+    assert [n.name for n in other.graph.nodes if n.name not in before] == ["clone_default"]
+    (mine,), (theirs,) = graph(*inputs), other(*inputs)
+    assert mine.is_contiguous() and theirs.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_graph_without_images_has_no_channels_to_lay_last() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    plain = torch.fx.experimental.proxy_tensor.make_fx(lambda v: (v * 2,), tracing_mode="fake")(x)
+    assert channels_last(plain, [False]) is None
+    graph, _ = _convolved()
+    assert channels_last(graph, [True, True]) is None, "parameters keep their layout"
+
+
+def test_auto_takes_channels_last_where_it_is_fastest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seconds = {"eager": 1.0, "inductor": 1.0, backends.CHANNELS_LAST: 0.5}
+    timed = _pretend(monkeypatch, seconds, tmp_path)
+    graph, inputs = _convolved()
+    for _ in range(2):  # measured, then remembered
+        step, backend = compile_step(graph, inputs, "auto", [True, False])
+        assert backend == backends.CHANNELS_LAST and timed == ["eager", backends.CHANNELS_LAST, "inductor"]
+        assert step(*inputs)[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "multi", "crb", "unfold", "ghost", "vmap"])
+def test_every_strategy_is_right_with_channels_last(strategy: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.MaxPool2d(2),
+                          nn.Conv2d(8, 8, 3, stride=2, groups=2), nn.Flatten(), nn.Linear(32, 2)).double()
+    x = torch.randn(4, 3, 10, 10, dtype=torch.float64)
+    private = fxperex.transform(model, (x,), forward=_loss, strategy=strategy, backend="eager")
+    inputs = [*private._inputs((x,)), torch.ones(4, dtype=torch.bool)]
+    other = channels_last(private.step_graph, [kind != "batch" for kind, _ in private._capture.inputs.values()])
+    assert other is not None
+    for mine, theirs in zip(private.step_graph(*inputs), other(*inputs), strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-10, atol=1e-12)

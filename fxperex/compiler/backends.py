@@ -1,8 +1,8 @@
 """Step graph -> callable, by Inductor or eagerly.
 
-`backend="auto"` compiles, times both once on stand-in data, keeps the faster and remembers it for this graph, device and
-versions. If Inductor is missing or fails the step runs eagerly and a BackendWarning says why; never silently. What
-Inductor compiles is kept on disk by its own cache: a second process loads it.
+`backend="auto"` compiles, times what there is once on stand-in data (on a CPU also images laid out channels last), keeps
+the fastest and remembers it for this graph, device and versions. If Inductor is missing or fails the step runs eagerly and a
+BackendWarning says why; never silently. What Inductor compiles is kept on disk by its own cache: a second process loads it.
 
 Channels-last on a GPU is Inductor's decision, and none is made here: it compiles a step as it does inference, where it counts
 the operations of all convolutions (from torch 2.15 on those of `convolution_backward` too) and gives all of them that layout
@@ -23,8 +23,10 @@ from torch import Tensor, fx
 from fxperex.compiler import choice
 from fxperex.compiler.replay import host_waits, record
 from fxperex.errors import BackendWarning, ConfigError
+from fxperex.passes.layout import channels_last
 
 BACKENDS = ("auto", "inductor", "eager")
+CHANNELS_LAST = "eager, channels last"  # what "auto" may find fastest beside them
 Step = Callable[..., Sequence[Any]]
 
 
@@ -37,23 +39,26 @@ def compile_step(graph: fx.GraphModule, inputs: list[Tensor], backend: str,
     """
     if backend not in BACKENDS:
         raise ConfigError(f"unknown backend {backend!r}; valid: {', '.join(BACKENDS)}")
-    eager = _no_grad(graph)
+    runs = {"eager": _no_grad(graph)}
     if backend == "eager":
-        return eager, "eager"
+        return runs["eager"], "eager"
+    if backend == "auto" and not (inputs and inputs[0].is_cuda) and (other := channels_last(graph, fixed)) is not None:
+        runs[CHANNELS_LAST] = _no_grad(other)
     known = choice.recall(graph, inputs) if backend == "auto" else None
-    if known == "eager":
-        return eager, "eager"
+    if known in runs:
+        return runs[known], known
     try:
-        compiled = _inductor(graph, inputs, fixed)
+        runs["inductor"] = _inductor(graph, inputs, fixed)
     except Exception as error:  # a compiler fails in its own many ways; the step must not
         warnings.warn(BackendWarning(f"Inductor could not compile the step, it runs eagerly: {type(error).__name__}: "
                                      f"{str(error).splitlines()[0] if str(error) else ''}"), stacklevel=3)
-        return eager, "eager"
-    if backend == "auto" and known is None:
-        taken = _seconds({"eager": eager, "inductor": compiled}, inputs)
-        known = min(taken, key=taken.__getitem__)
-        choice.remember(graph, inputs, known)
-    return (eager, "eager") if known == "eager" else (compiled, "inductor")
+        return runs["eager"], "eager"
+    if backend == "inductor" or known == "inductor":
+        return runs["inductor"], "inductor"
+    taken = _seconds(runs, inputs)
+    fastest = min(taken, key=taken.__getitem__)
+    choice.remember(graph, inputs, fastest)
+    return runs[fastest], fastest
 
 
 def _inductor(graph: fx.GraphModule, inputs: list[Tensor], fixed: Sequence[bool]) -> Step:
