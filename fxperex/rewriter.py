@@ -24,7 +24,8 @@ from fxperex.config import LONGEST
 from fxperex.emit import Emit
 from fxperex.evaluate import backward, evaluate
 from fxperex.numerics import sq_norm
-from fxperex.passes import schedule
+from fxperex.marks import tagged
+from fxperex.passes import recompute, schedule
 from fxperex.planner import Plan
 from fxperex.show import show
 from fxperex.step_graph import StepGraph
@@ -59,6 +60,9 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, want: 
     forget_strides(traced)
     schedule(traced, {c.site.name for c in plan.choices if not c.cost.rereads})
     show(4, "scheduled step: norms early", traced)
+    if want == "step" and plan.recompute is not None:
+        recompute(traced, plan.recompute.nodes)
+        show(4, "step with less kept: recomputed", traced)
     if want == "step":
         named = dict(zip((k for _, k in capture.inputs.values()), values, strict=True))
         verify(traced, rows, [tuple(named[n].shape) for n in _order(capture, analysis)], plan.whole)
@@ -83,8 +87,10 @@ def _graph(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
     def step(*args: Tensor) -> tuple[Any, ...]:
         mask = args[-1]
         with torch.enable_grad():
-            run = evaluate(capture, analysis, graph, args[:len(capture.inputs)])
-            uses = backward(capture, analysis, run, graph, rows)
+            with tagged("part", "forward"):
+                run = evaluate(capture, analysis, graph, args[:len(capture.inputs)])
+            with tagged("part", "backward"):
+                uses = backward(capture, analysis, run, graph, rows)
         with torch.no_grad():
             emit = Emit(analysis, chosen, run, uses, rows, groups)
             if want == "gradients":

@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from fxperex.liveness import Listing, listing, peak
+from fxperex.repeat import random, storages, writes, written
 
 ROLES = {"norm", "grad"}
 PIECES = 8  # of the sites, below which a group that would cost memory is not taken apart
@@ -62,26 +61,16 @@ def _choose(program: Listing, nodes: list[fx.Node], sites: dict[str, list[fx.Nod
 
 def _movable(nodes: list[fx.Node]) -> dict[str, list[fx.Node]]:
     """Nodes that may move, by the site that made them."""
-    written = {s for n in nodes if _writes(n) for a in n.all_input_nodes for s in _storages(a)}
+    dirty = written(nodes)
     found: dict[str, list[fx.Node]] = {}
     for node in nodes:
         mark = node.meta.get("fxperex")
         if mark is None or mark[2] not in ROLES or node.op != "call_function":
             continue
-        touched = {s for n in (node, *node.all_input_nodes) for s in _storages(n)}
-        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        if not random and not _writes(node) and not touched & written:
+        touched = {s for n in (node, *node.all_input_nodes) for s in storages(n)}
+        if not random(node) and not writes(node) and not touched & dirty:
             found.setdefault(mark[0], []).append(node)
     return found
-
-
-def _writes(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and schema is not None and schema.is_mutable
-
-
-def _storages(node: fx.Node) -> set[int]:
-    return {t.untyped_storage()._cdata for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, torch.Tensor)}
 
 
 def _order(nodes: list[fx.Node], moved: set[fx.Node]) -> list[fx.Node]:

@@ -7,23 +7,27 @@ and output gradient early; one that reads them again keeps both until its sum.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from fxperex.config import accumulator
 from fxperex.frame import Frame
 from fxperex.liveness import Instruction, Listing, Peak, peak
 from fxperex.planner.plan import Choice
+from fxperex.repeat import BACKWARD, FORWARD, NORMS, SUMS, Program
 from fxperex.work import inputs_bytes, outputs_bytes, sum_scratch
 
 
-def step_listing(frame: Frame, choices: Sequence[Choice], early: bool) -> Listing:
-    """Returns the Listing of the whole step under `choices`; `early`: with norms that need nothing again inside the backward."""
+def step_listing(frame: Frame, choices: Sequence[Choice], early: bool | None) -> Listing:
+    """Returns the Listing of the whole step under `choices`; `early`: with norms that need nothing again inside the backward.
+
+    None: with all norms there.
+    """
     live = [c for c in choices if c.site.name in frame.reads]
     norms = [_norm(frame, c) for c in live]
     steps = list(frame.listing.instructions)
-    if early:
-        places = [len(steps) if c.cost.rereads else frame.ready[c.site.name] for c in live]
+    if early is not False:
+        places = [len(steps) if early and c.cost.rereads else frame.ready[c.site.name] for c in live]
         order = sorted(zip(places, norms, strict=True), key=lambda pair: pair[0])
         norms = [norm for place, norm in order if place == len(steps)]
         steps = _merged(steps, order[:len(order) - len(norms)])
@@ -32,10 +36,31 @@ def step_listing(frame: Frame, choices: Sequence[Choice], early: bool) -> Listin
     return replace(frame.listing, instructions=(*steps, *norms, *sums), outputs=frame.listing.outputs | made)
 
 
-def plan_peak(frame: Frame, choices: Sequence[Choice]) -> Peak:
-    """Returns the Peak of the step under `choices`."""
+def plan_peak(frame: Frame, choices: Sequence[Choice], recompute: Collection[str] = ()) -> Peak:
+    """Returns the Peak of the step under `choices`, with the forward instructions `recompute` repeated instead of kept."""
+    if recompute:
+        return peak(program(frame, choices).repeating(recompute)[0])
     late, early = (peak(step_listing(frame, choices, when)) for when in (False, True))
     return early if early.bytes <= late.bytes else late
+
+
+def program(frame: Frame, choices: Sequence[Choice]) -> Program:
+    """Returns the step under `choices` as a Program whose forward instructions may be repeated.
+
+    Norms are moved as `passes.schedule` does it: those that need nothing again, then all, where the peak does not grow.
+    """
+    made, least = step_listing(frame, choices, False), float("inf")
+    for when in (False, True, None):
+        tried = step_listing(frame, choices, when)
+        if (found := peak(tried).bytes) <= least:
+            made, least = tried, found
+    # Views have no memory of their own; behind the forward they are taken where they are read.
+    views = {s.name for s in frame.listing.instructions[frame.forward:] if not s.makes}
+    steps = tuple(s for s in made.instructions if s.name not in views)
+    ends = max(i for i, s in enumerate(steps) if not site_of(s.name))
+    phases = [FORWARD if i < frame.forward else BACKWARD if i <= ends else NORMS if s.name.endswith(": norm") else SUMS
+              for i, s in enumerate(steps)]
+    return Program(replace(made, instructions=steps), phases)
 
 
 def _merged(steps: list[Instruction], placed: list[tuple[int, Instruction]]) -> list[Instruction]:
