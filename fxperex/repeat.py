@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxperex.liveness import Instruction, Listing
 
-FORWARD, BACKWARD, NORMS, SUMS = range(4)
+FORWARD, BACKWARD, SUMS = range(3)
 
 
 def writes(node: fx.Node) -> bool:
@@ -45,7 +45,7 @@ def repeatable(nodes: Collection[fx.Node]) -> frozenset[fx.Node]:
 
 @dataclass(frozen=True)
 class Program:
-    """A Listing of a whole step; `phases` of its instructions: FORWARD, BACKWARD (and the norms inside), NORMS behind it, SUMS.
+    """A Listing of a whole step; `phases` of its instructions: FORWARD, BACKWARD and the norms, SUMS.
 
     In every phase but the first, the buffers of a repeated instruction are made anew in front of their first reader there.
     """

@@ -58,10 +58,11 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, want: 
     show(4, "traced step", traced)
     traced.graph.eliminate_dead_code()
     forget_strides(traced)
-    schedule(traced, {c.site.name for c in plan.choices if not c.cost.rereads})
+    again = plan.recompute if want == "step" else None
+    schedule(traced, {c.site.name for c in plan.choices if not c.cost.rereads}, all=again is not None)
     show(4, "scheduled step: norms early", traced)
-    if want == "step" and plan.recompute is not None:
-        recompute(traced, plan.recompute.nodes)
+    if again is not None:
+        recompute(traced, again.nodes)
         show(4, "step with less kept: recomputed", traced)
     if want == "step":
         named = dict(zip((k for _, k in capture.inputs.values()), values, strict=True))

@@ -1,12 +1,12 @@
 """Forward values that are kept for the backward -> the same values computed again in front of their first use there.
 
-A value is computed again once for every part of the step that reads it behind the forward: the backward with the norms
-inside it, the norms behind it, the weighted sums; in between it is gone. What the nodes read is kept, or computed again
+A value is computed again once for every part of the step that reads it behind the forward: the backward with the norms,
+and the weighted sums; in between it is gone. What the nodes read is kept, or computed again
 with them. The plan says which (`planner.recompute`): it looked at the peak over the whole step and at the seconds this
 costs. The same operations on the same inputs, so the step's results are the same bits.
 
-After `schedule`, because "first use" is a place: a norm that moves up behind its output gradient reads the copy that the
-backward made there; before, every norm would still stand behind the backward and its copies would be made twice.
+After `schedule` with all norms moved up, because "first use" is a place: behind its output gradient a norm reads the copy that
+the backward made just there; behind the whole backward, all copies would have to live until then.
 Precondition: `meta["val"]` on every node; `meta["part"]` on those of forward and backward. Nodes that draw random numbers,
 write in place or touch memory written in place cannot be asked for.
 
@@ -26,7 +26,7 @@ from torch._guards import detect_fake_mode
 from torch.utils import _pytree as pytree
 
 from fxperex.errors import ConfigError, CoverageError
-from fxperex.repeat import BACKWARD, FORWARD, NORMS, SUMS, repeatable, storages
+from fxperex.repeat import BACKWARD, FORWARD, SUMS, repeatable, storages
 
 
 def recompute(graph: fx.GraphModule, names: Collection[str]) -> int:
@@ -57,21 +57,17 @@ def recompute(graph: fx.GraphModule, names: Collection[str]) -> int:
 
 
 def phases(nodes: list[fx.Node]) -> Callable[[fx.Node], int]:
-    """Returns what tells a node's phase: FORWARD, BACKWARD (and norms inside), NORMS behind it, SUMS."""
-    place = {n: i for i, n in enumerate(nodes)}
+    """Returns what tells a node's phase: FORWARD, BACKWARD with the norms, SUMS."""
     known: set[int] = set()
-    ends = {"forward": -1, "backward": -1}
-    for node in nodes:
-        if node.meta.get("part") in ends and not storages(node) <= known:  # views are taken anywhere
-            ends[node.meta["part"]] = place[node]
+    forward = set()  # up to its last value; views are taken anywhere
+    for i, node in enumerate(nodes):
+        if node.meta.get("part") == "forward" and not storages(node) <= known:
+            forward = set(nodes[:i + 1])
         known |= storages(node)
 
     def phase(node: fx.Node) -> int:
-        if place[node] <= ends["forward"]:
-            return FORWARD
-        if place[node] <= ends["backward"]:
-            return BACKWARD
-        return SUMS if node.meta.get("fxperex", ("", "", ""))[2] == "weighted_sum" else NORMS
+        summed = node.meta.get("fxperex", ("", "", ""))[2] == "weighted_sum"
+        return FORWARD if node in forward else SUMS if summed else BACKWARD
 
     return phase
 

@@ -29,13 +29,16 @@ class Schedule:
     moved: tuple[str, ...]
 
 
-def schedule(graph: fx.GraphModule, first: Collection[str] = ()) -> Schedule:
-    """Returns what was done to `graph`, in place; `after` is never above `before`. The sites of `first` are tried as one."""
+def schedule(graph: fx.GraphModule, first: Collection[str] = (), *, all: bool = False) -> Schedule:
+    """Returns what was done to `graph`, in place; `after` is never above `before`. The sites of `first` are tried as one.
+
+    `all`: every site is moved, whatever the peak: for a pass behind this one that lowers it (`recompute`).
+    """
     nodes = list(graph.graph.nodes)
     program, _ = listing(graph.graph)
     before = peak(program).bytes
     sites = _movable(nodes)
-    chosen, after = _choose(program, nodes, sites, before, first)
+    chosen, after = _choose(program, nodes, sites, before, first) if not all else (list(sites), float("inf"))
     if not chosen:
         return Schedule(before, before, ())
     _apply(graph, _order(nodes, {n for s in chosen for n in sites[s]}))

@@ -14,7 +14,7 @@ from fxperex.config import accumulator
 from fxperex.frame import Frame
 from fxperex.liveness import Instruction, Listing, Peak, peak
 from fxperex.planner.plan import Choice
-from fxperex.repeat import BACKWARD, FORWARD, NORMS, SUMS, Program
+from fxperex.repeat import BACKWARD, FORWARD, SUMS, Program
 from fxperex.work import inputs_bytes, outputs_bytes, sum_scratch
 
 
@@ -47,19 +47,14 @@ def plan_peak(frame: Frame, choices: Sequence[Choice], recompute: Collection[str
 def program(frame: Frame, choices: Sequence[Choice]) -> Program:
     """Returns the step under `choices` as a Program whose forward instructions may be repeated.
 
-    Norms are moved as `passes.schedule` does it: those that need nothing again, then all, where the peak does not grow.
+    All norms are inside the backward: there they read what it recomputes anyway, and need not have it made once more.
     """
-    made, least = step_listing(frame, choices, False), float("inf")
-    for when in (False, True, None):
-        tried = step_listing(frame, choices, when)
-        if (found := peak(tried).bytes) <= least:
-            made, least = tried, found
+    made = step_listing(frame, choices, None)
     # Views have no memory of their own; behind the forward they are taken where they are read.
     views = {s.name for s in frame.listing.instructions[frame.forward:] if not s.makes}
     steps = tuple(s for s in made.instructions if s.name not in views)
-    ends = max(i for i, s in enumerate(steps) if not site_of(s.name))
-    phases = [FORWARD if i < frame.forward else BACKWARD if i <= ends else NORMS if s.name.endswith(": norm") else SUMS
-              for i, s in enumerate(steps)]
+    sums = 2 * sum(c.site.name in frame.reads for c in choices)
+    phases = [FORWARD if i < frame.forward else BACKWARD if i < len(steps) - sums else SUMS for i in range(len(steps))]
     return Program(replace(made, instructions=steps), phases)
 
 
