@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+import torch
 from torch import fx
 
 from fxperex.liveness import Listing, listing, peak
 from fxperex.repeat import random, storages, writes, written
 
 ROLES = {"norm", "grad"}
+ALIASES = {torch.ops.aten.alias.default, torch.ops.aten.detach.default}  # traced where a site's values are read: behind it all
 PIECES = 8  # of the sites, below which a group that would cost memory is not taken apart
 
 
@@ -77,14 +79,15 @@ def _movable(nodes: list[fx.Node]) -> dict[str, list[fx.Node]]:
 
 
 def _order(nodes: list[fx.Node], moved: set[fx.Node]) -> list[fx.Node]:
-    """`nodes` with every one of `moved` right behind the last of its inputs."""
+    """`nodes` with every one of `moved`, and every second name of a value, right behind the last of its inputs."""
     place = {n: i for i, n in enumerate(nodes)}
     first = max((place[n] for n in nodes if n.op == "placeholder"), default=0)
+    free = moved | {n for n in nodes if n.target in ALIASES}
     slot: dict[fx.Node, int] = {}
     for node in nodes:
         inputs = [slot[n] for n in node.all_input_nodes]
-        slot[node] = max([first, *inputs]) if node in moved else place[node]
-    return sorted(nodes, key=lambda n: (slot[n], n in moved, place[n]))
+        slot[node] = max([first, *inputs]) if node in free else place[node]
+    return sorted(nodes, key=lambda n: (slot[n], n in free, place[n]))
 
 
 def _peak(program: Listing, order: list[fx.Node]) -> float:
