@@ -79,14 +79,25 @@ def _movable(nodes: list[fx.Node]) -> dict[str, list[fx.Node]]:
 
 
 def _order(nodes: list[fx.Node], moved: set[fx.Node]) -> list[fx.Node]:
-    """`nodes` with every one of `moved`, and every second name of a value, right behind the last of its inputs."""
+    """`nodes` with those of `moved` behind the last value that their site reads, every second name of a value behind the first.
+
+    A site's nodes move as one: what it makes of its inputs alone (patches, normalised values) would otherwise stand in the
+    forward and live until the output gradient comes. What it reads of other sites is only the total of their norms.
+    """
     place = {n: i for i, n in enumerate(nodes)}
     first = max((place[n] for n in nodes if n.op == "placeholder"), default=0)
     free = moved | {n for n in nodes if n.target in ALIASES}
+    reads: dict[str, list[fx.Node]] = {}
+    for node in (n for n in nodes if n in moved):
+        reads.setdefault(node.meta["fxperex"][0], []).extend(node.all_input_nodes)
     slot: dict[fx.Node, int] = {}
+    starts: dict[str, int] = {}
     for node in nodes:
-        inputs = [slot[n] for n in node.all_input_nodes]
-        slot[node] = max([first, *inputs]) if node in free else place[node]
+        begin = first
+        if node in moved:
+            site = node.meta["fxperex"][0]
+            begin = starts.setdefault(site, max([first, *(slot[n] for n in reads[site] if n in slot and n not in moved)]))
+        slot[node] = max([begin, *(slot[n] for n in node.all_input_nodes)]) if node in free else place[node]
     return sorted(nodes, key=lambda n: (slot[n], n in free, place[n]))
 
 

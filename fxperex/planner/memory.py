@@ -1,7 +1,7 @@
 """A plan's peak memory: every site's norm and weighted sum hung into the frame of forward and backward.
 
 The order is the step's own (`passes.schedule`): forward, backward, clip factors, weighted sums; norms behind the backward, or
-those of sites that store gradients as soon as their output gradient exists, whichever needs less. Such a site frees its inputs
+all, or those of sites that store gradients, as soon as their output gradient exists, whichever needs least. Such a site frees its inputs
 and output gradient early; one that reads them again keeps both until its sum.
 """
 
@@ -40,8 +40,7 @@ def plan_peak(frame: Frame, choices: Sequence[Choice], recompute: Collection[str
     """Returns the Peak of the step under `choices`, with the forward instructions `recompute` repeated instead of kept."""
     if recompute:
         return peak(program(frame, choices).repeating(recompute)[0])
-    late, early = (peak(step_listing(frame, choices, when)) for when in (False, True))
-    return early if early.bytes <= late.bytes else late
+    return min((peak(step_listing(frame, choices, when)) for when in (None, True, False)), key=lambda found: found.bytes)
 
 
 def program(frame: Frame, choices: Sequence[Choice]) -> Program:
