@@ -25,7 +25,7 @@ from fxperex.emit import Emit
 from fxperex.evaluate import backward, evaluate
 from fxperex.numerics import sq_norm
 from fxperex.marks import tagged
-from fxperex.passes import recompute, schedule
+from fxperex.passes import raise_norms, recompute, schedule
 from fxperex.planner import Plan
 from fxperex.show import show
 from fxperex.step_graph import StepGraph
@@ -58,16 +58,22 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, want: 
     show(4, "traced step", traced)
     traced.graph.eliminate_dead_code()
     forget_strides(traced)
-    again = plan.recompute if want == "step" else None
-    schedule(traced, {c.site.name for c in plan.choices if not c.cost.rereads}, all=again is not None)
-    show(4, "scheduled step: norms early", traced)
-    if again is not None:
-        recompute(traced, again.nodes)
-        show(4, "step with less kept: recomputed", traced)
+    _ordered(traced, plan, want)
     if want == "step":
         named = dict(zip((k for _, k in capture.inputs.values()), values, strict=True))
         verify(traced, rows, [tuple(named[n].shape) for n in _order(capture, analysis)], plan.whole)
     return StepGraph(traced, traced.graph)
+
+
+def _ordered(traced: fx.GraphModule, plan: Plan, want: str) -> None:
+    """Norms where they need least memory, and forward values again where the plan does not keep them."""
+    if want == "step" and plan.recompute is not None:
+        raise_norms(traced)
+        recompute(traced, plan.recompute.nodes)
+        show(4, "step that keeps less: recomputed", traced)
+    else:
+        schedule(traced, {c.site.name for c in plan.choices if not c.cost.rereads})
+        show(4, "scheduled step: norms early", traced)
 
 
 def parameter_order(capture: Capture, trainable: set[str]) -> list[str]:

@@ -5,7 +5,7 @@ and the weighted sums; in between it is gone. What the nodes read is kept, or co
 with them. The plan says which (`planner.recompute`): it looked at the peak over the whole step and at the seconds this
 costs. The same operations on the same inputs, so the step's results are the same bits.
 
-After `schedule` with all norms moved up, because "first use" is a place: behind its output gradient a norm reads the copy that
+After `raise_norms`, because "first use" is a place: behind its output gradient a norm reads the copy that
 the backward made just there; behind the whole backward, all copies would have to live until then.
 Precondition: `meta["val"]` on every node; `meta["part"]` on those of forward and backward. Nodes that draw random numbers,
 write in place or touch memory written in place cannot be asked for.

@@ -31,20 +31,23 @@ class Schedule:
     moved: tuple[str, ...]
 
 
-def schedule(graph: fx.GraphModule, first: Collection[str] = (), *, all: bool = False) -> Schedule:
-    """Returns what was done to `graph`, in place; `after` is never above `before`. The sites of `first` are tried as one.
-
-    `all`: every site is moved, whatever the peak: for a pass behind this one that lowers it (`recompute`).
-    """
+def schedule(graph: fx.GraphModule, first: Collection[str] = ()) -> Schedule:
+    """Returns what was done to `graph`, in place; `after` is never above `before`. The sites of `first` are tried as one."""
     nodes = list(graph.graph.nodes)
     program, _ = listing(graph.graph)
     before = peak(program).bytes
     sites = _movable(nodes)
-    chosen, after = _choose(program, nodes, sites, before, first) if not all else (list(sites), float("inf"))
+    chosen, after = _choose(program, nodes, sites, before, first)
     if not chosen:
         return Schedule(before, before, ())
     _apply(graph, _order(nodes, {n for s in chosen for n in sites[s]}))
     return Schedule(before, after, tuple(chosen))
+
+
+def raise_norms(graph: fx.GraphModule) -> None:
+    """Moves every site's norm up, in place, whatever the peak: for a pass behind this one that lowers it (`recompute`)."""
+    nodes = list(graph.graph.nodes)
+    _apply(graph, _order(nodes, {n for site in _movable(nodes).values() for n in site}))
 
 
 def _choose(program: Listing, nodes: list[fx.Node], sites: dict[str, list[fx.Node]], limit: float,

@@ -1,8 +1,8 @@
 """A plan's peak memory: every site's norm and weighted sum hung into the frame of forward and backward.
 
 The order is the step's own (`passes.schedule`): forward, backward, clip factors, weighted sums; norms behind the backward, or
-all, or those of sites that store gradients, as soon as their output gradient exists, whichever needs least. Such a site frees its inputs
-and output gradient early; one that reads them again keeps both until its sum.
+all, or those of sites that store gradients, as soon as their output gradient exists, whichever needs least. Such a site
+frees its inputs and output gradient early; one that reads them again keeps both until its sum.
 """
 
 from __future__ import annotations
