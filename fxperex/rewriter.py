@@ -23,8 +23,8 @@ from fxperex.clipping import Clip
 from fxperex.config import LONGEST
 from fxperex.emit import Emit
 from fxperex.evaluate import backward, evaluate
-from fxperex.numerics import sq_norm
 from fxperex.marks import tagged
+from fxperex.numerics import sq_norm
 from fxperex.passes import raise_norms, recompute, schedule
 from fxperex.planner import Plan
 from fxperex.show import show

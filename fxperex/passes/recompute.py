@@ -28,6 +28,8 @@ from torch.utils import _pytree as pytree
 from fxperex.errors import ConfigError, CoverageError
 from fxperex.repeat import BACKWARD, FORWARD, SUMS, repeatable, storages
 
+Copies = Mapping[tuple[fx.Node, int], fx.Node]  # (forward node, phase) -> its copy there
+
 
 def recompute(graph: fx.GraphModule, names: Collection[str]) -> int:
     """Returns how many nodes were added to `graph`, in place, so that the forward nodes `names` need not be kept.
@@ -47,7 +49,7 @@ def recompute(graph: fx.GraphModule, names: Collection[str]) -> int:
         now = phase(node)
         if node.op == "call_function" and now != FORWARD and node not in shared:
             for source in sorted(_needed(node, shared, now, copies), key=place.__getitem__):
-                copies[source, now] = _copy(graph.graph, source, node, lambda n, at=now: copies.get((n, at), n))
+                copies[source, now] = _copy(graph.graph, source, node, now, copies)
             for source in shared.intersection(node.all_input_nodes):
                 node.replace_input_with(source, copies[source, now])
     graph.graph.eliminate_dead_code()
@@ -75,12 +77,12 @@ def phases(nodes: list[fx.Node]) -> Callable[[fx.Node], int]:
 def _find(nodes: list[fx.Node], names: Collection[str]) -> list[fx.Node]:
     found = [n for n in nodes if n.name in names and n.meta.get("part") == "forward"]
     if missing := sorted(set(names) - {n.name for n in found}):
-        raise ConfigError(f"the plan recomputes {missing[0]!r} (and {len(missing) - 1} others), which this step's forward does not "
-                          "have: the plan was made for another model or another version of torch; plan again")
+        raise ConfigError(f"the plan recomputes {missing[0]!r} (and {len(missing) - 1} others), which this step's forward does "
+                          "not have: the plan was made for another model or another version of torch; plan again")
     return found
 
 
-def _needed(node: fx.Node, shared: Collection[fx.Node], now: int, copies: Mapping[tuple[fx.Node, int], fx.Node]) -> set[fx.Node]:
+def _needed(node: fx.Node, shared: Collection[fx.Node], now: int, copies: Copies) -> set[fx.Node]:
     """Nodes that must be copied in front of `node`."""
     found: set[fx.Node] = set()
     todo = [node]
@@ -92,10 +94,10 @@ def _needed(node: fx.Node, shared: Collection[fx.Node], now: int, copies: Mappin
     return found
 
 
-def _copy(graph: fx.Graph, source: fx.Node, before: fx.Node, now: Callable[[fx.Node], fx.Node]) -> fx.Node:
+def _copy(graph: fx.Graph, source: fx.Node, before: fx.Node, now: int, copies: Copies) -> fx.Node:
     """Returns a copy of `source` in front of `before`, with values of its own: they tell whose memory it shares."""
     with graph.inserting_before(before):
-        copy = graph.node_copy(source, now)
+        copy = graph.node_copy(source, lambda n: copies.get((n, now), n))
     args, kwargs = (fx.map_arg(a, lambda n: n.meta["val"]) for a in (copy.args, copy.kwargs))
     with detect_fake_mode(pytree.tree_leaves((args, kwargs))) or contextlib.nullcontext(), torch.no_grad():
         value = source.target(*args, **kwargs)  # type: ignore[operator]

@@ -89,8 +89,9 @@ class Pools:
         """Values that follow from such as live as long anyway, are kept at a cut, or are in the pool themselves."""
         pool: set[str] = set()
         names = self.frame.repeatable - (self.dear if cheap else set())
+        kept = cut | self.program.listing.outputs
         for step in self.steps:
-            if step.name in names and step.makes and cut.isdisjoint(step.makes) and self.program.listing.outputs.isdisjoint(step.makes):
+            if step.name in names and step.makes and kept.isdisjoint(step.makes):
                 lives = (self.maker.get(b) is None or b in cut or self.maker[b].name in pool
                          or self.program.last.get(b, FORWARD) >= max(self._late(step), FORWARD + 1) for b in step.reads)
                 if all(lives):
@@ -105,8 +106,9 @@ class Pools:
                 continue
             unit, todo = {step.name}, [step]
             while todo:
-                for source in (self.maker[b] for b in todo.pop().reads if b in self.maker and self.program.last.get(b, FORWARD) < late):
-                    if source.name in pool and source.name not in unit:
+                for b in todo.pop().reads:
+                    source = self.maker.get(b)
+                    if source and source.name in pool and source.name not in unit and self.program.last.get(b, FORWARD) < late:
                         unit.add(source.name)
                         todo.append(source)
             yield sum(step.makes.values()), frozenset(unit)
@@ -126,7 +128,8 @@ def cheapest(pools: Pools, memory: float, profile: Profile) -> Recompute | None:
 def told(pools: Pools, names: Collection[str], times: Mapping[str, float]) -> Recompute:
     """Returns what is known of recomputing `names`."""
     again = pools.program.repeating(names)[1]
-    sizes = {s.name: sum(size for b, size in s.makes.items() if pools.program.last.get(b, FORWARD) != FORWARD) for s in pools.steps}
+    late = {b for b, phase in pools.program.last.items() if phase != FORWARD}
+    sizes = {s.name: sum(size for b, size in s.makes.items() if b in late) for s in pools.steps}
     used = tuple(s.name for s in pools.steps if s.name in set(again))
     return Recompute(used, sum(times[name] for name in again), sum(sizes[name] for name in used))
 

@@ -16,7 +16,7 @@ Found = tuple[Choices, Recompute | None]
 
 
 def within(frame: Frame, choices: Choices, memory: int, profile: Profile) -> Found | None:
-    """Returns the fastest strategies found whose peak is within `memory` bytes, with what they recompute; None where none fits."""
+    """Returns the fastest strategies found that fit `memory` bytes, with what they recompute; None where none fits."""
     if plan_peak(frame, choices).bytes <= memory:
         return choices, None
     alone = fit(frame, choices, memory)

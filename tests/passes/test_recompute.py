@@ -62,7 +62,7 @@ def test_what_would_not_give_the_same_bits_is_refused(kind: str) -> None:
 
 
 def test_a_value_that_is_not_there_is_said() -> None:
-    with pytest.raises(ConfigError, match="recomputes 'nowhere'.*plan again"):
+    with pytest.raises(ConfigError, match=r"recomputes 'nowhere'.*plan again"):
         recompute(_chain()[0], ["nowhere"])
 
 
@@ -218,7 +218,8 @@ def test_the_plan_tells_goes_through_json_and_back_into_transform() -> None:
     private = _tight(model, batch)
     again = private.plan.recompute
     assert isinstance(again, Recompute) and again.seconds > 0 and again.bytes > 0
-    assert f"recomputed: {len(again.nodes)} values" in str(private.plan) and "recomputed" in private.step_graph.print_readable(False)
+    assert f"recomputed: {len(again.nodes)} values" in str(private.plan)
+    assert "# recomputed forward" in private.step_graph.print_readable(False)
     read = Plan.from_json(private.plan.to_json())
     assert read == private.plan
     second = fxperex.transform(model, batch, forward=curved, backend="eager", strategy=read)
