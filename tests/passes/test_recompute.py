@@ -224,3 +224,22 @@ def test_the_plan_tells_goes_through_json_and_back_into_transform() -> None:
     assert read == private.plan
     second = fxperex.transform(model, batch, forward=curved, backend="eager", strategy=read)
     assert second.plan.recompute == again and second.peak == private.peak
+
+
+@pytest.mark.nightly
+def test_inductor_keeps_the_copies_apart() -> None:
+    model, batch = _mlp(), (torch.randn(16, 64, 16),)
+    private = _tight(model, batch, strategy="ghost")
+    copied = sum("addmm" in str(n.target) for n in _nodes(private))
+    counts, results = [], []
+
+    def count(graph: fx.Graph) -> None:
+        counts.append(sum(any(op in str(n.target) for op in ("addmm", "linear_pointwise", "mkl_linear")) for n in graph.nodes))
+
+    for plan in (private.plan, _keeping(private.plan)):
+        with torch._inductor.config.patch(post_grad_custom_post_pass=count, fx_graph_cache=False):
+            step = fxperex.transform(model, batch, forward=curved, backend="inductor", strategy=plan)
+        assert step.backend == "inductor"
+        results.append(step.sums(*batch))
+    assert copied and counts[0] - counts[1] == copied, (counts, copied)
+    assert torch.allclose(results[0][0].norms, results[1][0].norms, rtol=1e-5)
