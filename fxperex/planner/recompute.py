@@ -2,7 +2,7 @@
 
 Candidates come in pools. The forward is cut into segments of about equal bytes, at the narrowest places near by; what crosses
 a cut is kept, and inside the segments go either the cheap values (all but products, convolutions and attention) or all of
-them (checkpointing). From a pool the values with the most bytes per second of recomputing go first, no more than the budget
+them (checkpointing), where the cheap ones do not suffice. From a pool the values with the most bytes per second of recomputing go first, no more than the budget
 asks for. Every pool is judged by the peak of the whole step with it, so one that lengthens other lives is not taken.
 """
 
@@ -19,7 +19,7 @@ from fxperex.planner.memory import program
 from fxperex.planner.plan import Choice, Recompute
 from fxperex.repeat import FORWARD
 
-SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+SEGMENTS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Pools:
@@ -33,10 +33,9 @@ class Pools:
         self.costs = {s.name: cost for s, cost in calls}
         self.dear = {name for name, cost in self.costs.items() if cost.work}
 
-    @cached_property
-    def all(self) -> list[frozenset[str]]:
-        """Every pool that is not empty, each once."""
-        found = (self._pool(self._cut(count), cheap) for cheap in (True, False) for count in SEGMENTS)
+    def of(self, cheap: bool) -> list[frozenset[str]]:
+        """Every pool of `cheap` values, or of all, that is not empty, each once."""
+        found = (self._pool(self._cut(count), cheap) for count in SEGMENTS)
         return list(dict.fromkeys(pool for pool in found if pool))
 
     def bytes(self, names: Collection[str]) -> float:
@@ -121,8 +120,11 @@ def _union(units: Sequence[tuple[float, frozenset[str]]]) -> frozenset[str]:
 def cheapest(pools: Pools, memory: float, profile: Profile) -> Recompute | None:
     """Returns the Recompute of the fewest seconds found whose peak is within `memory`, or None where none is."""
     times = {name: profile.seconds(cost) for name, cost in pools.costs.items()}
-    fitting = [pools.fewest(pool, memory, times) for pool in pools.all if pools.bytes(pool) <= memory]
-    return min((told(pools, names, times) for names in fitting), key=lambda made: made.seconds, default=None)
+    for cheap in (True, False):
+        fitting = [pools.fewest(pool, memory, times) for pool in pools.of(cheap) if pools.bytes(pool) <= memory]
+        if fitting:
+            return min((told(pools, names, times) for names in fitting), key=lambda made: made.seconds)
+    return None
 
 
 def told(pools: Pools, names: Collection[str], times: Mapping[str, float]) -> Recompute:
@@ -136,4 +138,4 @@ def told(pools: Pools, names: Collection[str], times: Mapping[str, float]) -> Re
 
 def least(pools: Pools) -> frozenset[str]:
     """Returns the pool of the least peak."""
-    return min(pools.all, key=pools.bytes, default=frozenset())
+    return min(pools.of(True) + pools.of(False), key=pools.bytes, default=frozenset())
