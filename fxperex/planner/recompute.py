@@ -1,9 +1,10 @@
 """Which forward values to compute again instead of keeping them until they are read behind the forward.
 
 Candidates come in pools. The forward is cut into segments of about equal bytes, at the narrowest places near by; what crosses
-a cut is kept, and inside the segments go either the cheap values (all but products, convolutions and attention) or all of
-them (checkpointing), where the cheap ones do not suffice. From a pool the values with the most bytes per second of recomputing go first, no more than the budget
-asks for. Every pool is judged by the peak of the whole step with it, so one that lengthens other lives is not taken.
+a cut is kept, and inside the segments go the cheap values (all but products, convolutions and attention) or, where those do
+not suffice, all of them (checkpointing). From a pool the values with the most bytes per second of recomputing go first, no
+more than the budget asks for. Every pool is judged by the peak of the whole step with it, so one that lengthens other lives
+is not taken.
 """
 
 from __future__ import annotations
