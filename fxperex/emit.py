@@ -6,37 +6,26 @@ added first. Nodes made for a site carry `(site, strategy, role)` in `meta["fxpe
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from fxperex.analysis.sites import Analysis
 from fxperex.capture import Capture
 from fxperex.config import LOW_PRECISION
 from fxperex.errors import ConfigError
 from fxperex.evaluate import Run
+from fxperex.marks import tagged
 from fxperex.numerics import sq_norm, wide
 from fxperex.registry import Site, Uses, strategies
 from fxperex.strategies.stored import weighted_sum
 
 
-@contextlib.contextmanager
-def marked(site: str, strategy: str, role: str) -> Iterator[None]:
+def marked(site: str, strategy: str, role: str) -> AbstractContextManager[None]:
     """Nodes traced inside carry who made them."""
-    mode = get_proxy_mode()
-    graph = mode.tracer.graph if mode is not None else None  # type: ignore[union-attr]
-    last = next(iter(reversed(graph.nodes)), None) if graph else None
-    yield
-    if graph is None:
-        return
-    for node in reversed(graph.nodes):
-        if node is last:
-            break
-        node.meta.setdefault("fxperex", (site, strategy, role))
+    return tagged("fxperex", (site, strategy, role))
 
 
 def widened(uses: Uses) -> Uses:

@@ -22,17 +22,24 @@ from fxperex.capture import Capture
 from fxperex.cost import node_cost
 from fxperex.evaluate import backward, evaluate
 from fxperex.liveness import Instruction, Listing, listing
+from fxperex.marks import tagged
 from fxperex.registry import Cost
+from fxperex.repeat import repeatable
 
 
 @dataclass(frozen=True)
 class Frame:
-    """At `rows` examples: `listing` in order; `reads`: site -> (buffers of inputs, of output gradients); `costs` by node."""
+    """At `rows` examples: `listing` in order; `reads`: site -> (buffers of inputs, of output gradients); `costs` by instruction.
+
+    The first `forward` instructions are the forward's; those named in `repeatable` give the same bits again.
+    """
 
     rows: int
     listing: Listing
     reads: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
     costs: tuple[Cost, ...]
+    forward: int
+    repeatable: frozenset[str]
 
     @cached_property
     def ready(self) -> Mapping[str, int]:
@@ -57,7 +64,8 @@ class Frames:
         steps = tuple(_between(a, b, share) for a, b in pairs)
         inputs = self.one.listing.inputs + share * (self.two.listing.inputs - self.one.listing.inputs)
         costs = tuple(_cost_between(a, b, share) for a, b in zip(self.one.costs, self.two.costs, strict=True))
-        return Frame(rows, replace(self.one.listing, instructions=steps, inputs=inputs), self.one.reads, costs)
+        made = replace(self.one.listing, instructions=steps, inputs=inputs)
+        return replace(self.one, rows=rows, listing=made, costs=costs)
 
 
 def _between(one: Instruction, two: Instruction, share: float) -> Instruction:
@@ -87,7 +95,8 @@ def trace_frame(capture: Capture, analysis: Analysis, rows: int) -> Frame:
 
     def run(*args: Tensor) -> tuple[Any, ...]:
         with torch.enable_grad():
-            made = evaluate(capture, analysis, graph, args)
+            with tagged("part", "forward"):
+                made = evaluate(capture, analysis, graph, args)
             uses = backward(capture, analysis, made, graph, rows)
         flat: list[Tensor] = []
         for name, use in uses.items():
@@ -117,8 +126,10 @@ def _frame(graph: fx.Graph, rows: int, order: list[tuple[str, int, int]], mutate
         ends = at + inputs, at + inputs + grads
         reads[name] = (_buffers(outputs[at:ends[0]], buffers), _buffers(outputs[ends[0]:ends[1]], buffers))
         at = ends[1]
-    costs = tuple(node_cost(n) for n in graph.nodes if n.op == "call_function")
-    return Frame(rows, made, reads, costs)
+    calls = [n for n in graph.nodes if n.op == "call_function"]
+    forward = sum(n.meta.get("part") == "forward" for n in calls)
+    again = frozenset(n.name for n in repeatable(calls) if n.meta.get("part") == "forward")
+    return Frame(rows, made, reads, tuple(map(node_cost, calls)), forward, again)
 
 
 def _buffers(nodes: list[Any], buffers: dict[fx.Node, tuple[str, ...]]) -> tuple[str, ...]:

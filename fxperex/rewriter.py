@@ -23,8 +23,9 @@ from fxperex.clipping import Clip
 from fxperex.config import LONGEST
 from fxperex.emit import Emit
 from fxperex.evaluate import backward, evaluate
+from fxperex.marks import tagged
 from fxperex.numerics import sq_norm
-from fxperex.passes import schedule
+from fxperex.passes import raise_norms, recompute, schedule
 from fxperex.planner import Plan
 from fxperex.show import show
 from fxperex.step_graph import StepGraph
@@ -57,12 +58,22 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, want: 
     show(4, "traced step", traced)
     traced.graph.eliminate_dead_code()
     forget_strides(traced)
-    schedule(traced, {c.site.name for c in plan.choices if not c.cost.rereads})
-    show(4, "scheduled step: norms early", traced)
+    _ordered(traced, plan, want)
     if want == "step":
         named = dict(zip((k for _, k in capture.inputs.values()), values, strict=True))
         verify(traced, rows, [tuple(named[n].shape) for n in _order(capture, analysis)], plan.whole)
     return StepGraph(traced, traced.graph)
+
+
+def _ordered(traced: fx.GraphModule, plan: Plan, want: str) -> None:
+    """Norms where they need least memory, and forward values again where the plan does not keep them."""
+    if want == "step" and plan.recompute is not None:
+        raise_norms(traced)
+        recompute(traced, plan.recompute.nodes)
+        show(4, "step that keeps less: recomputed", traced)
+    else:
+        schedule(traced, {c.site.name for c in plan.choices if not c.cost.rereads})
+        show(4, "scheduled step: norms early", traced)
 
 
 def parameter_order(capture: Capture, trainable: set[str]) -> list[str]:
@@ -83,8 +94,10 @@ def _graph(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
     def step(*args: Tensor) -> tuple[Any, ...]:
         mask = args[-1]
         with torch.enable_grad():
-            run = evaluate(capture, analysis, graph, args[:len(capture.inputs)])
-            uses = backward(capture, analysis, run, graph, rows)
+            with tagged("part", "forward"):
+                run = evaluate(capture, analysis, graph, args[:len(capture.inputs)])
+            with tagged("part", "backward"):
+                uses = backward(capture, analysis, run, graph, rows)
         with torch.no_grad():
             emit = Emit(analysis, chosen, run, uses, rows, groups)
             if want == "gradients":

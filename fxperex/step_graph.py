@@ -27,6 +27,8 @@ def readable(graph: fx.Graph) -> str:
         summed = summed or (mark is not None and mark[2] == "weighted_sum")
         if not node.all_input_nodes:  # a constant belongs to what it stands in
             part = at or "forward and backward"
+        elif node.meta.get("part") == "recomputed":
+            part = "recomputed forward"
         elif mark is not None:
             part = f"{mark[0]}: {mark[1]} ({mark[2]})"
         else:

@@ -1,5 +1,6 @@
 """One file = one pass over the step graph: before -> after, and its precondition. `verify` runs after them."""
 
-from fxperex.passes.schedule import Schedule, schedule
+from fxperex.passes.recompute import recompute
+from fxperex.passes.schedule import Schedule, raise_norms, schedule
 
-__all__ = ["Schedule", "schedule"]
+__all__ = ["Schedule", "raise_norms", "recompute", "schedule"]

@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from fxperex.liveness import Listing, listing, peak
+from fxperex.repeat import random, storages, writes, written
 
 ROLES = {"norm", "grad"}
+ALIASES = {torch.ops.aten.alias.default, torch.ops.aten.detach.default}  # traced where a site's values are read: behind it all
 PIECES = 8  # of the sites, below which a group that would cost memory is not taken apart
 
 
@@ -43,6 +44,12 @@ def schedule(graph: fx.GraphModule, first: Collection[str] = ()) -> Schedule:
     return Schedule(before, after, tuple(chosen))
 
 
+def raise_norms(graph: fx.GraphModule) -> None:
+    """Moves every site's norm up, in place, whatever the peak: for a pass behind this one that lowers it (`recompute`)."""
+    nodes = list(graph.graph.nodes)
+    _apply(graph, _order(nodes, {n for site in _movable(nodes).values() for n in site}))
+
+
 def _choose(program: Listing, nodes: list[fx.Node], sites: dict[str, list[fx.Node]], limit: float,
             first: Collection[str]) -> tuple[list[str], float]:
     """Sites to move, and the peak then: groups of them, or the halves (of halves ...) that keep within `limit`."""
@@ -62,37 +69,39 @@ def _choose(program: Listing, nodes: list[fx.Node], sites: dict[str, list[fx.Nod
 
 def _movable(nodes: list[fx.Node]) -> dict[str, list[fx.Node]]:
     """Nodes that may move, by the site that made them."""
-    written = {s for n in nodes if _writes(n) for a in n.all_input_nodes for s in _storages(a)}
+    dirty = written(nodes)
     found: dict[str, list[fx.Node]] = {}
     for node in nodes:
         mark = node.meta.get("fxperex")
         if mark is None or mark[2] not in ROLES or node.op != "call_function":
             continue
-        touched = {s for n in (node, *node.all_input_nodes) for s in _storages(n)}
-        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        if not random and not _writes(node) and not touched & written:
+        touched = {s for n in (node, *node.all_input_nodes) for s in storages(n)}
+        if not random(node) and not writes(node) and not touched & dirty:
             found.setdefault(mark[0], []).append(node)
     return found
 
 
-def _writes(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and schema is not None and schema.is_mutable
-
-
-def _storages(node: fx.Node) -> set[int]:
-    return {t.untyped_storage()._cdata for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, torch.Tensor)}
-
-
 def _order(nodes: list[fx.Node], moved: set[fx.Node]) -> list[fx.Node]:
-    """`nodes` with every one of `moved` right behind the last of its inputs."""
+    """`nodes` with those of `moved` behind the last value that their site reads, every second name of a value behind the first.
+
+    A site's nodes move as one: what it makes of its inputs alone (patches, normalised values) would otherwise stand in the
+    forward and live until the output gradient comes. What it reads of other sites is only the total of their norms.
+    """
     place = {n: i for i, n in enumerate(nodes)}
     first = max((place[n] for n in nodes if n.op == "placeholder"), default=0)
+    free = moved | {n for n in nodes if n.target in ALIASES}
+    reads: dict[str, list[fx.Node]] = {}
+    for node in (n for n in nodes if n in moved):
+        reads.setdefault(node.meta["fxperex"][0], []).extend(node.all_input_nodes)
     slot: dict[fx.Node, int] = {}
+    starts: dict[str, int] = {}
     for node in nodes:
-        inputs = [slot[n] for n in node.all_input_nodes]
-        slot[node] = max([first, *inputs]) if node in moved else place[node]
-    return sorted(nodes, key=lambda n: (slot[n], n in moved, place[n]))
+        begin = first
+        if node in moved:
+            site = node.meta["fxperex"][0]
+            begin = starts.setdefault(site, max([first, *(slot[n] for n in reads[site] if n in slot and n not in moved)]))
+        slot[node] = max([begin, *(slot[n] for n in node.all_input_nodes)]) if node in free else place[node]
+    return sorted(nodes, key=lambda n: (slot[n], n in free, place[n]))
 
 
 def _peak(program: Listing, order: list[fx.Node]) -> float:

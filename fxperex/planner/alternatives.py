@@ -39,7 +39,9 @@ def alternatives(plan: Plan, frames: Frames, profile: Profile) -> list[Alternati
 def _each(plan: Plan, frames: Frames, profile: Profile) -> Iterator[Alternative]:
     frame, count = frames.at(plan.frame_rows), len(plan.choices)
     forward = plan.turns * sum(profile.seconds(c) for c in frame.costs)
-    yield Alternative("this plan", count, count, plan.seconds, plan.seconds + forward, plan_peak(frame, plan.choices).bytes)
+    again = plan.recompute
+    yield Alternative("this plan", count, count, plan.seconds, plan.seconds + forward + (again.seconds if again else 0.0),
+                      plan_peak(frame, plan.choices, again.nodes if again else ()).bytes)
     if plan.whole == "naive":
         return
     for name in strategies():

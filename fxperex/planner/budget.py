@@ -1,4 +1,4 @@
-"""The fastest plan whose peak fits a budget, and the smallest budget that any plan fits.
+"""The fastest assignment of strategies whose peak fits a budget, and the one of the least peak.
 
 A price per byte held moves every site to its best strategy at that price (Lagrange); the lowest price that fits is
 found by bisection, and then every site takes back the fastest strategy that still fits, largest gain first.
@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from fxperex.errors import ConfigError
 from fxperex.frame import Frame
 from fxperex.liveness import Peak
 from fxperex.planner.memory import plan_peak, site_of
 from fxperex.planner.plan import Choice
-from fxperex.planner.sizes import budget_text, size
 from fxperex.registry import Cost
 from fxperex.work import inputs_bytes, outputs_bytes
 
 Choices = tuple[Choice, ...]
 HALVINGS = 24
+NEARLY = (1.25, 2.0)  # times a budget: what strategies leave to recomputing
 Weight = Callable[[Choice, Cost], float]
 
 
@@ -50,19 +49,13 @@ def smallest(frame: Frame, choices: Choices) -> Choices:
     return best
 
 
-def refuse(frame: Frame, choices: Choices, memory: int) -> ConfigError:
-    """Returns the error that says the smallest budget that would do, and which site sets it."""
-    least = smallest(frame, choices)
-    found = plan_peak(frame, least)
-    sites = [site_of(name) for name, _ in found.live] + [site_of(found.at)]
-    setter = site_of(found.at) or next((s for s in sites if s), "")
-    strategy = next((f" ({c.strategy})" for c in least if c.site.name == setter), "")
-    at = f"the site {setter}{strategy}" if setter else f"forward and backward, at node {found.at}"
-    return ConfigError(
-        f"memory={memory} bytes ({size(memory)}) holds no plan of this step with {frame.rows} rows: the "
-        f"smallest budget that does is {budget_text(found.bytes)}, set by {at}; parameters and batch alone take "
-        f"{size(frame.listing.inputs)}. "
-        'Raise memory, or lower physical_batch (or pass physical_batch="auto")')
+def starts(frame: Frame, choices: Choices, memory: float | None = None) -> list[Choices]:
+    """Returns assignments from which recomputing may reach a budget: the given one, the extremes, some between for `memory`."""
+    found = [choices, *(_at_price(choices, 1e12, weight) for weight in WEIGHTS)]
+    for share in () if memory is None else NEARLY:
+        if (made := _priced_to_fit(frame, choices, share * memory, _held)) is not None:
+            found.append(made)
+    return list({tuple(c.strategy for c in made): made for made in found}.values())
 
 
 def _held(choice: Choice, cost: Cost) -> float:
@@ -85,7 +78,7 @@ def _at_price(choices: Choices, price: float, weight: Weight) -> Choices:
     return tuple(best(c) for c in choices)
 
 
-def _priced_to_fit(frame: Frame, choices: Choices, memory: int, weight: Weight) -> Choices | None:
+def _priced_to_fit(frame: Frame, choices: Choices, memory: float, weight: Weight) -> Choices | None:
     low, high = -18.0, 0.0  # log10 of seconds per byte
     best = _at_price(choices, 10**high, weight)
     if _bytes(frame, best) > memory:

@@ -9,10 +9,11 @@ from fxperex.analysis.sites import Analysis
 from fxperex.devices import Profile
 from fxperex.errors import ConfigError
 from fxperex.frame import Frame, Frames
-from fxperex.planner.budget import fit, notes, refuse
+from fxperex.planner.budget import notes
 from fxperex.planner.choose import at_rows, choose, forced, naive
 from fxperex.planner.memory import plan_peak
 from fxperex.planner.plan import Budget, Choice, Plan, check_same
+from fxperex.planner.within import refuse, within
 from fxperex.registry import Site
 
 Timer = Callable[[Site, str], float]
@@ -40,7 +41,8 @@ class _Request:
         else:
             choices = tuple(choose(s, self.profile, groups.get(s.name, (s,)), wanted.get(s.name), whole) for s in sites)
         how = "naive" if whole == "naive" else "graph"
-        plan = Plan(choices, how, rows, self.profile.device, self.analysis.unused, self.frozen)
+        again = self.strategy.recompute if isinstance(self.strategy, Plan) and self.memory is None else None
+        plan = Plan(choices, how, rows, self.profile.device, self.analysis.unused, self.frozen, recompute=again)
         return plan if self.timer is None or self.strategy != "measure" else refine(plan, self.profile, self.timer)
 
     def _wanted(self) -> tuple[dict[str, str], str]:
@@ -77,8 +79,9 @@ def make_plan(analysis: Analysis, profile: Profile, rows: int | None, strategy: 
 
 def with_frame(plan: Plan, frame: Frame, profile: Profile) -> Plan:
     """Returns `plan` with the predicted seconds of forward and backward, and the peak bytes of the whole step."""
-    seconds = plan.turns * sum(profile.seconds(c) for c in frame.costs)
-    return replace(plan, frame_seconds=seconds, peak=plan_peak(frame, plan.choices).bytes)
+    again = plan.recompute
+    seconds = plan.turns * sum(profile.seconds(c) for c in frame.costs) + (again.seconds if again else 0.0)
+    return replace(plan, frame_seconds=seconds, peak=plan_peak(frame, plan.choices, again.nodes if again else ()).bytes)
 
 
 def refine(plan: Plan, profile: Profile, timer: Timer) -> Plan:
@@ -103,10 +106,11 @@ def _refined(choice: Choice, profile: Profile, timer: Timer) -> Choice:
 
 def _fitted(plan: Plan, frame: Frame, memory: int, profile: Profile) -> Plan | None:
     free = with_frame(plan, frame, profile)
-    choices = fit(frame, plan.choices, memory)
-    if choices is None:
+    found = within(frame, plan.choices, memory, profile)
+    if found is None:
         return None
-    made = with_frame(replace(plan, choices=notes(plan.choices, choices)), frame, profile)
+    choices, again = found
+    made = with_frame(replace(plan, choices=notes(plan.choices, choices), recompute=again), frame, profile)
     assert free.peak is not None
     return replace(made, budget=Budget(memory, plan.seconds, free.peak))
 

@@ -1,29 +1,33 @@
 """A plan's peak memory: every site's norm and weighted sum hung into the frame of forward and backward.
 
 The order is the step's own (`passes.schedule`): forward, backward, clip factors, weighted sums; norms behind the backward, or
-those of sites that store gradients as soon as their output gradient exists, whichever needs less. Such a site frees its inputs
-and output gradient early; one that reads them again keeps both until its sum.
+all, or those of sites that store gradients, as soon as their output gradient exists, whichever needs least. Such a site
+frees its inputs and output gradient early; one that reads them again keeps both until its sum.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from fxperex.config import accumulator
 from fxperex.frame import Frame
 from fxperex.liveness import Instruction, Listing, Peak, peak
 from fxperex.planner.plan import Choice
+from fxperex.repeat import BACKWARD, FORWARD, SUMS, Program
 from fxperex.work import inputs_bytes, outputs_bytes, sum_scratch
 
 
-def step_listing(frame: Frame, choices: Sequence[Choice], early: bool) -> Listing:
-    """Returns the Listing of the whole step under `choices`; `early`: with norms that need nothing again inside the backward."""
+def step_listing(frame: Frame, choices: Sequence[Choice], early: bool | None) -> Listing:
+    """Returns the Listing of the whole step under `choices`; `early`: with norms that need nothing again inside the backward.
+
+    None: with all norms there.
+    """
     live = [c for c in choices if c.site.name in frame.reads]
     norms = [_norm(frame, c) for c in live]
     steps = list(frame.listing.instructions)
-    if early:
-        places = [len(steps) if c.cost.rereads else frame.ready[c.site.name] for c in live]
+    if early is not False:
+        places = [len(steps) if early and c.cost.rereads else frame.ready[c.site.name] for c in live]
         order = sorted(zip(places, norms, strict=True), key=lambda pair: pair[0])
         norms = [norm for place, norm in order if place == len(steps)]
         steps = _merged(steps, order[:len(order) - len(norms)])
@@ -32,10 +36,25 @@ def step_listing(frame: Frame, choices: Sequence[Choice], early: bool) -> Listin
     return replace(frame.listing, instructions=(*steps, *norms, *sums), outputs=frame.listing.outputs | made)
 
 
-def plan_peak(frame: Frame, choices: Sequence[Choice]) -> Peak:
-    """Returns the Peak of the step under `choices`."""
-    late, early = (peak(step_listing(frame, choices, when)) for when in (False, True))
-    return early if early.bytes <= late.bytes else late
+def plan_peak(frame: Frame, choices: Sequence[Choice], recompute: Collection[str] = ()) -> Peak:
+    """Returns the Peak of the step under `choices`, with the forward instructions `recompute` repeated instead of kept."""
+    if recompute:
+        return peak(program(frame, choices).repeating(recompute)[0])
+    return min((peak(step_listing(frame, choices, when)) for when in (None, True, False)), key=lambda found: found.bytes)
+
+
+def program(frame: Frame, choices: Sequence[Choice]) -> Program:
+    """Returns the step under `choices` as a Program whose forward instructions may be repeated.
+
+    All norms are inside the backward: there they read what it recomputes anyway, and need not have it made once more.
+    """
+    made = step_listing(frame, choices, None)
+    # Views have no memory of their own; behind the forward they are taken where they are read.
+    views = {s.name for s in frame.listing.instructions[frame.forward:] if not s.makes}
+    steps = tuple(s for s in made.instructions if s.name not in views)
+    sums = 2 * sum(c.site.name in frame.reads for c in choices)
+    phases = [FORWARD if i < frame.forward else BACKWARD if i < len(steps) - sums else SUMS for i in range(len(steps))]
+    return Program(replace(made, instructions=steps), phases)
 
 
 def _merged(steps: list[Instruction], placed: list[tuple[int, Instruction]]) -> list[Instruction]:

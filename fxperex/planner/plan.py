@@ -58,11 +58,21 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Recompute:
+    """Forward `nodes` that run again behind the forward, for `seconds` in all, so that `bytes` of results need not be kept."""
+
+    nodes: tuple[str, ...]
+    seconds: float
+    bytes: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """`choices` by site; `whole` is "naive" where the step runs one example at a time, else "graph".
 
     `rows`: examples of one compiled step; `frame_seconds`, `peak`: forward and backward, and bytes of the whole step,
-    where the frame was traced (a budget, `physical_batch="auto"` or `explain`), else None.
+    where the frame was traced (a budget, `physical_batch="auto"` or `explain`), else None. `recompute`: what a budget made
+    the step compute twice, its seconds among those of the frame; else None.
     """
 
     choices: tuple[Choice, ...]
@@ -74,6 +84,7 @@ class Plan:
     budget: Budget | None = None
     frame_seconds: float | None = None
     peak: float | None = None
+    recompute: Recompute | None = None
 
     def strategy_of(self, site: str) -> str:
         """Returns the strategy of the site named `site`; KeyError if there is none."""

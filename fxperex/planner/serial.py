@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from fxperex.errors import ConfigError
-from fxperex.planner.plan import Budget, Choice, Plan
+from fxperex.planner.plan import Budget, Choice, Plan, Recompute
 from fxperex.registry import Cost, Dims, Site, Work
 
-VERSION = 2
+VERSION = 3
 
 
 def to_json(plan: Plan) -> str:
@@ -20,6 +20,7 @@ def to_json(plan: Plan) -> str:
     body: dict[str, Any] = {"version": VERSION, "whole": plan.whole, "rows": plan.rows, "device": plan.device,
                             "frame_seconds": plan.frame_seconds, "peak": plan.peak,
                             "budget": asdict(plan.budget) if plan.budget else None,
+                            "recompute": asdict(plan.recompute) if plan.recompute else None,
                             "unused": list(plan.unused), "frozen": list(plan.frozen),
                             "sites": [_choice(c) for c in plan.choices]}
     return json.dumps(body, indent=1) + "\n"
@@ -44,8 +45,10 @@ def from_json(text: str) -> Plan:
         if found["version"] != VERSION:
             raise ConfigError(f"the plan has version {found['version']!r}; this library reads {VERSION}")
         budget = Budget(**found["budget"]) if found["budget"] else None
+        again = Recompute(**found["recompute"] | {"nodes": tuple(found["recompute"]["nodes"])}) if found["recompute"] else None
         return Plan(tuple(_read(c) for c in found["sites"]), str(found["whole"]), int(found["rows"]), str(found["device"]),
-                    tuple(found["unused"]), tuple(found["frozen"]), budget, found["frame_seconds"], found["peak"])
+                    tuple(found["unused"]), tuple(found["frozen"]), budget, found["frame_seconds"], found["peak"],
+                    again)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ConfigError):
             raise

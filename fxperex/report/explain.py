@@ -69,9 +69,13 @@ def totals(plan: Plan) -> list[str]:
         lines = [f"total {whole:.2f} ms predicted: {sites}, forward and backward {1e3 * plan.frame_seconds:.2f} ms; {how}",
                  f"peak memory {size(plan.peak or 0)}, of which strategies hold {size(plan.held)}; costs for {plan.device}"]
     if plan.budget is not None:
-        lost = 1e3 * (plan.seconds - plan.budget.free_seconds)
+        lost = 1e3 * (plan.seconds + (plan.recompute.seconds if plan.recompute else 0.0) - plan.budget.free_seconds)
         lines.append(f"budget {size(plan.budget.memory)} cost {lost:.2f} ms; without it the peak would be "
                      f"{size(plan.budget.free_peak)}")
+    if plan.recompute is not None:
+        again = plan.recompute
+        lines.append(f"recomputed: {len(again.nodes)} values of the forward, {size(again.bytes)} not kept, for "
+                     f"{1e3 * again.seconds:.2f} ms, counted in forward and backward")
     return lines + (["* measured on the device"] if any(c.strategy in c.measured for c in plan.choices) else [])
 
 

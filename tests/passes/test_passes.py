@@ -90,6 +90,24 @@ def test_the_first_sites_go_together_and_the_others_only_where_they_cost_nothing
     assert schedule(graph, {"site2"}).moved[0] == "site2"
 
 
+def test_a_norm_waits_for_no_second_name_and_makes_nothing_before_its_gradient() -> None:
+    def run(x: Tensor) -> tuple[Tensor, ...]:
+        a = x + 1
+        gradient = (x * 2).exp()
+        last = (gradient * 3).sin()
+        again = torch.ops.aten.alias.default(a)
+        total = (again.cos() * gradient).sum(1)  # the site's: a value of its input alone, then one of both
+        return total, last
+
+    graph = _trace(run, torch.randn(WIDE))
+    for node in graph.graph.nodes:
+        if node.name in {"cos", "mul_2", "sum_1"}:
+            node.meta["fxperex"] = ("site", "crb", "norm")
+    assert _names(graph)[-4:] == ["alias", "cos", "mul_2", "sum_1"]
+    assert schedule(graph).moved == ("site",)
+    assert _names(graph) == ["add", "alias", "mul", "exp", "cos", "mul_2", "sum_1", "mul_1", "sin"]
+
+
 def _vgg() -> nn.Module:
     layers: list[nn.Module] = []
     for inputs, outputs in ((3, 16), (16, 32), (32, 64)):
