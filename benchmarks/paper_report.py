@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pages import figure, table
+
 PAPER = Path(__file__).parent / "paper"
 COLORS = {"no_dp": "#7f7f7f", "naive": "#000000", "multi": "#e69f00", "crb": "#0072b2", "auto": "#009e73"}
 THEIRS = ("naive", "multi", "crb")
@@ -41,8 +43,7 @@ def _read(name: str) -> list[dict[str, str]]:
 
 
 def _table(title: str, head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join([f"## {title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head),
-                      *("| " + " | ".join(r) + " |" for r in rows)])
+    return f"## {title}\n\n{table(head, rows)}"
 
 
 def _over(row: dict[str, Any], one: str, two: str) -> float:
@@ -93,22 +94,18 @@ def _key(line: dict[str, str]) -> str:
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    drawing = figure(width, height)
+    return drawing, drawing.subplots(rows, columns, squeeze=False)
 
 
-def _saved(figure: Any, path: Path) -> Path:
-    figure.savefig(path)
+def _saved(drawing: Any, path: Path) -> Path:
+    drawing.savefig(path)
     return path
 
 
 def _draw_networks(rows: Rows) -> Any:
     """Bars: times the step without privacy, the paper's beside ours."""
-    figure, ((axes,),) = _figure(1, 1, 8, 4)
+    drawing, ((axes,),) = _figure(1, 1, 8, 4)
     lines = [line for line in _read("table1.csv") if f"table,{line['model']}" in rows]
     bars: list[tuple[str, str, float]] = []
     for line in lines:
@@ -124,12 +121,12 @@ def _draw_networks(rows: Rows) -> Any:
     axes.set(yscale="log", ylabel="times the step without privacy", xticks=range(len(groups)), xticklabels=groups)
     axes.margins(y=0.15)
     axes.legend(ncols=5, fontsize=8)
-    return figure
+    return drawing
 
 
 def _draw_batches(rows: Rows) -> Any:
     """Seconds against batch size: the paper's for 20 steps on the left, ours for one on the right."""
-    figure, ((left, right),) = _figure(1, 2, 10, 4)
+    drawing, ((left, right),) = _figure(1, 2, 10, 4)
     theirs = _read("figure_batch_size.csv")
     for name in THEIRS:
         left.plot([int(r["batch"]) for r in theirs], [float(r[name]) / 20 for r in theirs], "o-", color=COLORS[name], label=name)
@@ -140,12 +137,12 @@ def _draw_batches(rows: Rows) -> Any:
     for axes, title in ((left, "the paper, 256 px, P100"), (right, f"here, {rows[f'batch,{sizes[0]}']['input'][-1]} px")):
         axes.set(title=title, xlabel="batch size", ylabel="seconds a step", ylim=(0, None))
         axes.legend(fontsize=8)
-    return figure
+    return drawing
 
 
 def _draw_toys(rows: Rows) -> Any:
     """Upper: times the step without privacy, by channel rate. Lower: multi/crb, the paper's dashed."""
-    figure, panels = _figure(2, 6, 18, 6.5)
+    drawing, panels = _figure(2, 6, 18, 6.5)
     lines = _read("figure_toy.csv")
     most = 1.2 * max(_over(row, name, "no_dp") for row in rows.values() for name in OURS)
     for column, (kernel, layers) in enumerate((k, n) for k in ("3", "5") for n in ("2", "3", "4")):
@@ -170,7 +167,7 @@ def _draw_toys(rows: Rows) -> Any:
     panels[1][0].set_ylabel("multi / crb (above 1: crb wins)")
     for row in panels:
         row[0].legend(fontsize=8)
-    return figure
+    return drawing
 
 
 TABLES = {"table": _networks, "batch": _batches, "toy": _toys}

@@ -25,6 +25,7 @@ from record import Record, Row
 from workloads import LOSS
 
 from fxperex.devices import Profile, profile
+from fxperex.devices.kernels import PRODUCTS
 from fxperex.frame import trace_frames
 from fxperex.registry import Cost, Dims, Site, Work
 from fxperex.transform import outline
@@ -32,18 +33,17 @@ from fxperex.work import convolves, grads_bytes, name_of, weight_gradient
 
 HERE = Path(__file__).parent
 FORWARD, WEIGHTS = "forward_and_input_gradients", "weight_gradients"
-MOVES = {"im2col", "copy", "norm", "mv", "store", "launch"}  # kernels whose amount is in bytes, not in flop
 READS = {"norm", "mv", "store"}
 SHIPPED = {"cpu": "cpu-x86_64-2t-*.json", "cuda": "cuda-H200-*.json"}
 
 
 def flops(work: Iterable[Work]) -> float:
-    return sum(w.calls * w.amount for w in work if w.kernel not in MOVES)
+    return sum(w.calls * w.amount for w in work if w.kernel in PRODUCTS)
 
 
 def moved(costs: Iterable[Cost]) -> float:
     """Bytes: traffic, and the amounts of the kernels that only move memory."""
-    return sum(c.bytes + sum(w.calls * w.amount for w in c.work if w.kernel in MOVES) for c in costs)
+    return sum(c.bytes + sum(w.calls * w.amount for w in c.work if w.kernel not in PRODUCTS) for c in costs)
 
 
 def ordinary(site: Site) -> tuple[Work, ...]:
@@ -63,8 +63,8 @@ def _convolution(site: Site, d: Dims) -> Work:
 
 def parts(costs: list[Cost], rates: Profile) -> dict[str, float]:
     """Predicted seconds by what takes them."""
-    made = {"products": [Cost(tuple(w for w in c.work if w.kernel not in MOVES), launches=0) for c in costs],
-            "traffic": [Cost(tuple(w for w in c.work if w.kernel in MOVES), c.bytes, launches=0) for c in costs],
+    made = {"products": [Cost(tuple(w for w in c.work if w.kernel in PRODUCTS), launches=0) for c in costs],
+            "traffic": [Cost(tuple(w for w in c.work if w.kernel not in PRODUCTS), c.bytes, launches=0) for c in costs],
             "launches": [Cost(launches=c.launches) for c in costs]}
     return {name: sum(map(rates.seconds, of)) for name, of in made.items()}
 

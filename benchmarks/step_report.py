@@ -13,7 +13,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+from pages import figure, table
+from record import Row
+
 BASE = "ordinary"
 FIRST = ("auto", "eager", "inductor", "compiled")
 STRATEGIES = ("naive", "multi", "crb", "unfold", "ghost", "vmap", "fused")
@@ -53,11 +55,9 @@ def _head(body: Row) -> str:
 
 def _table(rows: dict[str, Row]) -> str:
     names = candidates(rows)
-    lines = [["workload", "rows", "ordinary, ms", "aim", *names], ["---"] + ["---:"] * (3 + len(names))]
-    for key, row in rows.items():
-        base = row["candidates"][BASE]
-        lines.append([key, str(row["rows"]), f"{1e3 * base['seconds']:.3g}", f"{row['aim']:g}", *(_cell(row, n) for n in names)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    lines = [[key, str(row["rows"]), f"{1e3 * row['candidates'][BASE]['seconds']:.3g}", f"{row['aim']:g}",
+              *(_cell(row, n) for n in names)] for key, row in rows.items()]
+    return table(["workload", "rows", "ordinary, ms", "aim", *names], lines)
 
 
 def _cell(row: Row, name: str) -> str:
@@ -75,16 +75,13 @@ def _notes(rows: dict[str, Row]) -> str:
 
 def _figure(body: Row) -> Any:
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     rows = body["rows"]
     names = [n for n in candidates(rows) if any(ratio(r, n) is not None for r in rows.values())]
     others = [n for n in names if n not in OURS]
     colors = OURS | {n: colormaps["turbo"]((i + 0.5) / max(len(others), 1)) for i, n in enumerate(others)}
-    figure = Figure(figsize=(max(8.0, 1.5 + len(rows) * (0.6 + 0.16 * len(names))), 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    drawing = figure(max(8.0, 1.5 + len(rows) * (0.6 + 0.16 * len(names))), 5)
+    axes = drawing.subplots()
     width = 0.8 / max(len(names), 1)
     for i, name in enumerate(names):
         found = [(x, ratio(row, name)) for x, row in enumerate(rows.values())]
@@ -96,8 +93,8 @@ def _figure(body: Row) -> Any:
     axes.set(ylabel="times the ordinary step, wall")
     axes.set_title(f"{body['device']}, torch {body['torch']}, {body['settings']['dtype']}")
     axes.set_xticks(range(len(rows)), labels=list(rows), rotation=25, ha="right", fontsize=8)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=8, fontsize=8)
-    return figure
+    drawing.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=8, fontsize=8)
+    return drawing
 
 
 def _lines(axes: Any, rows: dict[str, Row]) -> None:

@@ -24,6 +24,7 @@ from fxperex import clipping
 from fxperex.compiler import guarded
 from fxperex.errors import ConfigError, PackageError, StateError
 from fxperex.runtime import PerExampleModule, _state
+from fxperex.step_graph import copied
 
 FORMAT = 2
 PARTS = ("manifest.json", "constants.pt", "step.pt2")
@@ -116,11 +117,7 @@ def _left_behind(what: str) -> StateError:
 def _compile(private: PerExampleModule, path: Path) -> None:
     from torch._inductor import aoti_compile_and_package
 
-    graph = private.step_graph
-    # Export takes the graph apart; the one people read stays whole.
-    copy = fx.GraphModule(graph, fx.Graph())
-    copy.graph.output(copy.graph.graph_copy(graph.graph, {}))
-    copy.recompile()
+    copy = copied(private.step_graph)  # export takes the graph apart; the one people read stays whole
     inputs = tuple(x.clone() for x in private.example_inputs())
     with torch.no_grad():
         exported = torch.export.export(copy, inputs, strict=False)

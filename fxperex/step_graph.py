@@ -15,6 +15,15 @@ class StepGraph(fx.GraphModule):
         return text
 
 
+def copied(graph: fx.GraphModule) -> fx.GraphModule:
+    """Returns a copy whose nodes may be changed; modules and constants are shared."""
+    new = fx.Graph()
+    made: dict[fx.Node, fx.Node] = {}
+    for node in graph.graph.nodes:
+        made[node] = new.node_copy(node, made.__getitem__)
+    return fx.GraphModule(graph, new)
+
+
 def readable(graph: fx.Graph) -> str:
     """Returns the graph, one node a line with shape and dtype, under a comment line per site and role."""
     lines: list[str] = ["# inputs: parameters, buffers, batch, mask"]

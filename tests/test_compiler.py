@@ -18,7 +18,7 @@ from fxperex import runtime
 from fxperex.compiler import backends, choice, compile_step
 from fxperex.compiler.replay import host_waits, record
 from fxperex.errors import BackendWarning, MemoryLimitError
-from fxperex.passes.layout import channels_last
+from fxperex.passes import channels_last
 
 
 def _loss(model: nn.Module, x: Tensor) -> Tensor:

@@ -38,6 +38,15 @@ def test_an_ordinary_step_is_counted_as_torch_counts_it(bench: Callable[[str], A
     assert row["flops_added"] > -0.3 * row["flops"]["weight_gradients"]
 
 
+def test_bytes_of_tokens_are_not_operations(bench: Callable[[str], Any]) -> None:
+    workloads = bench("step_workloads")
+    step = workloads.Step(lambda: nn.Sequential(nn.Embedding(50, 32), nn.Flatten(), nn.Linear(8 * 32, 2)),
+                          workloads.tokens(8, 50, each=False), 4, 1.0)
+    row = bench("roofline").count(step, "cpu")
+    # The linear layer's forward, input and weight gradient: a look-up and its scattered sum multiply nothing.
+    assert sum(row["flops"].values()) == 3 * 2 * 4 * 8 * 32 * 2
+
+
 def test_tables_go_between_their_markers(bench: Callable[[str], Any], tmp_path: Path) -> None:
     row = {"rows": 2, "flops": {"a": 2e9, "b": 1e9}, "flops_added": 0.0, "stored_bytes": 1e6, "stored_traffic_bytes": 3e6,
            "floor_seconds": 0.002, "ratio_floor": 1.1, "ratio_predicted": 1.2,

@@ -23,7 +23,8 @@ from torch import Tensor, fx
 from fxperex.compiler import choice
 from fxperex.compiler.replay import host_waits, record
 from fxperex.errors import BackendWarning, ConfigError
-from fxperex.passes.layout import channels_last
+from fxperex.passes import channels_last
+from fxperex.step_graph import copied
 
 BACKENDS = ("auto", "inductor", "eager")
 CHANNELS_LAST = "eager, channels last"  # what "auto" may find fastest beside them
@@ -73,9 +74,8 @@ def _inductor(graph: fx.GraphModule, inputs: list[Tensor], fixed: Sequence[bool]
     context = TracingContext(fakes)
     static = [fakes.from_tensor(x.detach(), static_shapes=True) for x in inputs]
     # The compiler takes the graph apart; the one people read stays whole.
-    copy = fx.GraphModule(graph, _copied(graph.graph))
     with torch.no_grad(), tracing(context), torch._inductor.config.patch({"fx_graph_cache": True}):
-        run = _no_grad(compile_fx(copy, static))
+        run = _no_grad(compile_fx(copied(graph), static))
     run(*inputs)  # compiles now, so that a failure is seen here
     if not inputs or not inputs[0].is_cuda:
         return run
@@ -84,14 +84,6 @@ def _inductor(graph: fx.GraphModule, inputs: list[Tensor], fixed: Sequence[bool]
         warnings.warn(BackendWarning(f"the step runs without a CUDA graph: {waits[0]} waits for the host"), stacklevel=4)
         return run
     return record(run, inputs, fixed or [False] * len(inputs))
-
-
-def _copied(graph: fx.Graph) -> fx.Graph:
-    new = fx.Graph()
-    made: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        made[node] = new.node_copy(node, made.__getitem__)
-    return new
 
 
 def _no_grad(call: Callable[..., Any]) -> Step:

@@ -221,3 +221,4 @@ KERNELS: dict[str, Kernel] = {
     "store": Kernel(("bytes",), tuple((2**k,) for k in range(18, 28)), lambda s: float(s[0]), _store),
     "launch": Kernel(("one",), ((1,),), lambda s: 1.0, _launch),
 }
+PRODUCTS = frozenset(name for name, kernel in KERNELS.items() if kernel.amount in (_product, _gram_work))  # amounts in flop

@@ -42,7 +42,7 @@ def reference(ids: Tensor, g: Tensor) -> Tensor:
 
 
 def added(places: Tensor, g: Tensor, count: int) -> Tensor:
-    """Returns `[count, P]`: the rows of `g [N, P]` added up by place. On the CPU 3 to 30 times as fast as `index_add`."""
+    """Returns `[count, P]`: the rows of `g [N, P]` added up by place; on a CPU faster than `index_add`."""
     return torch.ops.aten.embedding_dense_backward(g, places, count, -1, False)
 
 

@@ -12,7 +12,7 @@ from fxperex.devices import Profile
 from fxperex.errors import ConfigError
 from fxperex.planner.plan import Choice
 from fxperex.registry import Cost, Site, strategies
-from fxperex.work import grads_bytes, read_stored
+from fxperex.work import grads_bytes
 
 WORDS = ("auto", "measure")  # what `strategy` may be beside a strategy's name
 
@@ -45,8 +45,7 @@ def choose(site: Site, profile: Profile, group: tuple[Site, ...], wanted: str | 
     for name, candidate in strategies().items():
         reason = _reason(candidate, site)
         if reason is None:
-            cost = _over_uses(candidate, site)
-            costs[name] = cost if site.direct_norm else _added(cost, site, group)
+            costs[name] = candidate.cost(site) if site.direct_norm else _added(candidate.cost(site), site, group)
         else:
             refused[name] = reason
     if wanted is not None and wanted not in costs:
@@ -69,23 +68,6 @@ def _reason(candidate: Any, site: Site) -> str | None:
     if reason is None and not site.direct_norm and not candidate.stores:
         return "the parameter has several uses (or a pull-back that changes norms): its gradients must be added first"
     return reason
-
-
-def _over_uses(candidate: Any, site: Site) -> Cost:
-    """Cost of a site; of one of several uses that are not taken side by side, each use's own and their addition.
-
-    The store is read once, whichever way it was made.
-    """
-    cost: Cost = candidate.cost(site)
-    if not site.parts or not candidate.stores or getattr(candidate, "joins", False):
-        return cost
-    uses = [candidate.cost(part) for part in site.each]
-    reading = read_stored(site)
-    work = tuple(w for use in uses for w in use.work if w not in reading) + reading
-    added = 2 * (len(uses) - 1) * grads_bytes(site)
-    # A third of a strategy's operations form the gradients, the rest take norm and sum.
-    launches = cost.launches + (len(uses) - 1) * cost.launches // 3
-    return replace(cost, work=work, bytes=cost.bytes + added, launches=launches)
 
 
 def _added(cost: Cost, site: Site, group: tuple[Site, ...]) -> Cost:

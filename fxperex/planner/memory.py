@@ -18,19 +18,12 @@ from fxperex.repeat import BACKWARD, FORWARD, SUMS, Program
 from fxperex.work import inputs_bytes, outputs_bytes, sum_scratch
 
 
-def step_listing(frame: Frame, choices: Sequence[Choice], early: bool | None) -> Listing:
-    """Returns the Listing of the whole step under `choices`; `early`: with norms that need nothing again inside the backward.
-
-    None: with all norms there.
-    """
+def step_listing(frame: Frame, choices: Sequence[Choice], early: Collection[Choice]) -> Listing:
+    """Returns the Listing of the whole step under `choices`, with the norms of `early` inside the backward."""
     live = [c for c in choices if c.site.name in frame.reads]
-    norms = [_norm(frame, c) for c in live]
-    steps = list(frame.listing.instructions)
-    if early is not False:
-        places = [len(steps) if early and c.cost.rereads else frame.ready[c.site.name] for c in live]
-        order = sorted(zip(places, norms, strict=True), key=lambda pair: pair[0])
-        norms = [norm for place, norm in order if place == len(steps)]
-        steps = _merged(steps, order[:len(order) - len(norms)])
+    raised = sorted((frame.ready[c.site.name], i) for i, c in enumerate(live) if c in early)
+    steps = _merged(list(frame.listing.instructions), [(place, _norm(frame, live[i])) for place, i in raised])
+    norms = [_norm(frame, c) for c in live if c not in early]
     sums = [step for c in live for step in _sum(frame, c)]
     made = frozenset(name for step in sums[1::2] for name in step.makes)
     return replace(frame.listing, instructions=(*steps, *norms, *sums), outputs=frame.listing.outputs | made)
@@ -40,7 +33,8 @@ def plan_peak(frame: Frame, choices: Sequence[Choice], recompute: Collection[str
     """Returns the Peak of the step under `choices`, with the forward instructions `recompute` repeated instead of kept."""
     if recompute:
         return peak(program(frame, choices).repeating(recompute)[0])
-    return min((peak(step_listing(frame, choices, when)) for when in (None, True, False)), key=lambda found: found.bytes)
+    orders = (choices, [c for c in choices if not c.cost.rereads], ())
+    return min((peak(step_listing(frame, choices, early)) for early in orders), key=lambda found: found.bytes)
 
 
 def program(frame: Frame, choices: Sequence[Choice]) -> Program:
@@ -48,7 +42,7 @@ def program(frame: Frame, choices: Sequence[Choice]) -> Program:
 
     All norms are inside the backward: there they read what it recomputes anyway, and need not have it made once more.
     """
-    made = step_listing(frame, choices, None)
+    made = step_listing(frame, choices, choices)
     # Views have no memory of their own; behind the forward they are taken where they are read.
     views = {s.name for s in frame.listing.instructions[frame.forward:] if not s.makes}
     steps = tuple(s for s in made.instructions if s.name not in views)

@@ -19,10 +19,8 @@ from fxperex.work import (
     folding_bytes,
     grads_bytes,
     inputs_bytes,
-    joining_bytes,
     outputs_bytes,
     per_example_product,
-    read_stored,
 )
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -34,17 +32,14 @@ class Crb(Stored):
         other = [use.kind for use in site.each if use.kind != "linear" and not convolves(use)]
         return f"kind {other[0]} is neither convolution nor linear" if other else None
 
-    def cost(self, site: Site) -> Cost:
+    def forming(self, site: Site) -> Cost:
         d = site.dims
         assert d is not None
         grads, moved = grads_bytes(site), inputs_bytes(site) + outputs_bytes(site)
-        own = moved
-        if convolves(site):
-            own = max(grads, moved)
-            made, traffic = each_by_convolution(site, d, "grouped"), 2 * moved + 4 * grads + d.B * folding_bytes(site)
-        else:
-            made, traffic = per_example_product(site, d), 2 * grads
-        return Cost((made, *read_stored(site)), traffic, grads, grads + max(own, joining_bytes(site)), 50)
+        if not convolves(site):
+            return Cost((per_example_product(site, d),), transient=grads + moved, launches=20)
+        traffic = 2 * (moved + grads) + d.B * folding_bytes(site)
+        return Cost((each_by_convolution(site, d, "grouped"),), traffic, transient=grads + max(grads, moved), launches=20)
 
     def gradients(self, uses: Uses) -> Tensor:
         kind = kind_of(uses.site)

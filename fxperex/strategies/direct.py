@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fxperex.registry import Cost, Site, Uses, Work, strategy
 from fxperex.strategies.stored import Stored, kind_of, offers
-from fxperex.work import grads_bytes, outputs_bytes, per_example_product, read_stored, scatter
+from fxperex.work import grads_bytes, outputs_bytes, per_example_product, scatter
 
 
 @strategy("direct")
@@ -20,10 +20,9 @@ class Direct(Stored):
         closed = any(offers(use, "per_example") for use in site.each) and offers(site, "per_example", "fold")
         return None if closed else f"kind {site.kind} has no closed formula"
 
-    def cost(self, site: Site) -> Cost:
+    def forming(self, site: Site) -> Cost:
         grads, out = grads_bytes(site), outputs_bytes(site)
-        made = tuple(w for use in site.each for w in _work(use))
-        return Cost((*made, *read_stored(site)), 4 * out + 4 * grads, grads, 2 * out + grads, 40)
+        return Cost(_work(site), 4 * out + 2 * grads, transient=2 * out + grads, launches=10)
 
     def gradients(self, uses: Uses) -> Tensor:
         kind = kind_of(uses.site)

@@ -11,7 +11,7 @@ from fxperex.layers.generic import single
 from fxperex.layers.shapes import split
 from fxperex.registry import BatchAxis, Cost, Site, Uses, Work, strategy
 from fxperex.strategies.stored import Stored
-from fxperex.work import convolutions, convolves, grads_bytes, joining_bytes, name_of, outputs_bytes, read_stored
+from fxperex.work import convolutions, convolves, grads_bytes, name_of, outputs_bytes
 
 
 @strategy("multi")
@@ -19,16 +19,16 @@ class Multi(Stored):
     def illegal(self, site: Site) -> str | None:
         return None
 
-    def cost(self, site: Site) -> Cost:
+    def forming(self, site: Site) -> Cost:
         d, grads = site.dims, grads_bytes(site)
-        peak = grads + max(grads, joining_bytes(site))  # each example's, and all of them stacked
+        peak, launches = 2 * grads, 18 * site.rows  # each example's, and all of them stacked
         if d is None or site.kind == "embedding":
-            return Cost(read_stored(site), 8 * outputs_bytes(site) + 6 * grads, grads, peak, 18 * site.rows + 20)
+            return Cost((), 8 * outputs_bytes(site) + 4 * grads, transient=peak, launches=launches)
         if convolves(site):
             each = convolutions(site, d, "conv_weight", 1, site.rows * d.G)
         else:
             each = Work("mm", (d.P, d.T, d.D), 2.0 * d.T * d.D * d.P, site.rows, name_of(site))
-        return Cost((each, *read_stored(site)), 4 * grads, grads, peak, 18 * site.rows + 20)
+        return Cost((each,), 2 * grads, transient=peak, launches=launches)
 
     def gradients(self, uses: Uses) -> Tensor:
         return torch.stack([self._one(uses, b) for b in range(uses.site.rows)])

@@ -10,7 +10,10 @@ from torch import Tensor
 from fxperex.config import accumulator
 from fxperex.layers.joined import Joined, over_parts
 from fxperex.numerics import sq_norm
-from fxperex.registry import Site, Uses, kinds
+from fxperex.registry import Cost, Site, Uses, kinds
+from fxperex.work import grads_bytes, joining_bytes, read_stored
+
+READING = 30  # operations of norm and weighted sum
 
 
 def weighted_sum(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
@@ -25,10 +28,23 @@ class Stored:
     """Base of the strategies that form per-example gradients once and keep them.
 
     `joins`: `gradients` takes a site of several uses whole; otherwise it is asked for each use, and they are added.
+    `forming(site)` is the Cost of that alone; norm and weighted sum read the store at the same price for all.
     """
 
     stores = True
     joins = False
+
+    def forming(self, site: Site) -> Cost:
+        raise TypeError("a stored strategy defines forming()")
+
+    def cost(self, site: Site) -> Cost:
+        grads, uses = grads_bytes(site), (site,) if self.joins else site.each
+        made = [self.forming(use) for use in uses]
+        work = (*(w for c in made for w in c.work), *read_stored(site))
+        # Rows are cleared before the weighted sum, and every use but the first is added to those before it.
+        moved = 2 * grads * len(made) + sum(c.bytes for c in made)
+        transient = max(*(c.transient for c in made), grads + joining_bytes(site) if len(made) > 1 else 0.0)
+        return Cost(work, moved, grads, transient, sum(c.launches for c in made) + READING)
 
     def gradients(self, uses: Uses) -> Tensor:
         raise TypeError("a stored strategy defines gradients()")

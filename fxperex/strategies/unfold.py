@@ -15,7 +15,6 @@ from fxperex.work import (
     patches,
     patches_bytes,
     per_example_product,
-    read_stored,
 )
 
 
@@ -28,14 +27,13 @@ class Unfold(Stored):
             return f"kind {site.kind} has no factors a, g to multiply"
         return None
 
-    def cost(self, site: Site) -> Cost:
+    def forming(self, site: Site) -> Cost:
         d = site.dims
         assert d is not None
-        grads = grads_bytes(site)
         joined = 2 * (inputs_bytes(site) + outputs_bytes(site)) if site.parts else 0.0
-        moved = 2 * grads + d.B * folding_bytes(site) + joined
-        work = (*patches(site), per_example_product(site, d), *read_stored(site))
-        return Cost(work, moved, grads, patches_bytes(site) + grads, 50 + 6 * len(site.parts))
+        moved = d.B * folding_bytes(site) + joined
+        return Cost((*patches(site), per_example_product(site, d)), moved, transient=patches_bytes(site) + grads_bytes(site),
+                    launches=20 + 6 * len(site.parts))
 
     def gradients(self, uses: Uses) -> Tensor:
         kind = kind_of(uses.site)

@@ -15,10 +15,8 @@ from fxperex.work import (
     each_by_convolution,
     grads_bytes,
     grouped_scratch,
-    joining_bytes,
     outputs_bytes,
     per_example_product,
-    read_stored,
 )
 
 
@@ -27,14 +25,14 @@ class Vmap(Stored):
     def illegal(self, site: Site) -> str | None:
         return None
 
-    def cost(self, site: Site) -> Cost:
-        d, grads = site.dims, grads_bytes(site)
+    def forming(self, site: Site) -> Cost:
+        d, grads, out = site.dims, grads_bytes(site), outputs_bytes(site)
         if d is None or site.kind == "embedding":
-            return Cost(read_stored(site), 12 * outputs_bytes(site) + 6 * grads, grads, 2 * outputs_bytes(site) + grads, 60)
+            return Cost((), 12 * out + 4 * grads, transient=2 * out + grads, launches=30)
         conv = convolves(site)
         made = each_by_convolution(site, d, "vmap") if conv else per_example_product(site, d)
         own = grads + (grouped_scratch(site, d) if conv else 0.0)
-        return Cost((made, *read_stored(site)), 6 * grads, grads, grads + max(own, joining_bytes(site)), 60)
+        return Cost((made,), 4 * grads, transient=grads + own, launches=30)
 
     def gradients(self, uses: Uses) -> Tensor:
         site = uses.site
