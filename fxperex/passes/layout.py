@@ -1,7 +1,8 @@
 """Images as they come -> images with their channels last, from the first node on.
 
-On a CPU some networks run faster on that layout and others slower, so the compiler measures both. Every operation hands its input's layout on, and a step graph holds no strides
-(`strides.forget_strides`), so one copy of each image is all there is to add. On a GPU Inductor lays out convolutions itself.
+On a CPU some networks run faster on that layout and others slower, so the compiler measures both. Every operation hands its
+input's layout on, and a step graph holds no strides (`strides.forget_strides`), so one copy of each image is all there is to
+add. On a GPU Inductor lays out convolutions itself.
 """
 
 from __future__ import annotations
