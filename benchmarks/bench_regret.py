@@ -4,20 +4,21 @@
 
 Per workload and batch size: regret of the whole step (eager, interleaved rounds, medians), share of distinct sites whose
 chosen strategy is within 5 % of the best or within the noise, Kendall's tau of predicted against measured times of a site's
-strategies. The clipped sums of both plans are held to the float64 loop before anything is timed. A strategy that would hold
+strategies: over all pairs, and over those whose measured times are told apart by the same 5 % and noise. The clipped sums of both plans are held to the float64 loop before anything is timed. A strategy that would hold
 more than `--most` bytes at a site is not run; the row names it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import gradient_error, interleaved, medians, race, truth, within
+from measure import Times, gradient_error, interleaved, medians, race, truth, within
 from record import Record
 from workloads import LOSS, Workload, chosen
 
@@ -26,7 +27,7 @@ from fxperex.planner import parse_memory
 from fxperex.planner.plan import Choice
 from fxperex.trial import Trial
 
-Site = dict[str, Any]  # of one distinct site: chosen, measured, predicted, good, tau
+Site = dict[str, Any]  # of one distinct site: chosen, measured, predicted, good, tau, tau_apart
 
 
 class Judge:
@@ -46,7 +47,8 @@ class Judge:
     def _measure(self, choice: Choice, trial: Trial) -> Site:
         left_out = [k for k, c in choice.costs.items() if c.held + c.transient > self.most and k != choice.strategy]
         runs = {k: trial.prepare(choice.site, k) for k in choice.costs if k not in left_out}
-        took = medians(race(runs, self.spend))
+        times = race(runs, self.spend)
+        took = medians(times)
         best = min(took, key=took.__getitem__)
         good = took[choice.strategy] <= 1.05 * took[best]
         if not good:  # the least of several noisy times is too low: both once more, side by side
@@ -54,7 +56,7 @@ class Judge:
             good = within(again[choice.strategy], again[best])
         predicted = {k: choice.times[k] for k in took}
         return {"name": choice.site.name, "kind": choice.site.kind, "chosen": choice.strategy, "best": best, "good": good,
-                "tau": tau(predicted, took), "measured": took, "predicted": predicted, "left_out": left_out}
+                "tau": tau(predicted, took), "tau_apart": tau_apart(predicted, times), "measured": took, "predicted": predicted, "left_out": left_out}
 
 
 def tau(predicted: dict[str, float], measured: dict[str, float]) -> float | None:
@@ -64,6 +66,16 @@ def tau(predicted: dict[str, float], measured: dict[str, float]) -> float | None
     if len(predicted) < 2:
         return None
     return float(kendalltau(list(predicted.values()), [measured[k] for k in predicted]).statistic)
+
+
+def tau_apart(predicted: dict[str, float], times: Times) -> float | None:
+    """Returns Kendall's tau over the pairs that `times` tell apart, None where they tell none apart."""
+    took, right = medians(times), []
+    for one, two in itertools.combinations(predicted, 2):
+        fast, slow = sorted((one, two), key=took.__getitem__)
+        if len(times[fast]) != len(times[slow]) or not within(times[slow], times[fast]):  # one of them was hopeless
+            right.append(1 if predicted[fast] < predicted[slow] else -1)
+    return sum(right) / len(right) if right else None
 
 
 def bench(work: Workload, rows: int, judge: Judge) -> dict[str, Any]:
@@ -96,12 +108,14 @@ def summary(rows: dict[str, dict[str, Any]]) -> str:
     regrets = {k: r["regret"] for k, r in rows.items()}
     worst = max(regrets, key=regrets.__getitem__)
     sites, good = sum(r["sites"] for r in rows.values()), sum(r["sites_good"] for r in rows.values())
-    taus = [s["tau"] for r in rows.values() for s in r["each"] if s["tau"] is not None]
+    each = [site for row in rows.values() for site in row["each"]]
+    taus, apart = ([s[key] for s in each if s[key] is not None] for key in ("tau", "tau_apart"))
     return "\n".join([
         f"{len(rows)} workloads and batch sizes",
         f"regret: median {statistics.median(regrets.values()):.3f}, worst {regrets[worst]:.3f} ({worst})",
         f"sites within 5 % of the best or within the noise: {good} of {sites} ({good / max(sites, 1):.1%})",
-        f"Kendall's tau of a site's strategies: median {statistics.median(taus):.3f} over {len(taus)} sites"])
+        f"Kendall's tau of a site's strategies: median {statistics.median(taus):.3f} over {len(taus)} sites; "
+        f"of pairs that measuring tells apart {statistics.median(apart):.3f} over {len(apart)}"])
 
 
 def _options() -> argparse.Namespace:

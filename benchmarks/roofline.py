@@ -11,7 +11,6 @@ their markers in README.md. CPU: the shipped profile, measured at two threads. H
 from __future__ import annotations
 
 import argparse
-import math
 import re
 import time
 import warnings
@@ -29,11 +28,11 @@ from fxperex.devices.kernels import PRODUCTS
 from fxperex.frame import trace_frames
 from fxperex.registry import Cost, Dims, Site, Work
 from fxperex.transform import outline
-from fxperex.work import convolves, grads_bytes, name_of, weight_gradient
+from fxperex.work import convolutions, convolves, depthwise, grads_bytes, weight_gradient, whole
 
 HERE = Path(__file__).parent
 FORWARD, WEIGHTS = "forward_and_input_gradients", "weight_gradients"
-READS = {"norm", "mv", "store"}
+READS = {"norm", "mv", "fresh"}
 SHIPPED = {"cpu": "cpu-x86_64-2t-*.json", "cuda": "cuda-H200-*.json"}
 
 
@@ -54,11 +53,8 @@ def ordinary(site: Site) -> tuple[Work, ...]:
 
 def _convolution(site: Site, d: Dims) -> Work:
     """With all taps of the kernel: those that only ever meet padding too, which a plan leaves out."""
-    taps = site.size * d.taps // (d.G * d.P * d.D)
-    if d.G > 1 and d.taps == d.D:
-        return Work("conv_depthwise", (d.B, d.G * d.P, d.T, taps), 2.0 * d.B * d.G * d.P * d.T * taps, 1, name_of(site))
-    shape = (d.B, d.D // d.taps, d.P, d.T, taps)
-    return Work("conv_weight", shape, 2.0 * math.prod(shape), d.G, name_of(site))
+    d = whole(d, site)
+    return depthwise(site, d, "conv_depthwise") if d.G > 1 and d.taps == d.D else convolutions(site, d, "conv_weight", d.B, d.G)
 
 
 def parts(costs: list[Cost], rates: Profile) -> dict[str, float]:

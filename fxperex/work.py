@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from fxperex.layers.conv import SMALL, Conv
 from fxperex.registry import Dims, Site, Work, kinds
-from fxperex.workspace import by_patches, convolution, copies, partial
-
-SPILL = 16 * 2**20  # bytes from which an allocator hands out untouched memory every time
+from fxperex.workspace import BLOCK, FRESH, by_patches, convolution, copies, partial
 
 
 def name_of(site: Site) -> str:
@@ -21,8 +20,14 @@ def convolves(site: Site) -> bool:
 
 
 def taps(site: Site) -> int:
-    """Number of elements of a convolution's kernel; 1 for everything else."""
+    """Number of elements of a convolution's kernel, but for those that only ever see padding; 1 for everything else."""
     return site.dims.taps if site.dims is not None else 1
+
+
+def whole(d: Dims, site: Site) -> Dims:
+    """Returns the Dims of a convolution with all taps of its kernel, those too that only ever see padding."""
+    full = site.size * d.taps // (d.G * d.P * d.D)
+    return replace(d, taps=full, D=d.D // d.taps * full)
 
 
 def grads_bytes(site: Site) -> float:
@@ -47,6 +52,11 @@ def outputs_bytes(site: Site) -> float:
     return float(elements * site.dtype.itemsize)
 
 
+def passes(site: Site) -> int:
+    """Times that a closed formula reads or writes a tensor of the output's size: a bias' sum reads it, others form products."""
+    return 1 if site.kind == "bias" else 4
+
+
 def patches_bytes(site: Site) -> float:
     """Bytes of a convolution's unfolded input; 0 where unfolding is a view."""
     d = site.dims
@@ -68,18 +78,24 @@ def per_example_product(site: Site, d: Dims) -> Work:
 
 
 def convolutions(site: Site, d: Dims, kernel: str, n: int, calls: int) -> Work:
-    """`calls` convolutions of `n` images (or groups) each, of the site's shape."""
-    inputs = d.D // taps(site)
-    return Work(kernel, (n, inputs, d.P, d.T, taps(site)), 2.0 * n * inputs * d.P * d.T * taps(site), calls, name_of(site))
+    """`calls` convolutions of `n` images (or groups) each."""
+    inputs = d.D // d.taps
+    return Work(kernel, (n, inputs, d.P, d.T, d.taps), 2.0 * n * inputs * d.P * d.T * d.taps, calls, name_of(site))
+
+
+def depthwise(site: Site, d: Dims, kernel: str) -> Work:
+    """One depthwise convolution of all images."""
+    shape = (d.B, d.G * d.P, d.T, d.taps)
+    return Work(kernel, shape, 2.0 * math.prod(shape), 1, name_of(site))
 
 
 def each_by_convolution(site: Site, d: Dims, way: str) -> Work:
     """Every example's weight gradient by one convolution whose groups are the examples: `way` is "grouped" or "vmap"."""
-    if d.G > 1 and taps(site) == d.D:
-        shape = (d.B, d.G * d.P, d.T, taps(site))
-        return Work(f"depthwise_{way}", shape, 2.0 * math.prod(shape), 1, name_of(site))
-    kernel = "conv_vmap_partial" if way == "vmap" and partial(d.D // taps(site), d.P) else f"conv_{way}"
-    return convolutions(site, d, kernel, d.B * d.G, 1)
+    if d.G > 1 and d.taps == d.D:
+        return depthwise(site, d, f"depthwise_{way}")
+    # The groups of `crb` have one input each, so only their outputs can leave blocks unfilled.
+    rest = "_partial" if partial(d.D // d.taps if way == "vmap" else BLOCK, d.P) else ""
+    return convolutions(site, d, f"conv_{way}{rest}", d.B * d.G, 1)
 
 
 def by_convolution(site: Site) -> bool:
@@ -114,9 +130,8 @@ def weight_gradient(site: Site, d: Dims) -> tuple[Work, ...]:
         if site.kind == "embedding":
             return (scatter(site, d),)
         return (Work("mm", (d.P, d.B * d.T, d.D), 2.0 * d.B * d.G * d.T * d.D * d.P, 1, name_of(site)),)
-    if d.G > 1 and taps(site) == d.D:
-        shape = (d.B, d.G * d.P, d.T, taps(site))
-        return (Work("conv_depthwise", shape, 2.0 * math.prod(shape), 1, name_of(site)),)
+    if d.G > 1 and d.taps == d.D:
+        return (depthwise(site, d, "conv_depthwise"),)
     return (convolutions(site, d, "conv_weight", d.B, d.G),)
 
 
@@ -137,7 +152,11 @@ def scaling_bytes(site: Site) -> float:
 
 
 def read_stored(site: Site) -> tuple[Work, ...]:
-    """Norm and weighted sum of stored per-example gradients, and the first touch of large ones."""
+    """Norm and weighted sum of stored per-example gradients, whose rows are cleared in a copy."""
     shape, grads = (site.rows, site.size), grads_bytes(site)
-    work = (Work("norm", shape, grads), Work("mv", shape, grads))
-    return (*work, Work("store", (int(grads),), 2 * grads)) if grads > SPILL else work
+    return (Work("norm", shape, grads), Work("mv", shape, grads), *fresh(grads))
+
+
+def fresh(made: float) -> tuple[Work, ...]:
+    """Work of touching `made` bytes of one tensor for the first time; none where an allocator hands out memory again."""
+    return (Work("fresh", (int(made),), made),) if made >= FRESH else ()

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from fxperex.layers.shapes import packet
 
+FRESH = 2**25 - 2**12  # bytes from which an allocator maps untouched memory every time: glibc's largest threshold, a page less
 BLOCK = 16  # channels of a block; an input with fewer is read as it is
 ALONE = 512  # positions for one thread, below which every thread gets patches and partial results of its own
 
@@ -61,6 +62,11 @@ def convolution(one: float, two: float, result: float) -> float:
     return max(one + two, result)
 
 
+def blocked(channels: int) -> float:
+    """Returns the channels that a copy in blocks has; 0 where there are too few and images are read as they are."""
+    return float(BLOCK * math.ceil(channels / BLOCK)) if channels >= BLOCK else 0.0
+
+
 def partial(inputs: int, outputs: int) -> bool:
     """True where the channels of a group fill no whole blocks."""
     return bool(inputs % BLOCK or outputs % BLOCK)
@@ -78,6 +84,4 @@ def _bytes(t: Any) -> float:
 
 def _blocked(t: Tensor, whole: bool = False) -> float:
     channels = t.shape[1]
-    if channels < BLOCK and not whole:
-        return 0.0
-    return _bytes(t) / channels * BLOCK * math.ceil(channels / BLOCK)
+    return _bytes(t) / channels * blocked(max(channels, BLOCK) if whole else channels)

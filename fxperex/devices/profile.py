@@ -13,8 +13,10 @@ from fxperex.devices.kernels import KERNELS
 from fxperex.devices.surface import Surface
 from fxperex.errors import ConfigError
 from fxperex.registry import Cost, Work
+from fxperex.workspace import FRESH
 
-VERSION = 7
+VERSION = 8
+WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a number
 UNMEASURED = 1.0  # relative error of figures that nobody measured: kernels reach half of a data sheet's peak, or less
 Samples = Mapping[str, Mapping[str, tuple[tuple[tuple[int, ...], float], ...]]]
 
@@ -42,8 +44,10 @@ class Profile:
         return sum(s * e for s, e in parts) / max(sum(s for s, _ in parts), 1e-12)
 
     def of(self, work: Work) -> float:
-        """Returns the predicted seconds of one Work."""
-        return work.calls * work.amount / (self._surfaces[work.kernel].rate(work.shape) * self._factor(work))
+        """Returns the predicted seconds of one Work: at its kernel's rate, and the first touch of tensors too large to reuse."""
+        one = work.amount / (self._surfaces[work.kernel].rate(work.shape) * self._factor(work))
+        made = (WIDTHS[work.dtype] * elements for elements in KERNELS[work.kernel].made(work.shape))
+        return work.calls * (one + sum(b / self._surfaces["fresh"].rate((b,)) for b in made if b >= FRESH))
 
     @cached_property
     def errors(self) -> dict[str, float]:

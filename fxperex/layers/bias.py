@@ -27,11 +27,22 @@ class Bias:
         return None
 
     def per_example(self, uses: Uses) -> Tensor:
-        g, site = uses.grad, uses.site
-        behind = 0 if PLACES[packet(uses.node)][1] == -1 else g.dim() - 2
-        return unbroadcast(g, uses.out_axis, (*site.shape, *(1,) * behind), site.rows).reshape(site.rows, *site.shape)
+        site = uses.site
+        return unbroadcast(uses.grad, uses.out_axis, _spread(uses), site.rows).reshape(site.rows, *site.shape)
+
+    def single(self, uses: Uses, weight: Tensor) -> Tensor:
+        """One example's output but for what the bias has no part in."""
+        shape, dim = list(uses.grad.shape), uses.out_axis.dim
+        shape[dim] //= uses.site.rows
+        return weight.reshape(_spread(uses)).expand(shape)
 
     def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
         nn = torch.nn
         return [(nn.Linear(3, 4), (torch.randn(3, 2, 3),)), (nn.Conv2d(2, 3, 2), (torch.randn(3, 2, 4, 4),)),
                 (nn.ConvTranspose1d(2, 3, 2), (torch.randn(3, 2, 4),))]
+
+
+def _spread(uses: Uses) -> tuple[int, ...]:
+    """The bias' shape, broadcast against the output."""
+    behind = 0 if PLACES[packet(uses.node)][1] == -1 else uses.grad.dim() - 2
+    return (*uses.site.shape, *(1,) * behind)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from fxperex.registry import BatchAxis, Uses, layer_kind
+from fxperex.registry import BatchAxis, Uses, kinds, layer_kind
 
 
 @layer_kind("generic")
@@ -28,7 +28,13 @@ class Generic:
 
 
 def single(uses: Uses, values: list[object], weight: Tensor) -> Tensor:
-    """Returns the node's (first) output for one example's `values`, with `weight` in the site's place."""
+    """Returns the node's (first) output for one example's `values`, with `weight` in the site's place.
+
+    A kind whose output depends on the weight in a simpler way than the whole node may give that part alone (`single`).
+    """
+    kind = kinds()[uses.site.kind]
+    if hasattr(kind, "single"):
+        return kind.single(uses, weight)
     args = list(values)
     args[uses.site.arg] = weight
     return uses.call(args)

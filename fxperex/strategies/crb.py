@@ -37,7 +37,7 @@ class Crb(Stored):
         assert d is not None
         grads, moved = grads_bytes(site), inputs_bytes(site) + outputs_bytes(site)
         if not convolves(site):
-            return Cost((per_example_product(site, d),), transient=grads + moved, launches=20)
+            return Cost((per_example_product(site, d),), transient=grads + moved, launches=21)
         traffic = 2 * (moved + grads) + d.B * folding_bytes(site)
         return Cost((each_by_convolution(site, d, "grouped"),), traffic, transient=grads + max(grads, moved), launches=20)
 
@@ -45,12 +45,14 @@ class Crb(Stored):
         kind = kind_of(uses.site)
         if not convolves(uses.site):
             a, g = kind.factors(uses)
-            return kind.fold(uses, torch.einsum("bgtp,bgtd->bgpd", g, a))
+            return kind.fold(uses, torch.matmul(g.transpose(2, 3), a))
         axis, (image, seen) = uses.out_axis, kind.ordered(uses.args[0], uses.grad)
-        each = per_input(image, seen, kind.geometry(uses.node), uses.site.shape)
-        each = each.reshape(axis.outer, uses.site.rows, axis.inner, *uses.site.shape)
+        shape = kind.live(uses.node)
+        weight = (*uses.site.shape[:2], *shape.kernel)
+        each = per_input(image, seen, shape, weight).reshape(axis.outer, uses.site.rows, axis.inner, *weight)
         # Norm and sum read the store by rows: laid out so once, they need no copies of their own.
-        return each.sum((0, 2)) if axis.outer * axis.inner > 1 else each.squeeze(2).squeeze(0).contiguous()
+        each = each.sum((0, 2)) if axis.outer * axis.inner > 1 else each.squeeze(2).squeeze(0).contiguous()
+        return kind.fold(uses, each)
 
 
 def per_input(x: Tensor, g: Tensor, shape: Geometry, weight: tuple[int, ...]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fxperex.registry import Cost, Site, Uses, Work, strategy
 from fxperex.strategies.stored import Stored, kind_of, offers
-from fxperex.work import grads_bytes, outputs_bytes, per_example_product, scatter
+from fxperex.work import fresh, grads_bytes, outputs_bytes, passes, per_example_product, scatter
 
 
 @strategy("direct")
@@ -22,7 +22,8 @@ class Direct(Stored):
 
     def forming(self, site: Site) -> Cost:
         grads, out = grads_bytes(site), outputs_bytes(site)
-        return Cost(_work(site), 4 * out + 2 * grads, transient=2 * out + grads, launches=10)
+        made = (*_work(site), *fresh(grads)) if site.kind == "embedding" else _work(site)
+        return Cost(made, passes(site) * out + 2 * grads, transient=2 * out + grads, launches=4)
 
     def gradients(self, uses: Uses) -> Tensor:
         kind = kind_of(uses.site)

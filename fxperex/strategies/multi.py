@@ -11,7 +11,7 @@ from fxperex.layers.generic import single
 from fxperex.layers.shapes import split
 from fxperex.registry import BatchAxis, Cost, Site, Uses, Work, strategy
 from fxperex.strategies.stored import Stored
-from fxperex.work import convolutions, convolves, grads_bytes, name_of, outputs_bytes
+from fxperex.work import convolutions, convolves, grads_bytes, name_of, outputs_bytes, whole
 
 
 @strategy("multi")
@@ -21,14 +21,15 @@ class Multi(Stored):
 
     def forming(self, site: Site) -> Cost:
         d, grads = site.dims, grads_bytes(site)
-        peak, launches = 2 * grads, 18 * site.rows  # each example's, and all of them stacked
+        peak, launches = 2 * grads, 8 * site.rows  # each example's, and all of them stacked
         if d is None or site.kind == "embedding":
             return Cost((), 8 * outputs_bytes(site) + 4 * grads, transient=peak, launches=launches)
         if convolves(site):
-            each = convolutions(site, d, "conv_weight", 1, site.rows * d.G)
+            each = convolutions(site, whole(d, site), "conv_weight", 1, site.rows * d.G)
         else:
             each = Work("mm", (d.P, d.T, d.D), 2.0 * d.T * d.D * d.P, site.rows, name_of(site))
-        return Cost((each,), 2 * grads, transient=peak, launches=launches)
+        # All examples' results are held at once, and stacked: none is written where another was.
+        return Cost((each, Work("fresh", (int(grads),), 2 * grads)), 2 * grads, transient=peak, launches=launches)
 
     def gradients(self, uses: Uses) -> Tensor:
         return torch.stack([self._one(uses, b) for b in range(uses.site.rows)])

@@ -13,7 +13,7 @@ from fxperex.numerics import sq_norm
 from fxperex.registry import Cost, Site, Uses, kinds
 from fxperex.work import grads_bytes, joining_bytes, read_stored
 
-READING = 30  # operations of norm and weighted sum
+READING = 12  # operations of norm and weighted sum
 
 
 def weighted_sum(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:

@@ -13,10 +13,13 @@ from fxperex.strategies.stored import Stored
 from fxperex.work import (
     convolves,
     each_by_convolution,
+    fresh,
     grads_bytes,
     grouped_scratch,
     outputs_bytes,
+    passes,
     per_example_product,
+    whole,
 )
 
 
@@ -28,9 +31,9 @@ class Vmap(Stored):
     def forming(self, site: Site) -> Cost:
         d, grads, out = site.dims, grads_bytes(site), outputs_bytes(site)
         if d is None or site.kind == "embedding":
-            return Cost((), 12 * out + 4 * grads, transient=2 * out + grads, launches=30)
+            return Cost(fresh(grads), (2 + passes(site)) * out + 4 * grads, transient=2 * out + grads, launches=8)
         conv = convolves(site)
-        made = each_by_convolution(site, d, "vmap") if conv else per_example_product(site, d)
+        made = each_by_convolution(site, whole(d, site), "vmap") if conv else per_example_product(site, d)
         own = grads + (grouped_scratch(site, d) if conv else 0.0)
         return Cost((made,), 4 * grads, transient=grads + own, launches=30)
 
