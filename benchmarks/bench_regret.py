@@ -4,8 +4,9 @@
 
 Per workload and batch size: regret of the whole step (eager, interleaved rounds, medians), share of distinct sites whose
 chosen strategy is within 5 % of the best or within the noise, Kendall's tau of predicted against measured times of a site's
-strategies: over all pairs, and over those whose measured times are told apart by the same 5 % and noise. The clipped sums of both plans are held to the float64 loop before anything is timed. A strategy that would hold
-more than `--most` bytes at a site is not run; the row names it.
+strategies: over all pairs, and over those whose measured times are told apart by the same 5 % and noise. The clipped sums of
+both plans are held to the float64 loop before anything is timed. A strategy that would hold more than `--most` bytes at a
+site is not run; the row names it.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Judge:
             good = within(again[choice.strategy], again[best])
         predicted = {k: choice.times[k] for k in took}
         return {"name": choice.site.name, "kind": choice.site.kind, "chosen": choice.strategy, "best": best, "good": good,
-                "tau": tau(predicted, took), "tau_apart": tau_apart(predicted, times), "measured": took, "predicted": predicted, "left_out": left_out}
+                "tau": tau(predicted, took), "tau_apart": tau_apart(predicted, times), "measured": took, "predicted": predicted,
+                "left_out": left_out}
 
 
 def tau(predicted: dict[str, float], measured: dict[str, float]) -> float | None:

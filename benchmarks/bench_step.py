@@ -5,8 +5,9 @@
 
 A candidate is `auto`, a backend (`eager`, `inductor`: the auto plan on it), a strategy's name, a peer's name, `strategies` (all
 of them), `peers` (all of them) or `compiled` (the ordinary step through Inductor). The ordinary step is eager: forward and
-backward, no privacy. A row's clipped sum is held to the float64 loop before it is timed; what cannot run says why. On the CPU the
-threads wait passively, so that CPU seconds count work alone. Rows are written as they are done; run again to go on.
+backward, no privacy. A row's clipped sum is held to the float64 loop before it is timed; what cannot run says why; what is more
+than ten times as slow has three rounds. On the CPU the threads wait passively, so that CPU seconds count work alone. Rows are
+written as they are done; run again to go on.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ import fxperex
 
 LOSS = nn.CrossEntropyLoss()
 STRATEGIES = ("naive", "multi", "crb", "unfold", "ghost", "vmap", "fused")
+WARM, FEW = 2, 5  # turns before timing; turns, those among them, of a candidate more than SLOW times the ordinary step
+SLOW = 10.0
 TOLERANCE = {"float32": 1e-5, "tf32": 2e-2, "bfloat16": 1e-1}
 Call = Callable[[], None]
 
@@ -124,6 +127,19 @@ def timed(call: Call, device: torch.device) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - work
 
 
+def turns(calls: Mapping[str, Call], device: torch.device, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Returns {candidate: (wall, CPU) seconds of its rounds}, interleaved; hopelessly slow ones leave after a few."""
+    times: dict[str, list[tuple[float, float]]] = {c: [] for c in calls}
+    for i in range(rounds + WARM):
+        for candidate, call in calls.items():
+            if i >= FEW and min(times[candidate])[0] > SLOW * min(times["ordinary"])[0]:
+                continue
+            taken = timed(call, device)
+            if i >= WARM:
+                times[candidate].append(taken)
+    return times
+
+
 def peak(call: Call, device: torch.device) -> int | None:
     """Returns the peak bytes of one call on a GPU; None elsewhere (the CPU's: `bench_memory.py`)."""
     if device.type != "cuda":
@@ -152,12 +168,12 @@ def largest(step: step_workloads.Step, device: str, dtype: str, name: str) -> in
 
 
 def summary(times: list[tuple[float, float]], base: list[tuple[float, float]]) -> dict[str, Any]:
-    """Ratios to the ordinary step, wall and CPU: medians, and quartiles of the rounds' own ratios."""
-    facts: dict[str, Any] = {}
+    """Ratios to the ordinary step, wall and CPU, over the rounds that both ran: medians, and quartiles of the rounds' own."""
+    facts: dict[str, Any] = {"rounds": len(times)}
     for i, clock in enumerate(("", "cpu_")):
-        rounds = [a[i] / b[i] for a, b in zip(times, base, strict=True)]
+        rounds = [a[i] / b[i] for a, b in zip(times, base, strict=False)]
         quarters = statistics.quantiles(rounds, n=4)
-        medians = [statistics.median(t[i] for t in side) for side in (times, base)]
+        medians = [statistics.median(t[i] for t in side) for side in (times, base[:len(times)])]
         facts |= {f"{clock}ratio": medians[0] / medians[1], f"{clock}ratio_quartiles": [quarters[0], quarters[2]]}
     return facts | {"seconds": statistics.median(t[0] for t in times)}
 
@@ -173,12 +189,7 @@ def bench(name: str, step: step_workloads.Step, candidates: list[str], args: arg
             calls[candidate], row["candidates"][candidate] = make(setting, candidate, truth)
         except Exception as problem:  # another library's reason is its own business: it is written down
             row["candidates"][candidate] = {"did_not_run": f"{type(problem).__name__}: {str(problem).strip().splitlines()[:1]}"}
-    times: dict[str, list[tuple[float, float]]] = {c: [] for c in calls}
-    for i in range(args.rounds + 2):
-        for candidate, call in calls.items():
-            taken = timed(call, setting.device)
-            if i >= 2:
-                times[candidate].append(taken)
+    times = turns(calls, setting.device, args.rounds)
     for candidate in calls:
         facts = row["candidates"].setdefault(candidate, {})
         facts |= summary(times[candidate], times["ordinary"]) | {"peak_bytes": peak(calls[candidate], setting.device)}

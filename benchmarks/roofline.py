@@ -65,12 +65,12 @@ def parts(costs: list[Cost], rates: Profile) -> dict[str, float]:
     return {name: sum(map(rates.seconds, of)) for name, of in made.items()}
 
 
-def count(step: step_workloads.Step, device: str) -> Row:
+def count(step: step_workloads.Step, device: str, dtype: torch.dtype = torch.float32) -> Row:
     """Returns one workload's row; `device` names the profile, and the plan is made for it."""
     where = torch.device("meta" if device == "cuda" else "cpu")
     with where:
-        model = step.make()
-    batch = tuple(t.to(where) for t in step.batch(step.rows))
+        model = step.make().to(dtype)
+    batch = tuple(t.to(where, dtype if t.is_floating_point() else t.dtype) for t in step.batch(step.rows))
     rates = Profile.from_json(next((HERE.parent / "fxperex" / "profiles").glob(SHIPPED[device])).read_text())
     start = time.process_time()
     made = outline(model, batch, LOSS, device=torch.device(device))
@@ -116,9 +116,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(2)  # the threads of the shipped profile, and of the step benchmark
     warnings.simplefilter("ignore")
-    known = {f"{device}:{name}": (step, device) for device in ("cpu", "cuda")
+    known = {f"{table}:{name}": (step, device, dtype) for table, (device, dtype) in roofline_tables.TABLES.items()
              for name, step in getattr(step_workloads, device)().items()}
-    record = Record(args.output, 60 * args.minutes, {"dtype": "float32"})
+    record = Record(args.output, 60 * args.minutes, {"tables": list(roofline_tables.TABLES)})
     for key in record.missing([k for k in known if args.workloads is None or k.partition(":")[2] in args.workloads]):
         try:
             record.add(key, count(*known[key]))

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from pages import table
 from record import Row
+
+# name -> device and dtype of a roofline
+TABLES = {"cpu": ("cpu", torch.float32), "cuda": ("cuda", torch.float32), "cuda bfloat16": ("cuda", torch.bfloat16)}
 
 
 def tables(results: Path) -> dict[str, str]:
@@ -14,9 +18,10 @@ def tables(results: Path) -> dict[str, str]:
     floors = json.loads((results / "roofline.json").read_text())
     measured = json.loads((results / "step_float32.json").read_text())
     rows = {device: {k.partition(":")[2]: r for k, r in floors["rows"].items() if k.startswith(device + ":")}
-            for device in ("cpu", "cuda")}
-    return {"roofline cpu": _floors(rows["cpu"], 1e-9, "Gflop"), "roofline cuda": _floors(rows["cuda"], 1e-12, "Tflop"),
-            "over the floor": _over(rows["cpu"], measured)}
+            for device in TABLES}
+    units = {name: (1e-9, "Gflop") if name == "cpu" else (1e-12, "Tflop") for name in TABLES}
+    made = {f"roofline {name}": _floors(rows[name], *units[name]) for name in TABLES}
+    return made | {"over the floor": _over(rows["cpu"], measured)}
 
 
 def _floors(rows: dict[str, Row], unit: float, name: str) -> str:

@@ -17,10 +17,10 @@ from fxperex.capture import Capture
 from fxperex.config import LOW_PRECISION
 from fxperex.errors import ConfigError
 from fxperex.evaluate import Run
+from fxperex.kernels import by_factors
 from fxperex.marks import tagged
 from fxperex.numerics import sq_norm, wide
 from fxperex.registry import Site, Uses, strategies
-from fxperex.strategies.stored import weighted_sum
 
 
 def marked(site: str, strategy: str, role: str) -> AbstractContextManager[None]:
@@ -102,7 +102,7 @@ class Emit:
         made: dict[str, Tensor] = {}
         for param, grads in self.pulled.items():
             with marked(param, "tied", "weighted_sum"):
-                made[param] = weighted_sum(grads, factors[:, self.clip_groups[param]], valid)
+                made[param] = by_factors(grads, factors[:, self.clip_groups[param]], valid)
         outs, cotangents = [], []
         for site in (s for g in self.analysis.groups for s in g if s.direct_norm and s.name in self.uses):
             name = self.chosen[site.name]

@@ -23,13 +23,13 @@ from fxperex.clipping import Clip
 from fxperex.config import LONGEST
 from fxperex.emit import Emit
 from fxperex.evaluate import backward, evaluate
+from fxperex.kernels import by_factors
 from fxperex.marks import tagged
 from fxperex.numerics import sq_norm
 from fxperex.passes import raise_norms, recompute, schedule
 from fxperex.planner import Plan
 from fxperex.show import show
 from fxperex.step_graph import StepGraph
-from fxperex.strategies.stored import weighted_sum
 from fxperex.strides import forget_strides
 from fxperex.verify import verify
 
@@ -137,7 +137,7 @@ def _naive(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
             if want == "norms":
                 return (squares.sum(1).sqrt(),)
             norms, factors, valid = _clip(clip, squares, mask, args[len(names):-1])
-            sums = [weighted_sum(g.unsqueeze(0), factors[:, k], valid) for g, k in zip(grads, groups, strict=True)]
+            sums = [by_factors(g.unsqueeze(0), factors[:, k], valid) for g, k in zip(grads, groups, strict=True)]
             return (loss.detach(), norms, _told(factors), *sums, *buffers)
 
     return step

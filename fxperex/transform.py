@@ -108,6 +108,7 @@ def outline(
         with here if here.type == "meta" else contextlib.nullcontext():
             captured = capture(model, run, batch, logical if rows is None else rows)
         analysis = find_sites(captured, prove(captured), trainable)
+        analysis = analysis if device is None else analysis.on(device)
         if not analysis.sites:
             raise CoverageError("the loss does not depend on any trainable parameter of the model")
         timer = Trial(captured, analysis, here) if strategy == "measure" and here.type != "meta" else None

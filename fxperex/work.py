@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from fxperex.config import accumulator
+from fxperex.kernels.weighted import WORTH
 from fxperex.layers.conv import SMALL, Conv
 from fxperex.registry import Dims, Site, Work, kinds
 from fxperex.workspace import BLOCK, FRESH, by_patches, convolution, copies, partial
@@ -152,9 +154,15 @@ def scaling_bytes(site: Site) -> float:
 
 
 def read_stored(site: Site) -> tuple[Work, ...]:
-    """Norm and weighted sum of stored per-example gradients, whose rows are cleared in a copy."""
+    """Norm and weighted sum of stored per-example gradients."""
     shape, grads = (site.rows, site.size), grads_bytes(site)
-    return (Work("norm", shape, grads), Work("mv", shape, grads), *fresh(grads))
+    return Work("norm", shape, grads), Work("mv", shape, grads)
+
+
+def summing_bytes(site: Site, held: float) -> float:
+    """Bytes of the copy that the weighted sum of `held` bytes of stored gradients makes: of small ones, or to widen 16 bits."""
+    widened = held * accumulator(site.dtype).itemsize / site.dtype.itemsize
+    return widened if held < WORTH or widened > held else 0.0
 
 
 def fresh(made: float) -> tuple[Work, ...]:

@@ -115,9 +115,9 @@ def test_a_budget_is_kept_and_its_price_told() -> None:
                                 nn.Linear(64 * 36, 10)).double(), batch(16)
     data = (data[0].double(), data[1])
     free = fxperex.transform(model, data, LOSS, backend="eager", strategy={"*": "vmap"})
-    slim = fxperex.transform(model, data, LOSS, backend="eager", memory=int(0.6 * free.peak))
-    assert slim.peak <= 0.6 * free.peak
-    assert slim.plan.budget is not None and slim.plan.budget.memory == int(0.6 * free.peak)
+    slim = fxperex.transform(model, data, LOSS, backend="eager", memory=int(0.7 * free.peak))
+    assert slim.peak <= 0.7 * free.peak
+    assert slim.plan.budget is not None and slim.plan.budget.memory == int(0.7 * free.peak)
     assert "budget" in str(slim.plan) and "cost" in str(slim.plan)
     total, norms = clipped(loop(model, lambda m, x, y: LOSS(m(x), y), data), 1.0)
     model.zero_grad()
@@ -295,6 +295,16 @@ def test_planning_needs_neither_weights_nor_device() -> None:
     assert [c.strategy for c in on_cpu.choices] == [c.strategy for c in drafted().plan.choices]
     on_gpu = outline(model, data, LOSS, device=torch.device("cuda")).plan
     assert "not-measured" in on_gpu.device or torch.cuda.is_available()
+    weights = [c for c in on_gpu.choices if c.site.dims is not None]
+    assert weights and all("fused_stored" in c.costs for c in weights), "Triton kernels are planned for a GPU that is not here"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its plan would be for this machine")
+def test_a_plan_for_a_gpu_does_not_run_without_one() -> None:
+    data = torch.randn(8, 3, 8, 8), torch.randint(0, 10, (8,))
+    plan = outline(net(), data, LOSS, strategy="fused_stored", device=torch.device("cuda")).plan
+    with pytest.raises(ConfigError, match=r"need a CUDA GPU|another model|device"):
+        fxperex.transform(net(), data, LOSS, strategy=plan, backend="eager")
 
 
 @pytest.mark.parametrize("rows", [0, -1, 1.5, True, "all"])

@@ -56,7 +56,7 @@ def test_tables_go_between_their_markers(bench: Callable[[str], Any], tmp_path: 
     (tmp_path / "step_float32.json").write_text(json.dumps({"rows": {"net": {"candidates": measured}}}))
     page = tmp_path / "README.md"
     page.write_text("".join(f"<!-- {name} -->\nold\n<!-- end {name} -->\n" for name in
-                            ("roofline cpu", "roofline cuda", "over the floor")) + "tail\n")
+                            ("roofline cpu", "roofline cuda", "roofline cuda bfloat16", "over the floor")) + "tail\n")
     bench("roofline").write(page, tmp_path)
     text = page.read_text()
     assert "| net | 2.00 | 2.50 | 1.25 | 40 % | 10 % | 10 % | 0 % | 40 % |" in text

@@ -33,6 +33,14 @@ class Analysis:
     parameter_only: frozenset[str]
     unused: tuple[str, ...]
 
+    def on(self, device: torch.device) -> Analysis:
+        """Returns the Analysis of the same model on `device`, which need not be there."""
+
+        def there(site: Site) -> Site:
+            return replace(site, device=device, parts=tuple(map(there, site.parts)))
+
+        return replace(self, sites=tuple(map(there, self.sites)), groups=tuple(tuple(map(there, g)) for g in self.groups))
+
 
 def find_sites(capture: Capture, axes: dict[str, Any], trainable: set[str]) -> Analysis:
     """Returns the Analysis of `capture` for the `trainable` parameter names. Raises CoverageError."""

@@ -1,30 +1,43 @@
-"""The kernel classes of the roofline: for each its sizes, the shapes to measure, and how to call it.
+"""The kernel classes of the roofline: for each its sizes, the shapes to measure (`grids.py`), and how to call it.
 
 A kernel's amount is in flop for products and convolutions, in bytes for what moves memory, and 1 for a launch.
-Shapes span what layers have; between them the rate is interpolated (`surface.py`).
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxperex.devices.grids import (
+    BLOCKED,
+    BMM,
+    BMM_PATCHES,
+    CONVS,
+    DEPTHWISE,
+    EACH,
+    GRAM,
+    MM,
+    PARTIAL,
+    SCATTERED,
+    SEEN,
+    STORED,
+    UNFOLD,
+    Shape,
+    float32_bytes,
+    flop,
+    gram_flop,
+)
 from fxperex.kernels.embedding import added
 from fxperex.layers.windows import Geometry, unfold
 from fxperex.numerics import sq_norm
 from fxperex.workspace import FRESH, blocked
 
-Shape = tuple[int, ...]
 Make = Callable[[Shape, torch.dtype, torch.device], Callable[[], object]]
-LIMIT = 6e8  # flop, or bytes, of the largest call of a whole grid
-LARGE = 2.5e9  # flop of the largest call measured
-DEEP = 2304  # positions up to which shapes of every kind are measured; beyond it some, of few channels
 
 
 @dataclass(frozen=True)
@@ -47,23 +60,6 @@ class Kernel:
 
 
 OTHERS = (torch.bfloat16, torch.float64)
-
-
-def _grid(*axes: Iterable[int], amount: Callable[[Shape], float] = math.prod, most: float = LIMIT) -> tuple[Shape, ...]:
-    return tuple(s for s in itertools.product(*axes) if amount(s) <= most)
-
-
-def _large(*axes: Iterable[int]) -> tuple[Shape, ...]:
-    """The shapes of a grid that are too large for a whole one."""
-    return tuple(s for s in _grid(*axes, amount=_product, most=LARGE) if _product(s) > LIMIT)
-
-
-def _product(s: Shape) -> float:
-    return 2.0 * math.prod(s)
-
-
-def _gram_work(s: Shape) -> float:
-    return 2.0 * s[0] * s[1] ** 2 * s[2]
 
 
 def _mm(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
@@ -195,10 +191,6 @@ def _ones(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
     return torch.ones(shape, device=device, dtype=dtype)
 
 
-def _bytes(s: Shape) -> float:
-    return 4.0 * math.prod(s)
-
-
 def _of(*sizes: int) -> Callable[[Shape], tuple[float, ...]]:
     """`made` of one tensor whose sizes are those of a shape at these places."""
     return lambda s: (float(math.prod(s[i] for i in sizes)),)
@@ -218,49 +210,27 @@ def _each(s: Shape) -> tuple[float, ...]:
 _CONV = ("n", "inputs", "outputs", "positions", "taps")
 _PRODUCT = ("b", "p", "t", "d")
 _IMAGES = ("n", "channels", "positions", "taps")
-_DEEP = _grid((1, 8), (3, 25), (25,), (16384, 65536), (9, 25), amount=_product)
-_CONVS = (*_grid((1, 8, 32), (3, 16, 64, 256), (16, 64, 256), (4, 49, 256, DEEP), (1, 9, 25), amount=_product),
-          *_large((1, 8), (64, 256, 512), (128, 512, 1024), (16, 256, DEEP), (1, 9)), *_DEEP)
-_EACH = (*_grid((8, 32), (3, 16, 64, 256), (16, 64, 256), (4, 49, 256, DEEP), (1, 9, 25), amount=_product),
-         *_large((4, 16), (128, 512), (128, 512), (16, 256, DEEP), (1, 9)))
-# Channels that fill whole blocks, and channels that do not: a CPU's grouped convolution takes other ways (`workspace.partial`).
-_BLOCKED = tuple(s for s in _EACH if s[1] >= 16)
-_PARTIAL = (*_grid((8, 32), (3, 25, 75), (10, 25, 100), (49, 256, DEEP), (1, 9, 25), amount=_product),
-            *_large((4, 16), (75, 150), (100, 390), (256, DEEP), (9, 25)), *_DEEP)
-_MM = (*_grid((10, 64, 256, 1024), (8, 64, 512, 4096), (10, 64, 256, 1024), amount=_product),
-       *_large((512, 2048), (64, 512), (1024, 4096)))
-_BMM = (*_grid((4, 32), (16, 64, 256, 1024), (1, 4, 16, 64, 512), (16, 64, 256, 1024), amount=_product),
-        *_large((4, 16), (384, 1024), (64, 256), (384, 1024)))
-_BMM_PATCHES = (*_grid((8, 32), (16, 64, 256), (4, 49, 256, DEEP), (27, 144, 576, 2304), amount=_product),
-                *_large((4, 16), (128, 512), (49, 256, DEEP), (576, 2304)), *_grid((8,), (25,), (16384, 65536), (27, 225), amount=_product))
-_GRAM = (*_grid((8, 32), (1, 4, 16, 49, 196, 784), (16, 64, 256, 1024, 4096), amount=_gram_work),
-         *_grid((512, 8192), (4, 16, 49), (1, 9), amount=_gram_work))  # of every channel of a depthwise convolution
-_DEPTHWISE = _grid((8, 16, 32), (16, 64, 192, 768), (1, 4, 16, 49, 196, 784), (9, 25, 49), amount=_product)
-_SEEN = tuple(s for s in _DEPTHWISE if s[3] <= (2 * math.sqrt(s[2]) - 1) ** 2)  # taps that do not all see padding alone
-_UNFOLD = (*_grid((8, 32), (3, 16, 64, 256), (4, 49, 256, DEEP), (9, 25), amount=_bytes), (8, 3, 16384, 9), (1, 25, 16384, 9))
-_SCATTERED = _grid((64, 256, 1024, 4096), (16, 64, 192, 768), amount=_bytes)
-_STORED = _grid((4, 8, 32), (16, 256, 1024, 4608, 16384, 65536, 262144, 1048576), amount=_bytes)
 KERNELS: dict[str, Kernel] = {
-    "mm": Kernel(("m", "k", "n"), _MM, _product, _mm, OTHERS, _of(0, 2)),
-    "bmm": Kernel(_PRODUCT, _BMM, _product, _bmm, OTHERS, _of(0, 1, 3)),
-    "bmm_patches": Kernel(_PRODUCT, _BMM_PATCHES, _product, _bmm_patches, OTHERS, _of(0, 1, 3)),
-    "gram": Kernel(("b", "t", "d"), _GRAM, _gram_work, _gram, made=lambda s: (2.0 * s[0] * s[1] ** 2,)),
-    "conv_forward": Kernel(_CONV, _CONVS[::3], _product, _forward, OTHERS, _copied),
-    "conv_input": Kernel(_CONV, _CONVS[1::3], _product, _back([True, False, False]), OTHERS, _copied),
-    "conv_weight": Kernel(_CONV, _CONVS, _product, _back([False, True, False]), OTHERS, _copied),
-    "conv_depthwise": Kernel(_IMAGES, _SEEN, _product, _depthwise),
-    "conv_grouped": Kernel(_CONV, _EACH, _product, _crb, OTHERS, _each),
-    "conv_grouped_partial": Kernel(_CONV, _PARTIAL, _product, _crb, made=_each),
-    "conv_vmap": Kernel(_CONV, _BLOCKED[::2], _product, _vmapped, made=_each),
-    "conv_vmap_partial": Kernel(_CONV, _PARTIAL, _product, _vmapped, made=_each),
-    "depthwise_grouped": Kernel(_IMAGES, _SEEN, _product, _crb_depthwise),
-    "depthwise_vmap": Kernel(_IMAGES, _DEPTHWISE, _product, _vmapped_depthwise),
-    "im2col": Kernel(_IMAGES, _UNFOLD, _bytes, _im2col, made=_of(0, 1, 2, 3)),
+    "mm": Kernel(("m", "k", "n"), MM, flop, _mm, OTHERS, _of(0, 2)),
+    "bmm": Kernel(_PRODUCT, BMM, flop, _bmm, OTHERS, _of(0, 1, 3)),
+    "bmm_patches": Kernel(_PRODUCT, BMM_PATCHES, flop, _bmm_patches, OTHERS, _of(0, 1, 3)),
+    "gram": Kernel(("b", "t", "d"), GRAM, gram_flop, _gram, made=lambda s: (2.0 * s[0] * s[1] ** 2,)),
+    "conv_forward": Kernel(_CONV, CONVS[::3], flop, _forward, OTHERS, _copied),
+    "conv_input": Kernel(_CONV, CONVS[1::3], flop, _back([True, False, False]), OTHERS, _copied),
+    "conv_weight": Kernel(_CONV, CONVS, flop, _back([False, True, False]), OTHERS, _copied),
+    "conv_depthwise": Kernel(_IMAGES, SEEN, flop, _depthwise),
+    "conv_grouped": Kernel(_CONV, EACH, flop, _crb, OTHERS, _each),
+    "conv_grouped_partial": Kernel(_CONV, PARTIAL, flop, _crb, made=_each),
+    "conv_vmap": Kernel(_CONV, BLOCKED[::2], flop, _vmapped, made=_each),
+    "conv_vmap_partial": Kernel(_CONV, PARTIAL, flop, _vmapped, made=_each),
+    "depthwise_grouped": Kernel(_IMAGES, SEEN, flop, _crb_depthwise),
+    "depthwise_vmap": Kernel(_IMAGES, DEPTHWISE, flop, _vmapped_depthwise),
+    "im2col": Kernel(_IMAGES, UNFOLD, float32_bytes, _im2col, made=_of(0, 1, 2, 3)),
     "copy": Kernel(("bytes",), tuple((2**k,) for k in range(10, 28)), lambda s: 2.0 * s[0], _copy),
-    "scatter": Kernel(("rows", "width"), _SCATTERED, _bytes, _scatter),
-    "norm": Kernel(("rows", "size"), _STORED, _bytes, _norm),
-    "mv": Kernel(("rows", "size"), _STORED, _bytes, _mv),
+    "scatter": Kernel(("rows", "width"), SCATTERED, float32_bytes, _scatter),
+    "norm": Kernel(("rows", "size"), STORED, float32_bytes, _norm),
+    "mv": Kernel(("rows", "size"), STORED, float32_bytes, _mv),
     "fresh": Kernel(("bytes",), ((2 * FRESH,), (4 * FRESH,)), lambda s: float(s[0]), _fresh),
     "launch": Kernel(("one",), ((1,),), lambda s: 1.0, _launch),
 }
-PRODUCTS = frozenset(name for name, kernel in KERNELS.items() if kernel.amount in (_product, _gram_work))  # amounts in flop
+PRODUCTS = frozenset(name for name, kernel in KERNELS.items() if kernel.amount in (flop, gram_flop))  # amounts in flop

@@ -24,7 +24,7 @@ from fxperex.kernels.embedding import by_token, embedding_sq_norm
 from fxperex.kernels.gram import gram_sq_norm
 from fxperex.kernels.linear import linear_gradients, linear_sq_norm
 from fxperex.kernels.patches import patches
-from fxperex.kernels.weighted import weighted_sum
+from fxperex.kernels.weighted import by_factors, weighted_sum
 
-__all__ = ["Shape", "affine_gradients", "by_token", "chacha20", "conv_gradients", "conv_sq_norm", "embedding_sq_norm",
-           "gram_sq_norm", "linear_gradients", "linear_sq_norm", "patches", "unavailable", "weighted_sum"]
+__all__ = ["Shape", "affine_gradients", "by_factors", "by_token", "chacha20", "conv_gradients", "conv_sq_norm",
+           "embedding_sq_norm", "gram_sq_norm", "linear_gradients", "linear_sq_norm", "patches", "unavailable", "weighted_sum"]

@@ -8,6 +8,14 @@ from torch import Tensor
 from fxperex.config import accumulator
 from fxperex.kernels.device import runs
 
+WORTH = 2**18  # bytes from which an operation of its own, which costs some microseconds to call, is worth it
+
+
+def by_factors(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
+    """Returns `weighted_sum(grads, factors, valid)`; of small gradients by plain operations."""
+    large = grads.numel() * grads.element_size() >= WORTH
+    return weighted_sum(grads, factors, valid) if large else _product(grads, factors, valid)
+
 
 @torch.library.custom_op("fxperex::weighted_sum", mutates_args=())
 def weighted_sum(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
@@ -16,9 +24,24 @@ def weighted_sum(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
         from fxperex.kernels.gpu.weighted import launch
 
         return launch(grads, factors, valid)
-    dtype = accumulator(grads.dtype)
-    flat = grads.reshape(len(grads), -1)
-    flat = torch.where(valid[:, None], flat, torch.zeros((), dtype=flat.dtype, device=flat.device))
+    if grads.device.type != "cpu":  # asking which rows count would wait for it
+        return _product(grads, factors, valid)
+    return _product(grads, factors, None) if bool(valid.all()) else _row_by_row(grads, factors, valid)
+
+
+def _row_by_row(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
+    """The sum over the rows that count, without a copy of them all: padding must not need more memory than a full batch."""
+    total = torch.zeros(grads.shape[1:], dtype=accumulator(grads.dtype), device=grads.device)
+    for row, factor, counts in zip(grads, factors.tolist(), valid.tolist(), strict=True):
+        if counts:
+            total.add_(row, alpha=factor)
+    return total
+
+
+def _product(grads: Tensor, factors: Tensor, valid: Tensor | None) -> Tensor:
+    flat, dtype = grads.reshape(len(grads), -1), accumulator(grads.dtype)
+    if valid is not None:
+        flat = torch.where(valid[:, None], flat, torch.zeros((), dtype=flat.dtype, device=flat.device))
     return (flat.to(dtype).t() @ factors.to(dtype)).reshape(grads.shape[1:])
 
 

@@ -15,7 +15,7 @@ from fxperex.frame import Frame
 from fxperex.liveness import Instruction, Listing, Peak, peak
 from fxperex.planner.plan import Choice
 from fxperex.repeat import BACKWARD, FORWARD, SUMS, Program
-from fxperex.work import inputs_bytes, outputs_bytes, sum_scratch
+from fxperex.work import inputs_bytes, outputs_bytes, sum_scratch, summing_bytes
 
 
 def step_listing(frame: Frame, choices: Sequence[Choice], early: Collection[Choice]) -> Listing:
@@ -68,11 +68,11 @@ def _norm(frame: Frame, choice: Choice) -> Instruction:
 
 
 def _sum(frame: Frame, choice: Choice) -> tuple[Instruction, Instruction]:
-    """Copies with the rows scaled or cleared, then the sum over them."""
+    """Copies with the rows scaled or cleared, where there are any, then the sum over them."""
     site, cost = choice.site, choice.cost
     inputs, grads = frame.reads[site.name]
     reads = inputs + grads if cost.rereads else (f"{site.name}: stored",) if cost.held else ()
-    moved = inputs_bytes(site) + outputs_bytes(site) if cost.rereads else cost.held
+    moved = inputs_bytes(site) + outputs_bytes(site) if cost.rereads else summing_bytes(site, cost.held)
     scaled, made = f"{site.name}: scaled", float(site.size * accumulator(site.dtype).itemsize)
     return (Instruction(scaled, {scaled: moved}, reads),
             Instruction(f"{site.name}: sum", {f"{site.name}: sum": made}, (scaled,), sum_scratch(site) if cost.rereads else 0.0))

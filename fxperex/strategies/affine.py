@@ -1,12 +1,13 @@
-"""Scale and shift of layer, RMS and group normalisation: both gradients and norms by one Triton pass over the activations.
+"""Scale and shift of normalisations: both gradients and norms by one Triton pass over the activations.
 
-`grad_b w = sum_t g_bt xhat_bt`, `grad_b b = sum_t g_bt`; `xhat` is formed from the statistics as it is read.
+`grad_b w = sum_t g_bt xhat_bt`, `grad_b b = sum_t g_bt`; `xhat` is formed from the statistics as it is read: those of positions
+(layer, RMS), of groups, of channels (instance), or running ones (batch and instance norm in eval mode).
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxperex import kernels
 from fxperex.kernels.device import DTYPES, interpreting
@@ -15,8 +16,10 @@ from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.fused import INTERPRETED
 from fxperex.work import outputs_bytes
 
-OPS = {"aten.layer_norm", "aten.rms_norm", "aten.group_norm"}
 BY_POSITION = {"layer_norm", "rms_norm"}
+BY_CHANNEL = {"instance_norm", "batch_norm", "_native_batch_norm_legit_no_training"}  # weight, bias, running mean and variance
+EPS = {"layer_norm": 4, "group_norm": 4, "instance_norm": 7, "batch_norm": 7, "_native_batch_norm_legit_no_training": 6}
+RUNNING = 3  # place of the running mean; the variance follows
 
 
 @strategy("affine")
@@ -24,8 +27,8 @@ class Affine:
     stores = True
 
     def illegal(self, site: Site) -> str | None:
-        if site.kind != "norm" or site.op not in OPS:
-            return f"{site.op} of kind {site.kind} is neither layer, RMS nor group normalisation"
+        if site.kind != "norm":
+            return f"{site.op} of kind {site.kind} is no normalisation"
         if site.parts:
             return f"it serves one node at a time; this tensor has {len(site.parts)} uses"
         if site.dtype not in DTYPES:
@@ -48,10 +51,10 @@ class Affine:
     def _made(self, uses: Uses) -> tuple[Tensor, Tensor]:
         """(per-example gradients `[B, *shape]`, their squared norms `[B]`); the other of the pair is the same node."""
         if "affine" not in uses.cache:
-            layer = packet(uses.node) in BY_POSITION
-            *made, squares = kernels.affine_gradients(*(_by_position(uses) if layer else _by_group(uses)))
-            first = 2 + (len(uses.node.args[1]) - 1 if layer else 0)  # flat arguments unroll `normalized_shape`
-            which = uses.site.arg - first
+            op = packet(uses.node)
+            *made, squares = kernels.affine_gradients(*(_by_position(uses) if op in BY_POSITION else _by_group(uses)))
+            unrolled = len(uses.node.args[1]) - 1 if op in BY_POSITION else 0  # `normalized_shape` among the flat arguments
+            which = uses.site.arg - (1 if op in BY_CHANNEL else 2 + unrolled)
             uses.cache["affine"] = made[which].reshape(uses.site.rows, *uses.site.shape), squares[:, which]
         return uses.cache["affine"]
 
@@ -69,14 +72,17 @@ def _by_position(uses: Uses) -> Operands:
 
 
 def _by_group(uses: Uses) -> Operands:
-    """Group norm: `[B, images * channels, positions]`, statistics per image and group."""
-    site, groups = uses.site, int(uses.node.args[1])  # type: ignore[call-overload]
-    axis = uses.axes[0]
+    """Others: `[B, images * channels, positions]`, statistics per image and group; every channel may be one."""
+    site, axis = uses.site, uses.axes[0]
     assert axis is not None
     x, g = (split(v.reshape(*v.shape[:2], -1), where, site.rows).flatten(1, 2)
             for v, where in ((uses.args[0], axis), (uses.grad, uses.out_axis)))
     rows, count, channels, positions = x.shape
-    mean, rstd = _statistics(x.reshape(rows, count * groups, -1), 2, uses)
+    groups = channels if packet(uses.node) in BY_CHANNEL else int(uses.node.args[1])  # type: ignore[call-overload]
+    if _in_eval(uses.node):
+        mean, rstd = (s.repeat(count).expand(rows, -1) for s in _running(uses))
+    else:
+        mean, rstd = _statistics(x.reshape(rows, count * groups, -1), 2, uses)
     if count > 1:  # an example's images add to the same channels: they become positions, each with its own statistics
         mean, rstd = (s.reshape(rows, count, groups, 1, 1).expand(-1, -1, -1, channels // groups, positions)
                       .reshape(rows, count, channels, positions) for s in (mean, rstd))
@@ -86,10 +92,25 @@ def _by_group(uses: Uses) -> Operands:
     return x.squeeze(1), g.squeeze(1), mean, rstd, channels // groups
 
 
+def _in_eval(node: fx.Node) -> bool:
+    """True where running statistics are used instead of the input's."""
+    op = packet(node)
+    return op in BY_CHANNEL and (op not in {"instance_norm", "batch_norm"} or not node.args[5])
+
+
+def _running(uses: Uses) -> tuple[Tensor, Tensor]:
+    mean, variance = (uses.args[RUNNING + i].float() for i in (0, 1))
+    return mean, (variance + _eps(uses.node)).rsqrt()
+
+
 def _statistics(x: Tensor, dim: int, uses: Uses) -> tuple[Tensor, Tensor]:
     variance, mean = torch.var_mean(x.float(), dim, correction=0)
-    eps = uses.node.args[4] if len(uses.node.args) > 4 else 1e-5
-    return mean, (variance + eps).rsqrt()
+    return mean, (variance + _eps(uses.node)).rsqrt()
+
+
+def _eps(node: fx.Node) -> float:
+    place = EPS[packet(node)]
+    return float(node.args[place]) if len(node.args) > place else 1e-5  # type: ignore[arg-type]
 
 
 def _lengths(x: Tensor, uses: Uses) -> tuple[Tensor, Tensor]:

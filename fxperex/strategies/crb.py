@@ -17,6 +17,7 @@ from fxperex.work import (
     convolves,
     each_by_convolution,
     folding_bytes,
+    fresh,
     grads_bytes,
     inputs_bytes,
     outputs_bytes,
@@ -39,7 +40,8 @@ class Crb(Stored):
         if not convolves(site):
             return Cost((per_example_product(site, d),), transient=grads + moved, launches=21)
         traffic = 2 * (moved + grads) + d.B * folding_bytes(site)
-        return Cost((each_by_convolution(site, d, "grouped"),), traffic, transient=grads + max(grads, moved), launches=20)
+        made = (each_by_convolution(site, d, "grouped"), *fresh(grads))
+        return Cost(made, traffic, transient=grads + max(grads, moved), launches=20)
 
     def gradients(self, uses: Uses) -> Tensor:
         kind = kind_of(uses.site)

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fxperex.config import accumulator
+from fxperex import kernels
 from fxperex.layers.joined import Joined, over_parts
 from fxperex.numerics import sq_norm
 from fxperex.registry import Cost, Site, Uses, kinds
 from fxperex.work import grads_bytes, joining_bytes, read_stored
 
 READING = 12  # operations of norm and weighted sum
-
-
-def weighted_sum(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
-    """Returns `sum_b factors[b] grads[b]` of `[B, ...]`; rows with `valid` False add exactly nothing."""
-    flat = grads.reshape(len(grads), -1)
-    flat = torch.where(valid[:, None], flat, torch.zeros((), dtype=flat.dtype, device=flat.device))
-    dtype = accumulator(flat.dtype)
-    return (flat.to(dtype).t() @ factors.to(dtype)).reshape(grads.shape[1:])
 
 
 class Stored:
@@ -41,8 +32,8 @@ class Stored:
         grads, uses = grads_bytes(site), (site,) if self.joins else site.each
         made = [self.forming(use) for use in uses]
         work = (*(w for c in made for w in c.work), *read_stored(site))
-        # Rows are cleared before the weighted sum, and every use but the first is added to those before it.
-        moved = 2 * grads * len(made) + sum(c.bytes for c in made)
+        # Every use but the first is added to those before it.
+        moved = 3 * grads * (len(made) - 1) + sum(c.bytes for c in made)
         transient = max(*(c.transient for c in made), grads + joining_bytes(site) if len(made) > 1 else 0.0)
         return Cost(work, moved, grads, transient, sum(c.launches for c in made) + READING)
 
@@ -59,7 +50,7 @@ class Stored:
         return sq_norm(self.stored(uses))
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
-        return weighted_sum(self.stored(uses), factors, valid)
+        return kernels.by_factors(self.stored(uses), factors, valid)
 
 
 def kind_of(site: Site) -> Any:

@@ -16,6 +16,7 @@ from fxperex.errors import ConfigError
 from fxperex.kernels import device
 from fxperex.kernels.embedding import run_numbers
 from fxperex.kernels.gram import reference
+from fxperex.kernels.weighted import WORTH, by_factors
 from fxperex.testing import error
 
 CPU = torch.device("cpu")
@@ -74,7 +75,7 @@ def test_every_missing_piece_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> 
     cuda = torch.device("cuda")
     assert "need a CUDA GPU" in (kernels.unavailable(CPU) or "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "no CUDA GPU" in (kernels.unavailable(cuda) or "")
+    assert kernels.unavailable(cuda) is None  # of a plan for a GPU elsewhere
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     assert "too old: compute capability 7.5" in (kernels.unavailable(cuda) or "")
@@ -95,3 +96,14 @@ def test_importing_the_library_imports_no_triton() -> None:
     code = ("import sys, fxperex.registry; fxperex.registry.strategies(); "
             "sys.exit(any(m.split('.')[0] == 'triton' for m in sys.modules))")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("size", [7, WORTH // 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_that_do_not_count_may_hold_anything(size: int, dtype: torch.dtype) -> None:
+    grads, factors = torch.randn(3, size).to(dtype), torch.rand(3, dtype=torch.float64)
+    everyone = by_factors(grads, factors, torch.ones(3, dtype=torch.bool))
+    assert error(everyone, (factors[:, None] * grads.double()).sum(0)) <= 1e-6
+    grads[1] = torch.nan
+    found = by_factors(grads, factors, torch.tensor([True, False, True]))
+    assert error(found, (factors[::2, None] * grads[::2].double()).sum(0)) <= 1e-6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -148,6 +149,28 @@ def test_against_the_loop_and_bit_for_bit_against_the_plan_that_keeps_all(name: 
 
 def _keeping(plan: Plan) -> Plan:
     return replace(plan, recompute=None)
+
+
+@pytest.mark.parametrize("strategy", ["multi", "vmap"])
+@pytest.mark.parametrize("name", ["cnn", "mlp"])
+def test_one_example_at_a_time_reads_the_copies_too(name: str, strategy: str) -> None:
+    make, x = MODELS[name]
+    model = make()
+    private = _tight(model, (x,), strategy=strategy)
+    assert _nodes(private) and strategy in {c.strategy for c in private.plan.choices}
+    plain = fxperex.transform(model, (x,), forward=curved, backend="eager", strategy=_keeping(private.plan))
+    (found, ours), (want, theirs) = private.sums(x), plain.sums(x)
+    assert torch.equal(found.norms, want.norms) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.nightly
+def test_a_saved_step_recomputes_too(tmp_path: Path) -> None:
+    model, batch = _mlp(4), (torch.randn(4, 64, 16),)
+    private = _tight(model, batch)
+    private.save(tmp_path / "step.pt2")
+    found, want = fxperex.load(tmp_path / "step.pt2", model).step(*batch), private.sums(*batch)
+    assert error(found.norms, want[0].norms) < 1e-5
+    assert all(error(model.get_parameter(n).grad, w) < 1e-5 for n, w in zip(private._order, want[1], strict=True))
 
 
 @pytest.mark.parametrize("strategy", ["auto", "crb", "unfold", "ghost"])
