@@ -73,9 +73,9 @@ def patches(site: Site) -> tuple[Work, ...]:
     return (Work("im2col", (d.B, d.G * d.D // taps(site), d.T, taps(site)), patches_bytes(site)),)
 
 
-def per_example_product(site: Site, d: Dims) -> Work:
-    """`g_b^T a_b` for every example and group, as one batched product."""
-    kernel = "bmm_patches" if convolves(site) else "bmm"
+def per_example_product(site: Site, d: Dims, kernel: str = "") -> Work:
+    """`g_b^T a_b` for every example and group, as one batched product where no other kernel is named."""
+    kernel = kernel or ("bmm_patches" if convolves(site) else "bmm")
     return Work(kernel, (d.B * d.G, d.P, d.T, d.D), 2.0 * d.B * d.G * d.T * d.D * d.P, 1, name_of(site))
 
 

@@ -33,6 +33,7 @@ from fxperex.devices.grids import (
     gram_flop,
 )
 from fxperex.kernels.embedding import added
+from fxperex.kernels.linear import linear_sq_norm
 from fxperex.layers.windows import Geometry, unfold
 from fxperex.numerics import sq_norm
 from fxperex.workspace import FRESH, blocked
@@ -58,6 +59,10 @@ class Kernel:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shapes", tuple(s for s in self.shapes if 4 * max(self.made(s), default=0) < FRESH))
 
+    def touched(self, shape: Shape) -> float:
+        """Returns the bytes of the largest tensor that one float32 call is known to write or read."""
+        return max(4 * max(self.made(shape), default=0.0), 0.0 if self.amount in (flop, gram_flop) else self.amount(shape))
+
 
 OTHERS = (torch.bfloat16, torch.float64)
 
@@ -78,6 +83,12 @@ def _bmm_patches(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable
     b, p, t, d = s
     g, a = _ones(device, dtype, b, p, t), _ones(device, dtype, b, d, t)
     return lambda: g @ a.transpose(1, 2)
+
+
+def _stream(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
+    b, p, t, d = s
+    g, a = _ones(device, dtype, b, 1, t, p), _ones(device, dtype, b, 1, t, d)
+    return lambda: linear_sq_norm(a, g)
 
 
 def _gram(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
@@ -214,6 +225,7 @@ KERNELS: dict[str, Kernel] = {
     "mm": Kernel(("m", "k", "n"), MM, flop, _mm, OTHERS, _of(0, 2)),
     "bmm": Kernel(_PRODUCT, BMM, flop, _bmm, OTHERS, _of(0, 1, 3)),
     "bmm_patches": Kernel(_PRODUCT, BMM_PATCHES, flop, _bmm_patches, OTHERS, _of(0, 1, 3)),
+    "stream": Kernel(_PRODUCT, BMM, flop, _stream),
     "gram": Kernel(("b", "t", "d"), GRAM, gram_flop, _gram, made=lambda s: (2.0 * s[0] * s[1] ** 2,)),
     "conv_forward": Kernel(_CONV, CONVS[::3], flop, _forward, OTHERS, _copied),
     "conv_input": Kernel(_CONV, CONVS[1::3], flop, _back([True, False, False]), OTHERS, _copied),

@@ -12,6 +12,8 @@ from torch import Tensor
 from fxperex.kernels.device import runs
 from fxperex.numerics import sq_norm
 
+STREAMED = 2**21  # bytes of gradients formed at a time where there is no kernel: they are in the cache when their norm is taken
+
 
 @torch.library.custom_op("fxperex::linear_sq_norm", mutates_args=())
 def linear_sq_norm(a: Tensor, g: Tensor) -> Tensor:
@@ -20,7 +22,7 @@ def linear_sq_norm(a: Tensor, g: Tensor) -> Tensor:
         from fxperex.kernels.gpu.linear import launch
 
         return launch(a, g, store=None, precision="ieee")[1]
-    return _reference(a, g)[1]
+    return _streamed(a, g)
 
 
 @linear_sq_norm.register_fake
@@ -49,3 +51,20 @@ def _(a: Tensor, g: Tensor, precision: str) -> tuple[Tensor, Tensor]:
 def _reference(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     grads = torch.matmul(g.transpose(2, 3), a)
     return grads, sq_norm(grads)
+
+
+def _streamed(a: Tensor, g: Tensor) -> Tensor:
+    """Squared norms `[B]` by a few examples at a time, or by a few outputs of one, in one small buffer."""
+    rows, groups, _, inputs = a.shape
+    outputs = g.shape[3]
+    line = groups * inputs * a.element_size()
+    some, wide = max(STREAMED // (line * outputs), 1), min(max(STREAMED // line, 1), outputs)
+    buffer = a.new_empty(min(some, rows) * groups * wide * inputs)
+    squares = a.new_zeros(rows, dtype=torch.float64)
+    x, y = a.flatten(0, 1), g.flatten(0, 1).transpose(1, 2)
+    for b in range(0, rows, some):
+        here = slice(b * groups, (b + some) * groups)
+        for part in y[here].split(wide, 1):
+            out = buffer[:part.shape[0] * part.shape[1] * inputs].view(part.shape[0], part.shape[1], inputs)
+            squares[b:b + some] += sq_norm(torch.bmm(part, x[here], out=out).view(-1, groups * part.shape[1] * inputs))
+    return squares

@@ -1,9 +1,10 @@
 """Per-example weight gradients streamed through registers by a Triton kernel; no patches, no Gram matrices.
 
-`fused`: `|g_b^T a_b|^2` accumulated tile by tile and thrown away, the sum by one ordinary weight gradient. The two are
-rounded apart, so the norm is the certified bound `n^2 + 4 gamma S^2`, `S = sum_t |a_t||g_t|` (`config.gamma` covers the
-rounding of one product; here there are two). `fused_stored`: the tiles are kept, in the operands' dtype; norm and sum
-both read what was kept, so any precision of the product is covered. Blueprint: FlashDP (arXiv 2507.01154).
+`fused`: `|g_b^T a_b|^2` accumulated tile by tile and thrown away, the sum by one ordinary weight gradient. On a CPU the
+tiles are products that fit its cache, of patches where it is a convolution: what is never written to memory is never read
+from it. Norm and sum are rounded apart, so the norm is the certified bound `n^2 + 4 gamma S^2`, `S = sum_t |a_t||g_t|`
+(`config.gamma` covers the rounding of one product; here there are two). `fused_stored`: the tiles are kept, in the operands'
+dtype; norm and sum both read what was kept, so any precision of the product is covered. Blueprint: FlashDP (arXiv 2507.01154).
 """
 
 from __future__ import annotations
@@ -12,48 +13,57 @@ import torch
 from torch import Tensor
 
 from fxperex import kernels
-from fxperex.config import gamma
+from fxperex.config import LOW_PRECISION, accumulator, gamma
 from fxperex.kernels.device import DTYPES, interpreting
+from fxperex.kernels.linear import STREAMED
 from fxperex.layers.shapes import split
 from fxperex.layers.windows import padded
 from fxperex.registry import Cost, Site, Uses, Work, strategy
 from fxperex.strategies.crb import CONV
 from fxperex.strategies.stored import kind_of, offers
-from fxperex.work import convolves, grads_bytes, inputs_bytes, outputs_bytes, per_example_product, scaling_bytes, weight_gradient
+from fxperex.work import (
+    convolves,
+    grads_bytes,
+    inputs_bytes,
+    outputs_bytes,
+    patches,
+    patches_bytes,
+    per_example_product,
+    scaling_bytes,
+    weight_gradient,
+)
 
 INTERPRETED = 10**9  # launches: the interpreter is for tests, never a plan's choice
 
 
-def _unavailable(site: Site) -> str | None:
-    """The reason why no fused kernel serves `site`, or None."""
+def _unsuited(site: Site) -> str | None:
+    """The reason why `site` has no products to stream, or None."""
     if site.dims is None or not offers(site, "fold"):
         return f"kind {site.kind} has no factors a, g to multiply"
     if site.parts and any(convolves(use) for use in site.each):
         return f"it serves one node at a time; this tensor has {len(site.parts)} uses"
+    return None
+
+
+def _unavailable(site: Site) -> str | None:
+    """The reason why no Triton kernel serves `site`, or None."""
     if site.dtype not in DTYPES:
         return f"the Triton kernels accumulate in float32, too little for {str(site.dtype).removeprefix('torch.')}"
     return kernels.unavailable(site.device)
 
 
+def _in_cache(site: Site) -> bool:
+    """True on a CPU, where plain products are streamed through the cache."""
+    return site.device.type == "cpu" and not interpreting()
+
+
 def _loose(site: Site) -> bool:
     """True where the ordinary weight gradient rounds its operands: 16-bit floats, or TF32."""
-    if site.dtype != torch.float32:
+    if site.dtype in LOW_PRECISION:
         return True
-    if site.device.type != "cuda":
-        return False
-    return torch.backends.cudnn.allow_tf32 if convolves(site) else torch.get_float32_matmul_precision() != "highest"
-
-
-def _cost(site: Site, stores: bool) -> Cost:
-    d = site.dims
-    assert d is not None
-    # A convolution's patches overlap in memory: what is read is the input, not its |K| copies.
-    read, launches = inputs_bytes(site) + outputs_bytes(site), INTERPRETED if interpreting() else 4
-    product, grads = per_example_product(site, d), grads_bytes(site)
-    if stores:
-        summed = Work("mv", (site.rows, site.size), grads)
-        return Cost((product, summed), read + grads, grads, grads, launches)
-    return Cost((product, *weight_gradient(site, d)), 2 * read + scaling_bytes(site), 0.0, 0.0, launches, rereads=True)
+    if site.device.type == "cuda" and convolves(site):
+        return site.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+    return site.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
 
 
 @strategy("fused")
@@ -61,20 +71,28 @@ class Fused:
     stores = False
 
     def illegal(self, site: Site) -> str | None:
-        reason = _unavailable(site)
+        reason = _unsuited(site) or (None if _in_cache(site) else _unavailable(site))
         if reason is None and _loose(site):
             return ("the sum's product rounds its operands (16-bit or TF32), which the norm does not cover: fused_stored "
                     "does, or float32 with torch.set_float32_matmul_precision('highest') and cudnn.allow_tf32 = False")
         return reason
 
     def cost(self, site: Site) -> Cost:
-        return _cost(site, stores=False)
+        d = site.dims
+        assert d is not None
+        streamed, read = per_example_product(site, d, "stream"), inputs_bytes(site) + outputs_bytes(site)
+        moved = 2 * read + scaling_bytes(site)
+        if not _in_cache(site):  # a convolution's patches overlap in memory: what is read is the input, not its |K| copies
+            return Cost((streamed, *weight_gradient(site, d)), moved, launches=_launches(), rereads=True)
+        work = (*patches(site), streamed, *weight_gradient(site, d))
+        transient = patches_bytes(site) + min(grads_bytes(site), float(STREAMED))
+        return Cost(work, moved + patches_bytes(site), 0.0, transient, 50, rereads=True)
 
     def stored(self, uses: Uses) -> None:
         return None
 
     def sq_norm(self, uses: Uses) -> Tensor:
-        if not convolves(uses.site):
+        if _in_cache(uses.site) or not convolves(uses.site):
             a, g = kind_of(uses.site).factors(uses)
             squared, spread = kernels.linear_sq_norm(a, g), _length(a, 3) * _length(g, 3)
         else:
@@ -94,10 +112,13 @@ class FusedStored:
     stores = True
 
     def illegal(self, site: Site) -> str | None:
-        return _unavailable(site)
+        return _unsuited(site) or _unavailable(site)
 
     def cost(self, site: Site) -> Cost:
-        return _cost(site, stores=True)
+        d, grads = site.dims, grads_bytes(site)
+        assert d is not None
+        work = per_example_product(site, d), Work("mv", (site.rows, site.size), grads)
+        return Cost(work, inputs_bytes(site) + outputs_bytes(site) + grads, grads, grads, _launches())
 
     def stored(self, uses: Uses) -> Tensor:
         return self._made(uses)[0]
@@ -134,8 +155,12 @@ def images(uses: Uses) -> tuple[Tensor, Tensor, kernels.Shape]:
     return x, g, kernels.Shape(list(shape.kernel), list(shape.stride), list(shape.dilation), list(shape.before), shape.groups)
 
 
+def _launches() -> int:
+    return INTERPRETED if interpreting() else 4
+
+
 def _length(x: Tensor, dim: int) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=dim, dtype=torch.float32)
+    return torch.linalg.vector_norm(x, dim=dim, dtype=accumulator(x.dtype))
 
 
 def _patch_lengths(uses: Uses) -> Tensor:

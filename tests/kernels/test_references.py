@@ -68,7 +68,7 @@ def test_the_cpu_says_why() -> None:
     private = fxperex.transform(model, (x,), forward=forward, strategy="fused_stored", backend="eager")
     assert "need a CUDA GPU" in str(private.plan)
     with pytest.raises(ConfigError, match="need a CUDA GPU"):
-        fxperex.transform(model, (x,), forward=forward, strategy={"weight": "fused"}, backend="eager")
+        fxperex.transform(model, (x,), forward=forward, strategy={"weight": "fused_stored"}, backend="eager")
 
 
 def test_every_missing_piece_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
