@@ -1,7 +1,7 @@
 """The private step against the ordinary step and against other libraries: one run, interleaved rounds, medians, ratios.
 
     python benchmarks/bench_step.py [--device cpu|cuda] [--dtype float32|tf32|bfloat16] [--workloads mlp ...]
-                                    [--candidates auto eager crb peers ...] [--rounds 21] [--largest] [--minutes 60]
+                                    [--candidates auto eager crb peers ...] [--rounds 21] [--largest] [--keep-pages]
 
 A candidate is `auto`, a backend (`eager`, `inductor`: the auto plan on it), a strategy's name, a peer's name, `strategies` (all
 of them), `peers` (all of them) or `compiled` (the ordinary step through Inductor). The ordinary step is eager: forward and
@@ -32,6 +32,7 @@ from record import Record
 from torch import Tensor, nn
 
 import fxperex
+from fxperex.devices import keep_pages
 
 LOSS = nn.CrossEntropyLoss()
 STRATEGIES = ("naive", "multi", "crb", "unfold", "ghost", "vmap", "fused")
@@ -223,16 +224,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--largest", action="store_true", help="on a GPU: find the largest batch that fits")
+    parser.add_argument("--keep-pages", action="store_true", help="on the CPU: freed memory stays with the process, for all candidates")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.keep_pages and not keep_pages():
+        raise SystemExit("--keep-pages needs glibc")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.dtype == "tf32"
     known = step_workloads.cuda() if args.device == "cuda" else step_workloads.cpu()
     where = torch.cuda.get_device_name().replace(" ", "-") if args.device == "cuda" else "cpu"
-    output = args.output or Path(__file__).parent / "results" / where / f"step_{args.dtype}.json"
+    kept = "_kept_pages" if args.keep_pages else ""
+    output = args.output or Path(__file__).parent / "results" / where / f"step_{args.dtype}{kept}.json"
     candidates = named(args.candidates)
-    record = Record(output, args.minutes * 60, {"rounds": args.rounds, "dtype": args.dtype, "candidates": candidates})
+    record = Record(output, args.minutes * 60, {"rounds": args.rounds, "dtype": args.dtype, "candidates": candidates,
+                                                 "keep_pages": args.keep_pages})
     for name in record.missing(args.workloads or list(known)):
         record.add(name, bench(name, known[name], candidates, args))
 

@@ -142,10 +142,15 @@ def scatter(site: Site, d: Dims) -> Work:
     return Work("scatter", (d.B * d.T, d.P), outputs_bytes(site), 1, name_of(site))
 
 
-def folding_bytes(site: Site) -> float:
-    """Traffic of spreading one gradient of the live taps over the whole kernel, element by element; mostly none."""
+def folds(site: Site) -> bool:
+    """True where gradients of the live taps are spread over the whole kernel."""
     d = site.dims
-    return 0.0 if not convolves(site) or d is None or site.size == d.G * d.P * d.D else 8.0 * site.size * site.dtype.itemsize
+    return d is not None and convolves(site) and site.size != d.G * d.P * d.D
+
+
+def folding_bytes(site: Site) -> float:
+    """Traffic of spreading one gradient of the live taps over the whole kernel; mostly none."""
+    return 3.0 * site.size * site.dtype.itemsize if folds(site) else 0.0
 
 
 def scaling_bytes(site: Site) -> float:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import platform
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,3 +115,16 @@ def test_every_shape_of_every_kernel_is_measured_once() -> None:
     for name, kernel in KERNELS.items():
         given = [shape for found, _, dtype, shape in _todo() if found == name and dtype == torch.float32]
         assert sorted(given) == sorted(set(kernel.shapes)) and len(kernel.shapes) == len(set(kernel.shapes))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library hands memory back in another way")
+@pytest.mark.parametrize("kept", [False, True])
+def test_kept_pages_are_not_faulted_in_again(kept: bool) -> None:
+    code = ("import resource, torch; from fxperex.devices import keep_pages\n"
+            f"assert not {kept} or keep_pages()\n"
+            "use = lambda: [torch.empty(10 * 2**20).fill_(1.0) for _ in range(3)]\n"
+            "use(); before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt; use()\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)")
+    faults = int(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout)
+    pages = 3 * 40 * 2**20 / resource.getpagesize()
+    assert faults < 0.05 * pages if kept else faults > 0.5 * pages

@@ -8,7 +8,7 @@ from torch import Tensor
 from fxperex.config import accumulator
 from fxperex.kernels.device import runs
 
-WORTH = 2**18  # bytes from which an operation of its own, which costs some microseconds to call, is worth it
+WORTH = 2**22  # bytes from which an operation of its own is worth it: it takes time to call, and Inductor fuses nothing into it
 
 
 def by_factors(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:

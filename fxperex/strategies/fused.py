@@ -9,6 +9,8 @@ dtype; norm and sum both read what was kept, so any precision of the product is 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ from fxperex.strategies.crb import CONV
 from fxperex.strategies.stored import kind_of, offers
 from fxperex.work import (
     convolves,
+    folding_bytes,
     grads_bytes,
     inputs_bytes,
     outputs_bytes,
@@ -81,12 +84,14 @@ class Fused:
         d = site.dims
         assert d is not None
         streamed, read = per_example_product(site, d, "stream"), inputs_bytes(site) + outputs_bytes(site)
-        moved = 2 * read + scaling_bytes(site)
+        moved = 2 * read + scaling_bytes(site) + folding_bytes(site)
         if not _in_cache(site):  # a convolution's patches overlap in memory: what is read is the input, not its |K| copies
             return Cost((streamed, *weight_gradient(site, d)), moved, launches=_launches(), rereads=True)
+        grads, joined = grads_bytes(site), read if site.parts else 0.0
         work = (*patches(site), streamed, *weight_gradient(site, d))
-        transient = patches_bytes(site) + min(grads_bytes(site), float(STREAMED))
-        return Cost(work, moved + patches_bytes(site), 0.0, transient, 50, rereads=True)
+        transient = patches_bytes(site) + min(grads, float(STREAMED)) + joined
+        launches = 70 + 8 * math.ceil(grads / STREAMED) + 30 * len(site.parts)
+        return Cost(work, moved + patches_bytes(site) + 4 * joined, 0.0, transient, launches, rereads=True)
 
     def stored(self, uses: Uses) -> None:
         return None

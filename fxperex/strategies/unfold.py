@@ -9,6 +9,8 @@ from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.stored import Stored, kind_of, offers
 from fxperex.work import (
     folding_bytes,
+    folds,
+    fresh,
     grads_bytes,
     inputs_bytes,
     outputs_bytes,
@@ -32,8 +34,9 @@ class Unfold(Stored):
         assert d is not None
         joined = 2 * (inputs_bytes(site) + outputs_bytes(site)) if site.parts else 0.0
         moved = d.B * folding_bytes(site) + joined
-        return Cost((*patches(site), per_example_product(site, d)), moved, transient=patches_bytes(site) + grads_bytes(site),
-                    launches=20 + 6 * len(site.parts))
+        spread = fresh(grads_bytes(site)) if folds(site) else ()
+        return Cost((*patches(site), per_example_product(site, d), *spread), moved,
+                    transient=patches_bytes(site) + grads_bytes(site), launches=20 + 6 * len(site.parts))
 
     def gradients(self, uses: Uses) -> Tensor:
         kind = kind_of(uses.site)
