@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--largest", action="store_true", help="on a GPU: find the largest batch that fits")
-    parser.add_argument("--keep-pages", action="store_true", help="on the CPU: freed memory stays with the process, for all candidates")
+    parser.add_argument("--keep-pages", action="store_true", help="on the CPU: freed memory stays with the process")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()

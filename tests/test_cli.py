@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from torch import nn
 
 from fxperex import registry
 from fxperex.cli import commands, main
-from fxperex.devices import Profile
+from fxperex.devices import Profile, profile
 from fxperex.planner import Plan
 
 
@@ -153,3 +155,15 @@ def test_train_reports_both_accuracies(capsys: pytest.CaptureFixture[str]) -> No
 def test_module_entry() -> None:
     done = subprocess.run([sys.executable, "-m", "fxperex", "explain", "nothing"], capture_output=True, text=True)
     assert done.returncode == 2 and "fxperex: MODEL must be" in done.stderr
+
+
+@pytest.mark.parametrize("disturbed", [False, True])
+def test_a_calibration_that_was_disturbed_says_so(disturbed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    found, chance = profile(torch.device("cpu")), random.Random(0)
+    if disturbed:
+        found = replace(found, samples={k: {d: tuple((s, r * 10 ** chance.uniform(-1, 1)) for s, r in rows)
+                                            for d, rows in by.items()} for k, by in found.samples.items()})
+    monkeypatch.setattr("fxperex.cli.calibrate.calibrate", lambda *_: found)
+    assert main(["calibrate", "--output", str(tmp_path / "profile.json")]) == 0
+    assert ("measure again" in capsys.readouterr().out) == disturbed

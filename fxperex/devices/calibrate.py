@@ -14,7 +14,6 @@ from fxperex.devices.store import device_name
 BUDGET = 110.0  # seconds; what is left unmeasured by then is said, and interpolated
 ENOUGH = 0.01  # seconds spent on one shape
 EVICT = 2**24  # bytes that empty the caches nearest to the cores
-EVICT_ALL, LARGE = 2**27, 2**22  # bytes that empty the last one too; of a tensor that in a step would come from beyond it
 STRIDES = (137, 139)  # primes; one of them does not divide a grid's number of shapes
 Report = Callable[[int, int, str], None]
 
@@ -35,8 +34,7 @@ def calibrate(device: torch.device, report: Report | None = None, budget: float 
                 report(done, len(todo), name)
             # Every kernel has one sample at least; the rest is left out once the time is spent.
             if not rows or time.perf_counter() - start < budget:
-                large = kernel.touched(shape) >= LARGE
-                rows.append((shape, kernel.amount(shape) / timer(kernel.make(shape, dtype, device), large=large)))
+                rows.append((shape, kernel.amount(shape) / timer(kernel.make(shape, dtype, device))))
     if report is not None:
         report(len(todo), len(todo), "done")
     return Profile(device_name(device), torch.__version__, {k: {d: tuple(r) for d, r in v.items()} for k, v in samples.items()})
@@ -57,8 +55,7 @@ def _todo() -> list[tuple[str, Kernel, torch.dtype, Shape]]:
 class Timer:
     """Least seconds of a call on one device: what other programs take from it only ever adds.
 
-    `cold`: with its operands out of the caches, as in a step, where all other layers' come between: of those near the cores,
-    and where a call is `large` of the last one too. What that takes
+    `cold`: with its operands out of the caches, as in a step, where all other layers' come between. What that takes
     from a call of next to no work (the library's own code is evicted too) is taken off again.
     """
 
@@ -67,15 +64,15 @@ class Timer:
         if cold:
             small = torch.ones(8, device=device)
             hot = self(lambda: small + 1)
-            self.scrub = torch.ones(EVICT_ALL // 4, device=device)
+            self.scrub = torch.ones(EVICT // 4, device=device)
             self.lag, self.least = self(lambda: small + 1) - hot, hot
 
-    def __call__(self, call: Callable[[], object], enough: float = ENOUGH, least: int = 3, *, large: bool = False) -> float:
+    def __call__(self, call: Callable[[], object], enough: float = ENOUGH, least: int = 3) -> float:
         call()
         best, spent, count = float("inf"), 0.0, 0
         while count < (2 if best > enough else least) or (spent < enough and count < 50):
             if self.scrub is not None:
-                self.scrub[:None if large else EVICT // 4].add_(1)
+                self.scrub.add_(1)
             self._wait()
             start = time.perf_counter()
             call()

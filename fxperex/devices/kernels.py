@@ -59,10 +59,6 @@ class Kernel:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shapes", tuple(s for s in self.shapes if 4 * max(self.made(s), default=0) < FRESH))
 
-    def touched(self, shape: Shape) -> float:
-        """Returns the bytes of the largest tensor that one float32 call is known to write or read."""
-        return max(4 * max(self.made(shape), default=0.0), 0.0 if self.amount in (flop, gram_flop) else self.amount(shape))
-
 
 OTHERS = (torch.bfloat16, torch.float64)
 

@@ -1,10 +1,10 @@
 """Per-example weight gradients streamed through registers by a Triton kernel; no patches, no Gram matrices.
 
 `fused`: `|g_b^T a_b|^2` accumulated tile by tile and thrown away, the sum by one ordinary weight gradient. On a CPU the
-tiles are products that fit its cache, of patches where it is a convolution: what is never written to memory is never read
-from it. Norm and sum are rounded apart, so the norm is the certified bound `n^2 + 4 gamma S^2`, `S = sum_t |a_t||g_t|`
-(`config.gamma` covers the rounding of one product; here there are two). `fused_stored`: the tiles are kept, in the operands'
-dtype; norm and sum both read what was kept, so any precision of the product is covered. Blueprint: FlashDP (arXiv 2507.01154).
+tiles are products that fit its cache, of linear maps alone: what is never written to memory is never read from it. Norm and
+sum are rounded apart, so the norm is the certified bound `n^2 + 4 gamma S^2`, `S = sum_t |a_t||g_t|` (`config.gamma` covers
+the rounding of one product; here there are two). `fused_stored`: the tiles are kept, in the operands' dtype; norm and sum
+both read what was kept, so any precision of the product is covered. Blueprint: FlashDP (arXiv 2507.01154).
 """
 
 from __future__ import annotations
@@ -25,12 +25,9 @@ from fxperex.strategies.crb import CONV
 from fxperex.strategies.stored import kind_of, offers
 from fxperex.work import (
     convolves,
-    folding_bytes,
     grads_bytes,
     inputs_bytes,
     outputs_bytes,
-    patches,
-    patches_bytes,
     per_example_product,
     scaling_bytes,
     weight_gradient,
@@ -60,6 +57,12 @@ def _in_cache(site: Site) -> bool:
     return site.device.type == "cpu" and not interpreting()
 
 
+def _uncached(site: Site) -> str | None:
+    """The reason why `site` has nothing to stream on a CPU, or None."""
+    made = any(convolves(use) for use in site.each)
+    return "on a CPU a convolution's patches would be written out, which `unfold` does no slower" if made else None
+
+
 def _loose(site: Site) -> bool:
     """True where the ordinary weight gradient rounds its operands: 16-bit floats, or TF32."""
     if site.dtype in LOW_PRECISION:
@@ -74,7 +77,7 @@ class Fused:
     stores = False
 
     def illegal(self, site: Site) -> str | None:
-        reason = _unsuited(site) or (None if _in_cache(site) else _unavailable(site))
+        reason = _unsuited(site) or (_uncached(site) if _in_cache(site) else _unavailable(site))
         if reason is None and _loose(site):
             return ("the sum's product rounds its operands (16-bit or TF32), which the norm does not cover: fused_stored "
                     "does, or float32 with torch.set_float32_matmul_precision('highest') and cudnn.allow_tf32 = False")
@@ -84,20 +87,18 @@ class Fused:
         d = site.dims
         assert d is not None
         streamed, read = per_example_product(site, d, "stream"), inputs_bytes(site) + outputs_bytes(site)
-        moved = 2 * read + scaling_bytes(site) + folding_bytes(site)
+        work, moved = (streamed, *weight_gradient(site, d)), 2 * read + scaling_bytes(site)
         if not _in_cache(site):  # a convolution's patches overlap in memory: what is read is the input, not its |K| copies
-            return Cost((streamed, *weight_gradient(site, d)), moved, launches=_launches(), rereads=True)
+            return Cost(work, moved, launches=_launches(), rereads=True)
         grads, joined = grads_bytes(site), read if site.parts else 0.0
-        work = (*patches(site), streamed, *weight_gradient(site, d))
-        transient = patches_bytes(site) + min(grads, float(STREAMED)) + joined
         launches = 70 + 8 * math.ceil(grads / STREAMED) + 30 * len(site.parts)
-        return Cost(work, moved + patches_bytes(site) + 4 * joined, 0.0, transient, launches, rereads=True)
+        return Cost(work, moved + 4 * joined, 0.0, min(grads, float(STREAMED)) + joined, launches, rereads=True)
 
     def stored(self, uses: Uses) -> None:
         return None
 
     def sq_norm(self, uses: Uses) -> Tensor:
-        if _in_cache(uses.site) or not convolves(uses.site):
+        if not convolves(uses.site):
             a, g = kind_of(uses.site).factors(uses)
             squared, spread = kernels.linear_sq_norm(a, g), _length(a, 3) * _length(g, 3)
         else:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fxperex
 from fxperex import kernels
 from fxperex.errors import ConfigError
-from fxperex.kernels import device
+from fxperex.kernels import device, linear
 from fxperex.kernels.embedding import run_numbers
 from fxperex.kernels.gram import reference
 from fxperex.kernels.weighted import WORTH, by_factors
@@ -107,3 +107,12 @@ def test_rows_that_do_not_count_may_hold_anything(size: int, dtype: torch.dtype)
     grads[1] = torch.nan
     found = by_factors(grads, factors, torch.tensor([True, False, True]))
     assert error(found, (factors[::2, None] * grads[::2].double()).sum(0)) <= 1e-6
+
+
+@pytest.mark.parametrize("piece", [16, 300, 1200, 2**21], ids=lambda n: f"{n} bytes")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_streamed_in_pieces_of_any_size(piece: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "STREAMED", piece)
+    a, g = torch.randn(5, 2, 7, 6, dtype=dtype), torch.randn(5, 2, 9, 7, dtype=dtype).transpose(2, 3)
+    truth = torch.einsum("bgtp,bgtd->bgpd", g.double(), a.double()).square().sum((1, 2, 3))
+    assert error(kernels.linear_sq_norm(a, g), truth) <= (1e-6 if dtype == torch.float32 else 1e-13)
