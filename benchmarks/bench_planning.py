@@ -49,7 +49,7 @@ def _next_token(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
 
 
 CASES: dict[str, tuple[Case, str | None]] = {"resnet50": (_resnet50, None), "resnet50_budget": (_resnet50, "9GiB"),
-                                             "llama7b": (_llama7b, None), "llama7b_budget": (_llama7b, "120GiB")}
+                                             "llama7b": (_llama7b, None), "llama7b_budget": (_llama7b, "90GiB")}
 
 
 def plan(name: str) -> dict[str, Any]:
