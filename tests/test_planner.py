@@ -299,11 +299,10 @@ def test_planning_needs_neither_weights_nor_device() -> None:
     assert weights and all("fused_stored" in c.costs for c in weights), "Triton kernels are planned for a GPU that is not here"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="its plan would be for this machine")
-def test_a_plan_for_a_gpu_does_not_run_without_one() -> None:
+def test_a_plan_for_a_gpu_does_not_run_on_a_cpu() -> None:
     data = torch.randn(8, 3, 8, 8), torch.randint(0, 10, (8,))
     plan = outline(net(), data, LOSS, strategy="fused_stored", device=torch.device("cuda")).plan
-    with pytest.raises(ConfigError, match=r"need a CUDA GPU|another model|device"):
+    with pytest.raises(ConfigError, match="need a CUDA GPU"):
         fxperex.transform(net(), data, LOSS, strategy=plan, backend="eager")
 
 

@@ -98,7 +98,7 @@ def test_importing_the_library_imports_no_triton() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("size", [7, WORTH // 8])
+@pytest.mark.parametrize("size", [7, WORTH // 4])  # elements: three rows of either dtype are worth an operation
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_that_do_not_count_may_hold_anything(size: int, dtype: torch.dtype) -> None:
     grads, factors = torch.randn(3, size).to(dtype), torch.rand(3, dtype=torch.float64)
