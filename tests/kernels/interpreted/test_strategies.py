@@ -54,7 +54,8 @@ def test_cancelling_tokens_stay_within_the_bound(name: str) -> None:
 
 
 def test_one_pass_serves_every_norm_with_statistics_of_its_own() -> None:
-    for model, x in ((nn.LayerNorm(5), (3, 4, 5)), (nn.RMSNorm(5), (3, 4, 5)), (nn.GroupNorm(2, 4), (3, 4, 5))):
+    for model, x in ((nn.LayerNorm(5), (3, 4, 5)), (nn.RMSNorm(5), (3, 4, 5)), (nn.GroupNorm(2, 4), (3, 4, 5)),
+                     (nn.InstanceNorm1d(4, affine=True), (3, 4, 5)), (nn.BatchNorm1d(4).eval(), (3, 4, 5))):
         private = fxperex.transform(model, (torch.randn(x),), forward=curved, strategy="affine", backend="eager")
         assert {c.strategy for c in private.plan.choices} == {"affine"}, model
 
