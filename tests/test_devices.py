@@ -93,13 +93,23 @@ def test_a_missing_gpu_is_refused_for_measuring_only() -> None:
             store.present(torch.device("cuda"))
 
 
-def test_a_surface_is_exact_where_measured_and_between_elsewhere() -> None:
+def test_a_surface_is_close_where_measured_and_between_elsewhere() -> None:
     shapes = ((8, 8), (64, 8), (8, 64), (64, 64), (512, 512))
     surface = Surface(shapes, (1e9, 2e9, 2e9, 4e9, 5e9))
     for shape, rate in zip(shapes, surface.rates, strict=True):
-        assert math.isclose(surface.rate(shape), rate, rel_tol=1e-4)
+        assert math.isclose(surface.rate(shape), rate, rel_tol=0.1)  # what a measurement is trusted for
     assert 1e9 < surface.rate((24, 24)) < 4e9
-    assert math.isclose(surface.rate((10**6, 10**6)), 5e9, rel_tol=1e-3)  # flat beyond what was measured
+    assert surface.rate((10**6, 10**6)) == surface.rate((512, 512))  # flat beyond what was measured
+
+
+def test_a_surface_follows_a_law_where_only_some_corners_were_measured() -> None:
+    def law(m: int, k: int, n: int) -> float:
+        return 3e11 / (1 + 40 / m + 20 / k + 40 / n)
+
+    shapes = [(m, k, n) for m in (8, 64, 512) for k in (8, 64, 512) for n in (8, 64, 512) if m * k * n <= 512 * 512 * 64]
+    surface = Surface(tuple(shapes), tuple(law(*s) for s in shapes))
+    assert surface.leave_one_out() < 0.2
+    assert math.isclose(surface.rate((512, 512, 512)), law(512, 512, 512), rel_tol=0.35)  # the corner that was too large
 
 
 def test_seconds_add_up_and_grow_with_the_work() -> None:

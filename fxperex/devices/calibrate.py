@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from fxperex.devices.grids import LARGE
 from fxperex.devices.kernels import KERNELS, Kernel, Shape
 from fxperex.devices.profile import Profile
 from fxperex.devices.store import device_name
@@ -44,12 +45,17 @@ def _todo() -> list[tuple[str, Kernel, torch.dtype, Shape]]:
     """Every measurement, spread evenly: a budget that runs out leaves gaps in every kernel, and none without samples."""
     found: list[tuple[float, str, Kernel, torch.dtype, Shape]] = []
     for name, kernel in KERNELS.items():
-        for dtype, shapes in [(torch.float32, kernel.shapes), *((d, kernel.shapes[2::9]) for d in kernel.dtypes)]:
+        for dtype, shapes in [(torch.float32, kernel.shapes), *((d, _few(kernel)) for d in kernel.dtypes)]:
             # A stride prime to the grid's number of shapes takes every shape once, far-apart ones first.
             stride = next(p for p in STRIDES if len(shapes) % p)
             order = [shapes[(i * stride) % len(shapes)] for i in range(len(shapes))]
             found += [(i / len(order), name, kernel, dtype, s) for i, s in enumerate(order)]
     return [item[1:] for item in sorted(found, key=lambda item: item[0])]
+
+
+def _few(kernel: Kernel) -> tuple[Shape, ...]:
+    """The shapes at which other dtypes are measured, which can be many times as slow: none of the widest."""
+    return tuple(s for s in kernel.shapes[2::9] if kernel.amount(s) <= LARGE)
 
 
 class Timer:

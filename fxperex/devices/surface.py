@@ -1,8 +1,8 @@
-"""A kernel's rate between the shapes it was measured at.
+"""A kernel's rate between the shapes it was measured at: Gaussian process regression (kriging) in logs.
 
-log(rate) is a trend in the logs of the sizes, held constant outside the measured range, plus the nearby residuals
-weighted by an inverse power of the distance: exact where it was measured, smooth between. The trend is quadratic where
-there are samples enough to tell (rates level off), else linear.
+log(rate) is a linear trend in the logs of the sizes plus a smooth field around it (covariance of Matern's class, 3/2):
+close to what was measured at the samples, and by the trend far from them. Outside the measured range of a size it is held
+constant. Rasmussen and Williams, Gaussian Processes for Machine Learning (2006): 2.7 (trend), 4.17 (Matern), 5.12 (leaving out).
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
-RIDGE = 0.001  # keeps the trend flat along sizes that few samples vary
-SAMPLES = 2  # for each coefficient of a quadratic trend
-POWER = 3  # of the squared distance
+LENGTH = 3.0  # of the field: natural logs of a size, a factor of 20
+NOISE = 0.1  # relative error of one measurement
+SLOPES = 0.1  # prior variance of the trend's slopes, per spread of a size's log
 
 
 @dataclass(frozen=True)
@@ -28,63 +29,45 @@ class Surface:
 
     def rate(self, shape: Sequence[float]) -> float:
         """Returns the predicted amount per second at `shape`."""
-        point = [min(max(_log(v), low), high) for v, (low, high) in zip(shape, self._ranges, strict=True)]
-        total = weight = 0.0
-        for known, residual in zip(self._points, self._residuals, strict=True):
-            distance = sum((a - b) ** 2 for a, b in zip(point, known, strict=True))
-            near = 1.0 / (distance + 1e-6) ** POWER
-            total, weight = total + near * residual, weight + near
-        return math.exp(self._trend(point) + total / weight)
+        low, high = self._range
+        point = _logs([shape]).clamp(low, high)
+        return math.exp(self._mean + float(self._covariance(point) @ self._weights))
 
     def leave_one_out(self) -> float:
         """Returns the median relative error of predicting each sample from the others; 0 for fewer than 4."""
         if len(self.shapes) < 4:
             return 0.0
-        off = []
-        for i, (shape, rate) in enumerate(zip(self.shapes, self.rates, strict=True)):
-            rest = Surface(self.shapes[:i] + self.shapes[i + 1:], self.rates[:i] + self.rates[i + 1:])
-            off.append(abs(math.log(rest.rate(shape) / rate)))
-        return math.expm1(sorted(off)[len(off) // 2])
+        off = (self._weights / self._precision.diagonal()).abs()
+        return math.expm1(float(off.sort().values[len(off) // 2]))
 
     @cached_property
-    def _points(self) -> list[list[float]]:
-        return [[_log(v) for v in shape] for shape in self.shapes]
+    def _points(self) -> Tensor:
+        return _logs(self.shapes)
 
     @cached_property
-    def _ranges(self) -> list[tuple[float, float]]:
-        return [(min(column), max(column)) for column in zip(*self._points, strict=True)]
+    def _range(self) -> tuple[Tensor, Tensor]:
+        return self._points.amin(0), self._points.amax(0)
 
     @cached_property
-    def _scales(self) -> list[tuple[float, float]]:
-        """Mean and spread of each size's log."""
-        columns = [torch.tensor(column, dtype=torch.float64) for column in zip(*self._points, strict=True)]
-        return [(float(c.mean()), float(c.std(correction=0)) + 1e-9) for c in columns]
+    def _mean(self) -> float:
+        return sum(math.log(r) for r in self.rates) / len(self.rates)
 
     @cached_property
-    def _quadratic(self) -> bool:
-        sizes = len(self.shapes[0])
-        return len(self.shapes) >= SAMPLES * (1 + sizes + sizes * (sizes + 1) // 2)
-
-    def _features(self, point: list[float]) -> list[float]:
-        z = [(v - mean) / spread for v, (mean, spread) in zip(point, self._scales, strict=True)]
-        squares = [a * b for i, a in enumerate(z) for b in z[i:]] if self._quadratic else []
-        return [1.0, *z, *squares]
+    def _precision(self) -> Tensor:
+        """Inverse covariance of the samples, `[N, N]`."""
+        return torch.linalg.inv(self._covariance(self._points) + NOISE**2 * torch.eye(len(self.rates), dtype=torch.float64))
 
     @cached_property
-    def _coefficients(self) -> list[float]:
-        x = torch.tensor([self._features(p) for p in self._points], dtype=torch.float64)
-        y = torch.tensor([math.log(r) for r in self.rates], dtype=torch.float64)
-        ridge = RIDGE * len(self.rates) * torch.eye(x.shape[1], dtype=torch.float64)
-        ridge[0, 0] = 1e-9
-        return torch.linalg.solve(x.t() @ x + ridge, x.t() @ y).tolist()
+    def _weights(self) -> Tensor:
+        return self._precision @ (_logs([self.rates])[0] - self._mean)
 
-    @cached_property
-    def _residuals(self) -> list[float]:
-        return [math.log(r) - self._trend(p) for p, r in zip(self._points, self.rates, strict=True)]
-
-    def _trend(self, point: list[float]) -> float:
-        return sum(c * v for c, v in zip(self._coefficients, self._features(point), strict=True))
+    def _covariance(self, points: Tensor) -> Tensor:
+        """Of log(rate) at `points [M, K]` with that at the samples, `[M, N]`: field, slopes, level."""
+        center, spread = self._points.mean(0), self._points.std(0, correction=0) + 1e-9
+        slopes = ((points - center) / spread) @ ((self._points - center) / spread).t()
+        far = (points[:, None] - self._points[None]).square().sum(2).sqrt() * (math.sqrt(3.0) / LENGTH)
+        return (1.0 + far) * torch.exp(-far) + SLOPES * slopes + 1.0
 
 
-def _log(value: float) -> float:
-    return math.log(max(value, 1.0))
+def _logs(sizes: Sequence[Sequence[float]]) -> Tensor:
+    return torch.tensor([[math.log(max(v, 1.0)) for v in of] for of in sizes], dtype=torch.float64, device="cpu")
