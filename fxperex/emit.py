@@ -1,11 +1,14 @@
 """What the step graph computes for the sites: norms, weighted sums, per-example gradients.
 
 A site alone on its parameter's entries has a norm of its own; sites that share a parameter are pulled back and
-added first. Nodes made for a site carry `(site, strategy, role)` in `meta["fxperex"]`.
+added first. Small stored gradients (biases, affine parts) are put side by side, so that one norm and one weighted sum serve
+them all: they are many, and each costs its calls, not its numbers. Nodes made for a site carry `(site, strategy, role)` in
+`meta["fxperex"]`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
@@ -21,6 +24,12 @@ from fxperex.kernels import by_factors
 from fxperex.marks import tagged
 from fxperex.numerics import sq_norm, wide
 from fxperex.registry import Site, Uses, strategies
+from fxperex.strategies.stored import small
+
+Bundle = tuple[int, torch.dtype]  # clip group and dtype of what may be side by side
+
+
+_SMALL = ("small sites", "joined")
 
 
 def marked(site: str, strategy: str, role: str) -> AbstractContextManager[None]:
@@ -52,24 +61,50 @@ class Emit:
     rows: int
     clip_groups: dict[str, int]  # parameter -> the group whose norm and factor are its own
     pulled: dict[str, Tensor] = field(default_factory=dict)  # per-example gradients of tied parameters
+    bundles: dict[Bundle, Tensor] = field(default_factory=dict)  # small ones side by side, `[B, N]`
 
     def squares(self, mask: Tensor) -> Tensor:
         """Returns squared norms `[B, K]`, float64, of the K clip groups."""
         zero = torch.zeros(self.rows, dtype=torch.float64, device=mask.device)
-        totals = [zero] * (1 + max(self.clip_groups.values(), default=0))
-        for group in self.analysis.groups:
-            live = [s for s in group if s.name in self.uses]
-            if len(group) == 1 and group[0].direct_norm:
-                for site in live:
-                    name, at = self.chosen[site.name], self._clip_group(site)
-                    with marked(site.name, name, "norm"):
-                        totals[at] = totals[at] + strategies()[name].sq_norm(self.uses[site.name])
-                continue
-            for param, grads in self._pull(live).items():
+        found: list[list[Tensor]] = [[] for _ in range(1 + max(self.clip_groups.values(), default=0))]
+        for site in (s for s in self._direct() if not self._bundle(s)):
+            name, at = self.chosen[site.name], self._clip_group(site)
+            with marked(site.name, name, "norm"):
+                found[at].append(strategies()[name].sq_norm(self.uses[site.name]))
+        for key, sites in self._bundled().items():
+            self.bundles[key] = self._side_by_side(sites)
+            with marked(*_SMALL, "norm"):
+                found[key[0]].append(sq_norm(self.bundles[key]))
+        for group in (g for g in self.analysis.groups if not g[0].direct_norm):
+            for param, grads in self._pull([s for s in group if s.name in self.uses]).items():
                 with marked(param, "tied", "norm"):
-                    self.pulled[param], at = grads, self.clip_groups[param]
-                    totals[at] = totals[at] + sq_norm(grads)
-        return torch.stack(totals, 1)
+                    self.pulled[param] = grads
+                    found[self.clip_groups[param]].append(sq_norm(grads))
+        return torch.stack([torch.stack(of).sum(0) if of else zero for of in found], 1)
+
+    def _bundle(self, site: Site) -> Bundle | None:
+        """What `site` may be side by side with, None for a site with a norm and a sum of its own."""
+        dtype = self.uses[site.name].dtype
+        return (self._clip_group(site), dtype) if small(site, self.chosen[site.name]) and dtype not in LOW_PRECISION else None
+
+    def _bundled(self) -> dict[Bundle, list[Site]]:
+        found: dict[Bundle, list[Site]] = {}
+        for site in self._direct():
+            if key := self._bundle(site):
+                found.setdefault(key, []).append(site)
+        return found
+
+    def _direct(self) -> list[Site]:
+        return [s for g in self.analysis.groups for s in g if s.direct_norm and s.name in self.uses]
+
+    def _side_by_side(self, sites: list[Site]) -> Tensor:
+        made = []
+        for site in sites:
+            name = self.chosen[site.name]
+            with marked(site.name, name, "grad"):
+                made.append(strategies()[name].stored(self.uses[site.name]).reshape(self.rows, -1))
+        with marked(*_SMALL, "grad"):
+            return torch.cat(made, 1)
 
     def _clip_group(self, site: Site) -> int:
         found = {self.clip_groups[p] for p in site.params}
@@ -104,16 +139,28 @@ class Emit:
             with marked(param, "tied", "weighted_sum"):
                 made[param] = by_factors(grads, factors[:, self.clip_groups[param]], valid)
         outs, cotangents = [], []
-        for site in (s for g in self.analysis.groups for s in g if s.direct_norm and s.name in self.uses):
-            name = self.chosen[site.name]
-            with marked(site.name, name, "weighted_sum"):
-                total = strategies()[name].weighted_sum(widened(self.uses[site.name]), factors[:, self._clip_group(site)], valid)
+        for site, total in self._sums(factors, valid):
             if len(site.params) == 1 and self._tensor(site) is self.run.leaves[site.params[0]]:
                 made[site.params[0]] = total
             else:
                 outs.append(self._tensor(site))
                 cotangents.append(total.to(outs[-1].dtype))
         return made | self._pull_sum(outs, cotangents)
+
+    def _sums(self, factors: Tensor, valid: Tensor) -> Iterator[tuple[Site, Tensor]]:
+        """Every site with a norm of its own, and its weighted sum."""
+        for site in (s for s in self._direct() if not self._bundle(s)):
+            name = self.chosen[site.name]
+            with marked(site.name, name, "weighted_sum"):
+                total = strategies()[name].weighted_sum(widened(self.uses[site.name]), factors[:, self._clip_group(site)], valid)
+            yield site, total
+        for key, sites in self._bundled().items():
+            with marked(*_SMALL, "weighted_sum"):
+                whole = by_factors(self.bundles[key], factors[:, key[0]], valid)
+                # Copies: parameters' gradients must not be parts of one tensor, which would live as long as any of them.
+                parts: Sequence[Tensor] = torch.ops.aten.split_with_sizes_copy(whole, [s.size for s in sites])
+                totals = [part.reshape(s.shape) for s, part in zip(sites, parts, strict=True)]
+            yield from zip(sites, totals, strict=True)
 
     def _pull_sum(self, outs: list[Tensor], cotangents: list[Tensor]) -> dict[str, Tensor]:
         if not outs:

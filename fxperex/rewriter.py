@@ -26,7 +26,7 @@ from fxperex.evaluate import backward, evaluate
 from fxperex.kernels import by_factors
 from fxperex.marks import tagged
 from fxperex.numerics import sq_norm
-from fxperex.passes import raise_norms, recompute, schedule
+from fxperex.passes import join_views, raise_norms, recompute, schedule, tidy
 from fxperex.planner import Plan
 from fxperex.show import show
 from fxperex.step_graph import StepGraph
@@ -59,6 +59,9 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, want: 
     traced.graph.eliminate_dead_code()
     forget_strides(traced)
     _ordered(traced, plan, want)
+    join_views(traced)
+    tidy(traced)
+    show(4, "tidied step: views joined, nothing twice", traced)
     if want == "step":
         named = dict(zip((k for _, k in capture.inputs.values()), values, strict=True))
         verify(traced, rows, [tuple(named[n].shape) for n in _order(capture, analysis)], plan.whole)

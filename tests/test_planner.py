@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -21,6 +23,7 @@ from fxperex.planner.alternatives import alternatives
 from fxperex.planner.budget import fit, smallest
 from fxperex.planner.memory import plan_peak
 from fxperex.planner.sizes import budget_text
+from fxperex.planner.timeline import Timeline
 from fxperex.registry import Dims
 from fxperex.testing import clipped, error, loop
 from fxperex.transform import Outline, outline
@@ -32,6 +35,11 @@ LOSS = nn.CrossEntropyLoss()
 def net(width: int = 12) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, 16, 3, stride=2), nn.GELU(),
                          nn.Flatten(), nn.Linear(16 * 9, 40), nn.GELU(), nn.Linear(40, 10))
+
+
+def twice() -> nn.Module:
+    shared = nn.Linear(192, 192)
+    return nn.Sequential(nn.Flatten(), shared, nn.GELU(), shared, nn.LayerNorm(192), nn.Linear(192, 10))
 
 
 def batch(rows: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,6 +116,18 @@ def test_budget_against_every_assignment() -> None:
         best = min(s for s, p in every if p <= memory)
         assert sum(c.seconds for c in fitted) <= 1.02 * best, share
     assert fit(frame, plan.choices, int(0.99 * low)) is None
+
+
+@pytest.mark.parametrize("make", [net, twice])
+def test_the_running_sum_is_the_peak_of_the_walk(make: Callable[[], nn.Module]) -> None:
+    made = outline(make(), batch(16), LOSS)
+    frame = trace_frame(made.capture, made.analysis, 16)
+    line, draw = Timeline(frame, made.plan.choices), random.Random(0)
+    for _ in range(60):
+        choices = tuple(c.using(draw.choice(list(c.costs))) for c in made.plan.choices)
+        found = plan_peak(frame, choices).bytes
+        assert line.peak(choices) == found >= line.floor()
+    assert line.floor() > frame.listing.inputs > 0
 
 
 def test_a_budget_is_kept_and_its_price_told() -> None:

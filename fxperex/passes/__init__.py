@@ -3,5 +3,7 @@
 from fxperex.passes.layout import channels_last
 from fxperex.passes.recompute import recompute
 from fxperex.passes.schedule import Schedule, raise_norms, schedule
+from fxperex.passes.tidy import tidy
+from fxperex.passes.views import join_views
 
-__all__ = ["Schedule", "channels_last", "raise_norms", "recompute", "schedule"]
+__all__ = ["Schedule", "channels_last", "join_views", "raise_norms", "recompute", "schedule", "tidy"]

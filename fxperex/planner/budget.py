@@ -13,6 +13,7 @@ from fxperex.frame import Frame
 from fxperex.liveness import Peak
 from fxperex.planner.memory import plan_peak, site_of
 from fxperex.planner.plan import Choice
+from fxperex.planner.timeline import Timeline
 from fxperex.registry import Cost
 from fxperex.work import inputs_bytes, outputs_bytes
 
@@ -24,36 +25,40 @@ Weight = Callable[[Choice, Cost], float]
 
 def fit(frame: Frame, choices: Choices, memory: int) -> Choices | None:
     """Returns the fastest choices found whose peak is within `memory` bytes, or None where none fits."""
-    if _bytes(frame, choices) <= memory:
+    line = Timeline(frame, choices)
+    if line.peak(choices) <= memory:
         return choices
-    found = [made for weight in WEIGHTS if (made := _priced_to_fit(frame, choices, memory, weight)) is not None]
+    if line.floor() > memory:
+        return None
+    found = [made for weight in WEIGHTS if (made := _priced_to_fit(line, choices, memory, weight)) is not None]
     if not found:
         least = smallest(frame, choices)
-        found = [least] if _bytes(frame, least) <= memory else []
-    better = [_take_back(frame, choices, made, memory) for made in found]
+        found = [least] if line.peak(least) <= memory else []
+    better = [_take_back(line, choices, made, memory) for made in found]
     return min(better, key=lambda made: sum(c.seconds for c in made)) if better else None
 
 
 def smallest(frame: Frame, choices: Choices) -> Choices:
-    """Returns choices of the least peak: the best of a few extremes, improved site by site until nothing helps."""
-    starts = [_at_price(choices, 1e12, weight) for weight in WEIGHTS]
-    best = min(starts, key=lambda made: _bytes(frame, made))
-    for _ in range(len(choices)):
-        now = plan_peak(frame, best)
-        moves = [_with(best, i, name) for i, c in enumerate(best) if not c.fixed and _matters(c, now)
-                 for name in c.costs if name != c.strategy]
-        tried = min(moves, key=lambda made: _bytes(frame, made), default=best)
-        if _bytes(frame, tried) >= now.bytes:
-            break
-        best = tried
+    """Returns choices of the least peak: the best of a few extremes, improved at sites that live at the peak until none helps."""
+    line = Timeline(frame, choices)
+    best = min((_at_price(choices, 1e12, weight) for weight in WEIGHTS), key=line.peak)
+    improved = True
+    while improved:
+        now, improved = plan_peak(frame, best), False
+        moves = [(i, name) for i, c in enumerate(best) if not c.fixed and _matters(c, now) for name in c.costs]
+        for i, name in sorted(moves, key=lambda move: line.peak(_with(best, *move))):
+            made = _with(best, i, name)
+            if line.peak(made) < line.peak(best):
+                best, improved = made, True
     return best
 
 
 def starts(frame: Frame, choices: Choices, memory: float | None = None) -> list[Choices]:
     """Returns assignments from which recomputing may reach a budget: the given one, the extremes, some between for `memory`."""
+    line = Timeline(frame, choices)
     found = [choices, *(_at_price(choices, 1e12, weight) for weight in WEIGHTS)]
     for share in () if memory is None else NEARLY:
-        if (made := _priced_to_fit(frame, choices, share * memory, _held)) is not None:
+        if (made := _priced_to_fit(line, choices, share * memory, _held)) is not None:
             found.append(made)
     return list({tuple(c.strategy for c in made): made for made in found}.values())
 
@@ -67,10 +72,6 @@ def _held(choice: Choice, cost: Cost) -> float:
 WEIGHTS: tuple[Weight, ...] = (_held, lambda c, cost: cost.held, lambda c, cost: _held(c, cost) + cost.transient)
 
 
-def _bytes(frame: Frame, choices: Choices) -> float:
-    return plan_peak(frame, choices).bytes
-
-
 def _at_price(choices: Choices, price: float, weight: Weight) -> Choices:
     def best(c: Choice) -> Choice:
         return c if c.fixed else replace(c, strategy=min(c.costs, key=lambda k: c.times[k] + price * weight(c, c.costs[k])))
@@ -78,29 +79,29 @@ def _at_price(choices: Choices, price: float, weight: Weight) -> Choices:
     return tuple(best(c) for c in choices)
 
 
-def _priced_to_fit(frame: Frame, choices: Choices, memory: float, weight: Weight) -> Choices | None:
+def _priced_to_fit(line: Timeline, choices: Choices, memory: float, weight: Weight) -> Choices | None:
     low, high = -18.0, 0.0  # log10 of seconds per byte
     best = _at_price(choices, 10**high, weight)
-    if _bytes(frame, best) > memory:
+    if line.peak(best) > memory:
         return None
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         made = _at_price(choices, 10**middle, weight)
-        if _bytes(frame, made) <= memory:
+        if line.peak(made) <= memory:
             best, high = made, middle
         else:
             low = middle
     return best
 
 
-def _take_back(frame: Frame, free: Choices, tight: Choices, memory: int) -> Choices:
+def _take_back(line: Timeline, free: Choices, tight: Choices, memory: int) -> Choices:
     """Gives every site the fastest strategy that still fits, largest gain first."""
     gains = sorted(((t.times[name] - t.seconds, i, name) for i, (t, f) in enumerate(zip(tight, free, strict=True))
                     if not t.fixed for name in f.costs), key=lambda move: move[0])
     for _, i, name in gains:
         if tight[i].times[name] < tight[i].seconds:
             made = _with(tight, i, name)
-            if _bytes(frame, made) <= memory:
+            if line.peak(made) <= memory:
                 tight = made
     return tight
 

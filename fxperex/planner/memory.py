@@ -2,7 +2,8 @@
 
 The order is the step's own (`passes.schedule`): forward, backward, clip factors, weighted sums; norms behind the backward, or
 all, or those of sites that store gradients, as soon as their output gradient exists, whichever needs least. Such a site
-frees its inputs and output gradient early; one that reads them again keeps both until its sum.
+frees its inputs and output gradient early; one that reads them again keeps both until its sum. What small sites store is
+copied side by side behind all norms.
 """
 
 from __future__ import annotations
@@ -15,26 +16,35 @@ from fxperex.frame import Frame
 from fxperex.liveness import Instruction, Listing, Peak, peak
 from fxperex.planner.plan import Choice
 from fxperex.repeat import BACKWARD, FORWARD, SUMS, Program
+from fxperex.strategies.stored import small
 from fxperex.work import inputs_bytes, outputs_bytes, sum_scratch, summing_bytes
 
+BESIDE = "small sites"
 
-def step_listing(frame: Frame, choices: Sequence[Choice], early: Collection[Choice]) -> Listing:
-    """Returns the Listing of the whole step under `choices`, with the norms of `early` inside the backward."""
+
+def step_listing(frame: Frame, choices: Sequence[Choice], early: Collection[str]) -> Listing:
+    """Returns the Listing of the whole step under `choices`, with the norms of the sites `early` inside the backward."""
     live = [c for c in choices if c.site.name in frame.reads]
-    raised = sorted((frame.ready[c.site.name], i) for i, c in enumerate(live) if c in early)
+    raised = sorted((frame.ready[c.site.name], i) for i, c in enumerate(live) if c.site.name in early)
     steps = _merged(list(frame.listing.instructions), [(place, _norm(frame, live[i])) for place, i in raised])
-    norms = [_norm(frame, c) for c in live if c not in early]
+    norms = [_norm(frame, c) for c in live if c.site.name not in early]
+    together = Instruction(BESIDE, {BESIDE: beside_bytes(live)}, tuple(f"{c.site.name}: stored" for c in live if beside(c)))
     sums = [step for c in live for step in _sum(frame, c)]
     made = frozenset(name for step in sums[1::2] for name in step.makes)
-    return replace(frame.listing, instructions=(*steps, *norms, *sums), outputs=frame.listing.outputs | made)
+    return replace(frame.listing, instructions=(*steps, *norms, together, *sums), outputs=frame.listing.outputs | made)
 
 
 def plan_peak(frame: Frame, choices: Sequence[Choice], recompute: Collection[str] = ()) -> Peak:
     """Returns the Peak of the step under `choices`, with the forward instructions `recompute` repeated instead of kept."""
     if recompute:
         return peak(program(frame, choices).repeating(recompute)[0])
-    orders = (choices, [c for c in choices if not c.cost.rereads], ())
-    return min((peak(step_listing(frame, choices, early)) for early in orders), key=lambda found: found.bytes)
+    return min((peak(step_listing(frame, choices, early)) for early in orders(choices)), key=lambda found: found.bytes)
+
+
+def orders(choices: Sequence[Choice]) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """The sites whose norms run inside the backward: all, those that store gradients, none."""
+    every = frozenset(c.site.name for c in choices)
+    return every, every - {c.site.name for c in choices if c.cost.rereads}, frozenset()
 
 
 def program(frame: Frame, choices: Sequence[Choice]) -> Program:
@@ -42,7 +52,7 @@ def program(frame: Frame, choices: Sequence[Choice]) -> Program:
 
     All norms are inside the backward: there they read what it recomputes anyway, and need not have it made once more.
     """
-    made = step_listing(frame, choices, choices)
+    made = step_listing(frame, choices, orders(choices)[0])
     # Views have no memory of their own; behind the forward they are taken where they are read.
     views = {s.name for s in frame.listing.instructions[frame.forward:] if not s.makes}
     steps = tuple(s for s in made.instructions if s.name not in views)
@@ -64,18 +74,42 @@ def _merged(steps: list[Instruction], placed: list[tuple[int, Instruction]]) -> 
 def _norm(frame: Frame, choice: Choice) -> Instruction:
     inputs, grads = frame.reads[choice.site.name]
     held = {f"{choice.site.name}: stored": choice.cost.held} if choice.cost.held else {}
-    return Instruction(f"{choice.site.name}: norm", held, inputs + grads, max(choice.cost.transient - choice.cost.held, 0.0))
+    return Instruction(f"{choice.site.name}: norm", held, inputs + grads, norm_transient(choice))
 
 
 def _sum(frame: Frame, choice: Choice) -> tuple[Instruction, Instruction]:
     """Copies with the rows scaled or cleared, where there are any, then the sum over them."""
     site, cost = choice.site, choice.cost
     inputs, grads = frame.reads[site.name]
-    reads = inputs + grads if cost.rereads else (f"{site.name}: stored",) if cost.held else ()
-    moved = inputs_bytes(site) + outputs_bytes(site) if cost.rereads else summing_bytes(site, cost.held)
-    scaled, made = f"{site.name}: scaled", float(site.size * accumulator(site.dtype).itemsize)
+    stored = BESIDE if beside(choice) else f"{site.name}: stored"
+    reads = inputs + grads if cost.rereads else (stored,) if cost.held else ()
+    moved, made, scratch = sum_makes(choice)
+    scaled = f"{site.name}: scaled"
     return (Instruction(scaled, {scaled: moved}, reads),
-            Instruction(f"{site.name}: sum", {f"{site.name}: sum": made}, (scaled,), sum_scratch(site) if cost.rereads else 0.0))
+            Instruction(f"{site.name}: sum", {f"{site.name}: sum": made}, (scaled,), scratch))
+
+
+def beside(choice: Choice) -> bool:
+    """True for a site whose stored gradients are put side by side with others'."""
+    return bool(choice.cost.held) and small(choice.site, choice.strategy)
+
+
+def beside_bytes(choices: Sequence[Choice]) -> float:
+    """Bytes of what small sites store, side by side."""
+    return sum(c.cost.held for c in choices if beside(c))
+
+
+def norm_transient(choice: Choice) -> float:
+    """Bytes that a site's norm needs while it runs, beside what it holds."""
+    return max(choice.cost.transient - choice.cost.held, 0.0)
+
+
+def sum_makes(choice: Choice) -> tuple[float, float, float]:
+    """Bytes of a site's scaled copies, of its sum, and of what forming the sum needs beside them."""
+    site, cost = choice.site, choice.cost
+    moved = inputs_bytes(site) + outputs_bytes(site) if cost.rereads else summing_bytes(site, cost.held)
+    made = float(site.size * accumulator(site.dtype).itemsize)
+    return moved, made, sum_scratch(site) if cost.rereads else 0.0
 
 
 def site_of(instruction: str) -> str:

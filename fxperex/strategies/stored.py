@@ -7,12 +7,14 @@ from typing import Any
 from torch import Tensor
 
 from fxperex import kernels
+from fxperex.config import LOW_PRECISION
 from fxperex.layers.joined import Joined, over_parts
 from fxperex.numerics import sq_norm
-from fxperex.registry import Cost, Site, Uses, kinds
+from fxperex.registry import Cost, Site, Uses, kinds, strategies
 from fxperex.work import grads_bytes, joining_bytes, read_stored
 
 READING = 12  # operations of norm and weighted sum
+SMALL = 2**16  # bytes of a site's per-example gradients that are put beside others'
 
 
 class Stored:
@@ -51,6 +53,15 @@ class Stored:
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         return kernels.by_factors(self.stored(uses), factors, valid)
+
+
+def small(site: Site, strategy: str) -> bool:
+    """True where the step puts the site's stored gradients side by side with others': one norm and one sum serve them all.
+
+    Strategies that are not `Stored` form the norm as they form the gradients.
+    """
+    stored = isinstance(strategies()[strategy], Stored) and site.dtype not in LOW_PRECISION
+    return stored and site.direct_norm and grads_bytes(site) <= SMALL
 
 
 def kind_of(site: Site) -> Any:
