@@ -12,6 +12,7 @@ Triton is imported on the first launch, never by `import fxperex`.
 | `embedding_sq_norm` | norms by sorted tokens, not T^2 | `gpu/embedding.py` |
 | `affine_gradients` | scale and shift of a normalisation, one pass | `gpu/affine.py` |
 | `weighted_sum` | `sum_b f_b grad_b`, one read, on a CPU too | `gpu/weighted.py` |
+| `product` | `g^T a` of scaled factors | none: looks for invalid examples once, on a CPU |
 | `chacha20` | the RFC 8439 key stream, for noise drawn on the device | `gpu/chacha.py` |
 | `patches` | a convolution's patches | none: one strided copy everywhere |
 """
@@ -24,7 +25,9 @@ from fxperex.kernels.embedding import by_token, embedding_sq_norm
 from fxperex.kernels.gram import gram_sq_norm
 from fxperex.kernels.linear import linear_gradients, linear_sq_norm
 from fxperex.kernels.patches import patches
+from fxperex.kernels.product import looks, product
 from fxperex.kernels.weighted import by_factors, weighted_sum
 
 __all__ = ["Shape", "affine_gradients", "by_factors", "by_token", "chacha20", "conv_gradients", "conv_sq_norm",
-           "embedding_sq_norm", "gram_sq_norm", "linear_gradients", "linear_sq_norm", "patches", "unavailable", "weighted_sum"]
+           "embedding_sq_norm", "gram_sq_norm", "linear_gradients", "linear_sq_norm", "looks", "patches", "product",
+           "unavailable", "weighted_sum"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from fxperex.kernels.device import runs
 from fxperex.numerics import sq_norm
 
-STREAMED = 2**21  # bytes of gradients formed at a time where there is no kernel: they are in the cache when their norm is taken
+STREAMED = 2**24  # bytes of gradients formed at a time where there is no kernel: a cache holds them until their norm is taken
 
 
 @torch.library.custom_op("fxperex::linear_sq_norm", mutates_args=())

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, fx
 
+from fxperex import kernels
 from fxperex.layers.joined import inner
 from fxperex.layers.shapes import clean, packet, scaled
 from fxperex.layers.windows import Geometry, geometry, gram, live, padded, unfold, whole_kernel
@@ -105,10 +106,10 @@ class Conv:
     def _from_patches(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         a, g = self.factors(uses)
         a = a.to(g.dtype)  # kept patches may be of 16 bits where the sum is formed in float32
-        g = g * factors.to(g.dtype)[:, None, None, None]
-        zero = torch.zeros((), dtype=a.dtype, device=a.device)
-        a, g = (torch.where(valid[:, None, None, None], v, zero).flatten(0, 2) for v in (a, g))
-        return self.fold(uses, (g.t() @ a)[None])[0]
+        counts, zero = valid[:, None, None, None], torch.zeros((), dtype=g.dtype, device=g.device)
+        g = torch.where(counts, g * factors.to(g.dtype)[:, None, None, None], zero)
+        a = a if kernels.looks(a) else torch.where(counts, a, zero)
+        return self.fold(uses, kernels.product(g.flatten(0, 2), a.flatten(0, 2), valid)[None])[0]
 
     def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
         from fxperex.testing import Call

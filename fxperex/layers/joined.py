@@ -36,7 +36,8 @@ def inner(x: Factor, y: Factor) -> Tensor:
     if isinstance(y, OneHot):
         places = y.ids[:, None, None, :].expand(*x.shape[:3], y.ids.shape[1])
         return x.double().gather(3, places)
-    return x.double() @ y.double().transpose(2, 3)
+    first = x.double()
+    return first @ (first if x is y else y.double()).transpose(2, 3)
 
 
 def gram(factors: list[Factor]) -> Tensor:
@@ -104,7 +105,7 @@ class Joined:
                 a, g = kinds()[part.site.kind].flat(part, factors, valid)
                 given.append((a, g) if self._roles(part) == self._roles(lead) else (g, a))
             a, g = (torch.cat([pair[i] for pair in given], 1) for i in (0, 1))
-            sums.append(upright(kinds()[lead.site.kind].summed(lead, a, g)[None], lead)[0])
+            sums.append(upright(kinds()[lead.site.kind].summed(lead, a, g, valid)[None], lead)[0])
         return added(sums)
 
     def _roles(self, uses: Uses) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from fxperex import kernels
 from fxperex.layers.joined import inner
 from fxperex.layers.products import PAIRS, Product, arranged, product, unarranged
 from fxperex.layers.shapes import clean, scaled
@@ -55,22 +56,22 @@ class Linear:
         return unarranged(grads, self._product(uses.node, uses.site.arg), uses.site.shape)
 
     def flat(self, uses: Uses, factors: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns `a [G,N,D]` and scaled `g [G,N,P]` of all examples together, invalid ones zero."""
+        """Returns `a [G,N,D]` and scaled `g [G,N,P]` of all examples together, for `kernels.product`; invalid ones' g is zero."""
         p, x, axis = self._given(uses)
-        x, g = clean(x, axis, valid), scaled(uses.grad, uses.out_axis, factors, valid)
+        x, g = x if kernels.looks(x) else clean(x, axis, valid), scaled(uses.grad, uses.out_axis, factors, valid)
         # Rows in the input's own order, so that nothing is copied.
         order = [p.letters("G"), p.letters("T").replace(p.left[axis.dim], "<*>")]
         a = arranged(x, p.left, [*order, p.letters("D")], p.sizes, axis, uses.site.rows)
         return a, arranged(g, p.out, [*order, p.letters("P")], p.sizes, uses.out_axis, uses.site.rows)
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
-        return self.summed(uses, *self.flat(uses, factors, valid))
+        return self.summed(uses, *self.flat(uses, factors, valid), valid)
 
-    def summed(self, uses: Uses, a: Tensor, g: Tensor) -> Tensor:
+    def summed(self, uses: Uses, a: Tensor, g: Tensor, valid: Tensor) -> Tensor:
         """Returns `g^T a`, folded, of the flat factors."""
         if self._product(uses.node, uses.site.arg).layout == "DP":  # rather than a transposed result
-            return a[0].t() @ g[0]
-        total = g[0].t() @ a[0] if len(a) == 1 else g.transpose(1, 2) @ a
+            return kernels.product(a[0], g[0], valid)
+        total = kernels.product(g[0], a[0], valid) if len(a) == 1 else kernels.product(g, a, valid)
         return self.fold(uses, total.reshape(1, *g.shape[::2], a.shape[2]))[0]
 
     def _product(self, node: fx.Node, arg: int) -> Product:

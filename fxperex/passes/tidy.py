@@ -61,7 +61,7 @@ def _nothing(node: fx.Node) -> bool:
 
 
 def _cheap(node: fx.Node) -> bool:
-    """True for a view, which keeps nothing alive that its second maker would not, and a small value, but for what is recomputed."""
+    """True for a view, which keeps nothing alive that its second maker would not, or a small value; not if recomputed."""
     if node.meta.get("part") == "recomputed":
         return False
     if node.target is operator.getitem or _view(node):

@@ -1,0 +1,34 @@
+"""`g^T a` over the positions of all examples: the weighted sum of scaled output gradients, invalid examples' rows zero.
+
+Zero times a number that is not finite is NaN, for everyone. On a CPU the product looks whether any example is invalid, and
+where none is copies nothing; on a GPU looking would wait for it, so rows of invalid examples are always cleared
+(`layers.shapes.clean`) in front of an ordinary product.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def looks(x: Tensor) -> bool:
+    """True where `product` looks for invalid examples itself, so that its operands need no clearing."""
+    return x.device.type == "cpu"
+
+
+def product(g: Tensor, a: Tensor, valid: Tensor) -> Tensor:
+    """Returns `g^T a` `[..., P, D]` of `g [..., N, P]`, `a [..., N, D]`; an invalid example (`valid [B]`) has zeros in `g`."""
+    return checked_product(g, a, valid) if looks(g) else g.mT @ a
+
+
+@torch.library.custom_op("fxperex::product", mutates_args=())
+def checked_product(g: Tensor, a: Tensor, valid: Tensor) -> Tensor:
+    """Returns `g^T a`; where some example is invalid, numbers that are not finite count as zero."""
+    if not bool(valid.all()):
+        g, a = (v.nan_to_num(0.0, 0.0, 0.0) for v in (g, a))
+    return g.mT @ a
+
+
+@checked_product.register_fake
+def _(g: Tensor, a: Tensor, valid: Tensor) -> Tensor:
+    return g.new_empty(*g.shape[:-2], g.shape[-1], a.shape[-1])
