@@ -35,19 +35,23 @@ class Profile:
 
     def seconds(self, cost: Cost) -> float:
         """Returns the predicted seconds of `cost`: every kernel at its rate, traffic, launches."""
-        return sum(self.of(w) for w in cost.work) + self._traffic(cost.bytes) + cost.launches * self._launch
+        return sum(self.of(w) for w in cost.work) + self.traffic(cost.bytes) + cost.launches * self._launch
 
     def error(self, cost: Cost) -> float:
         """Returns the relative error to expect of `seconds(cost)`: each kernel's own, weighted by its time."""
         parts = [(self.of(w), self.errors[w.kernel]) for w in cost.work]
-        parts.append((self._traffic(cost.bytes) + cost.launches * self._launch, self.errors["copy"]))
+        parts.append((self.traffic(cost.bytes) + cost.launches * self._launch, self.errors["copy"]))
         return sum(s * e for s, e in parts) / max(sum(s for s, _ in parts), 1e-12)
 
     def of(self, work: Work) -> float:
         """Returns the predicted seconds of one Work: at its kernel's rate, and the first touch of tensors too large to reuse."""
         one = work.amount / (self._surfaces[work.kernel].rate(work.shape) * self._factor(work))
         made = (WIDTHS[work.dtype] * elements for elements in KERNELS[work.kernel].made(work.shape))
-        return work.calls * (one + sum(b / self._surfaces["fresh"].rate((b,)) for b in made if b >= FRESH))
+        return work.calls * (one + sum(self.touching(b) for b in made if b >= FRESH))
+
+    def touching(self, made: float) -> float:
+        """Returns the seconds of the first touch of `made` bytes that the system has just handed out."""
+        return made / self._surfaces["fresh"].rate((made,))
 
     @cached_property
     def errors(self) -> dict[str, float]:
@@ -69,7 +73,8 @@ class Profile:
         surface = self._surfaces[work.kernel]
         return math.exp(sum(math.log(rate / surface.rate(shape)) for shape, rate in found) / len(found))
 
-    def _traffic(self, moved: float) -> float:
+    def traffic(self, moved: float) -> float:
+        """Returns the seconds of moving `moved` bytes, read and written ones together, by pointwise operations."""
         return moved / self._surfaces["copy"].rate((moved / 2,)) if moved else 0.0
 
     @cached_property

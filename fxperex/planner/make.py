@@ -12,6 +12,7 @@ from fxperex.frame import Frame, Frames
 from fxperex.planner.budget import notes
 from fxperex.planner.choose import at_rows, choose, forced, naive
 from fxperex.planner.memory import plan_peak
+from fxperex.planner.pages import settled
 from fxperex.planner.plan import Budget, Choice, Plan, check_same
 from fxperex.planner.within import refuse, within
 from fxperex.registry import Site
@@ -40,6 +41,7 @@ class _Request:
             choices = tuple(naive(s, self.profile) for s in sites)
         else:
             choices = tuple(choose(s, self.profile, groups.get(s.name, (s,)), wanted.get(s.name), whole) for s in sites)
+            choices = settled(choices, self.profile)
         how = "naive" if whole == "naive" else "graph"
         again = self.strategy.recompute if isinstance(self.strategy, Plan) and self.memory is None else None
         plan = Plan(choices, how, rows, self.profile.device, self.analysis.unused, self.frozen, recompute=again)
