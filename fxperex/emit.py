@@ -67,7 +67,7 @@ class Emit:
         """Returns squared norms `[B, K]`, float64, of the K clip groups."""
         zero = torch.zeros(self.rows, dtype=torch.float64, device=mask.device)
         found: list[list[Tensor]] = [[] for _ in range(1 + max(self.clip_groups.values(), default=0))]
-        for site in (s for s in self._direct() if not self._bundle(s)):
+        for site in self._alone():
             name, at = self.chosen[site.name], self._clip_group(site)
             with marked(site.name, name, "norm"):
                 found[at].append(strategies()[name].sq_norm(self.uses[site.name]))
@@ -83,7 +83,7 @@ class Emit:
         return torch.stack([torch.stack(of).sum(0) if of else zero for of in found], 1)
 
     def _bundle(self, site: Site) -> Bundle | None:
-        """What `site` may be side by side with, None for a site with a norm and a sum of its own."""
+        """What `site` may be side by side with, None for nothing."""
         dtype = self.uses[site.name].dtype
         return (self._clip_group(site), dtype) if small(site, self.chosen[site.name]) and dtype not in LOW_PRECISION else None
 
@@ -92,7 +92,12 @@ class Emit:
         for site in self._direct():
             if key := self._bundle(site):
                 found.setdefault(key, []).append(site)
-        return found
+        return {key: sites for key, sites in found.items() if len(sites) > 1}
+
+    def _alone(self) -> list[Site]:
+        """The sites with a norm and a sum of their own."""
+        together = {s.name for sites in self._bundled().values() for s in sites}
+        return [s for s in self._direct() if s.name not in together]
 
     def _direct(self) -> list[Site]:
         return [s for g in self.analysis.groups for s in g if s.direct_norm and s.name in self.uses]
@@ -148,8 +153,8 @@ class Emit:
         return made | self._pull_sum(outs, cotangents)
 
     def _sums(self, factors: Tensor, valid: Tensor) -> Iterator[tuple[Site, Tensor]]:
-        """Every site with a norm of its own, and its weighted sum."""
-        for site in (s for s in self._direct() if not self._bundle(s)):
+        """Every site whose norm is not that of a tied group, and its weighted sum."""
+        for site in self._alone():
             name = self.chosen[site.name]
             with marked(site.name, name, "weighted_sum"):
                 total = strategies()[name].weighted_sum(widened(self.uses[site.name]), factors[:, self._clip_group(site)], valid)

@@ -10,15 +10,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+WORTH = 2**20  # bytes of an input whose cleared copy costs more than an operation of its own, into which Inductor fuses nothing
+
 
 def looks(x: Tensor) -> bool:
-    """True where `product` looks for invalid examples itself, so that its operands need no clearing."""
-    return x.device.type == "cpu"
+    """True for an input `x` that needs no clearing, because `product` looks for invalid examples itself."""
+    return x.device.type == "cpu" and x.numel() * x.element_size() >= WORTH
 
 
 def product(g: Tensor, a: Tensor, valid: Tensor) -> Tensor:
     """Returns `g^T a` `[..., P, D]` of `g [..., N, P]`, `a [..., N, D]`; an invalid example (`valid [B]`) has zeros in `g`."""
-    return checked_product(g, a, valid) if looks(g) else g.mT @ a
+    return checked_product(g, a, valid) if looks(a) or looks(g) else g.mT @ a
 
 
 @torch.library.custom_op("fxperex::product", mutates_args=())
