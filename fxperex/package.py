@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from fxperex import clipping
 from fxperex.compiler import guarded
 from fxperex.errors import ConfigError, PackageError, StateError
+from fxperex.passes import plainly
 from fxperex.runtime import PerExampleModule, _state
 from fxperex.step_graph import copied
 
@@ -117,7 +118,7 @@ def _left_behind(what: str) -> StateError:
 def _compile(private: PerExampleModule, path: Path) -> None:
     from torch._inductor import aoti_compile_and_package
 
-    copy = copied(private.step_graph)  # export takes the graph apart; the one people read stays whole
+    copy = plainly(copied(private.step_graph))  # export takes the graph apart; the one people read stays whole
     inputs = tuple(x.clone() for x in private.example_inputs())
     with torch.no_grad():
         exported = torch.export.export(copy, inputs, strict=False)

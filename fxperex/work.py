@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 
 from fxperex.config import accumulator
-from fxperex.kernels.weighted import WORTH
-from fxperex.layers.conv import SMALL, Conv
+from fxperex.kernels.weighted import SMALL
+from fxperex.layers import conv
 from fxperex.registry import Dims, Site, Work, kinds
 from fxperex.workspace import BLOCK, FRESH, by_patches, convolution, copies, partial
 
@@ -18,7 +18,7 @@ def name_of(site: Site) -> str:
 
 def convolves(site: Site) -> bool:
     """True for a convolution, transposed or not: its weight gradient is a convolution too."""
-    return isinstance(kinds()[site.kind], Conv)
+    return isinstance(kinds()[site.kind], conv.Conv)
 
 
 def taps(site: Site) -> int:
@@ -55,8 +55,8 @@ def outputs_bytes(site: Site) -> float:
 
 
 def passes(site: Site) -> int:
-    """Times that a closed formula reads or writes a tensor of the output's size: a bias' sum reads it, others form products."""
-    return 1 if site.kind == "bias" else 4
+    """Times that a closed formula reads or writes a tensor of the output's size: sums read it, others form products."""
+    return 1 if site.kind == "bias" or site.op.endswith("group_norm") else 4
 
 
 def patches_bytes(site: Site) -> float:
@@ -103,7 +103,7 @@ def each_by_convolution(site: Site, d: Dims, way: str) -> Work:
 def by_convolution(site: Site) -> bool:
     """True where the ordinary weight gradient is a convolution's own, not a product over patches."""
     d = site.dims
-    return convolves(site) and d is not None and (d.T > SMALL or d.G > 1)
+    return convolves(site) and d is not None and (d.T > conv.SMALL or d.G > 1)
 
 
 def sum_scratch(site: Site) -> float:
@@ -167,7 +167,7 @@ def read_stored(site: Site) -> tuple[Work, ...]:
 def summing_bytes(site: Site, held: float) -> float:
     """Bytes of the copy that the weighted sum of `held` bytes of stored gradients makes: of small ones, or to widen 16 bits."""
     widened = held * accumulator(site.dtype).itemsize / site.dtype.itemsize
-    return widened if held < WORTH or widened > held else 0.0
+    return widened if held < SMALL or widened > held else 0.0
 
 
 def fresh(made: float) -> tuple[Work, ...]:

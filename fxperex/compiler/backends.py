@@ -23,7 +23,7 @@ from torch import Tensor, fx
 from fxperex.compiler import choice
 from fxperex.compiler.replay import host_waits, record
 from fxperex.errors import BackendWarning, ConfigError
-from fxperex.passes import channels_last
+from fxperex.passes import channels_last, plainly
 from fxperex.step_graph import copied
 
 BACKENDS = ("auto", "inductor", "eager")
@@ -75,7 +75,7 @@ def _inductor(graph: fx.GraphModule, inputs: list[Tensor], fixed: Sequence[bool]
     static = [fakes.from_tensor(x.detach(), static_shapes=True) for x in inputs]
     # The compiler takes the graph apart; the one people read stays whole.
     with torch.no_grad(), tracing(context), torch._inductor.config.patch({"fx_graph_cache": True}):
-        run = _no_grad(compile_fx(copied(graph), static))
+        run = _no_grad(compile_fx(plainly(copied(graph)), static))
     run(*inputs)  # compiles now, so that a failure is seen here
     if not inputs or not inputs[0].is_cuda:
         return run

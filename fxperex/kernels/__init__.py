@@ -17,6 +17,10 @@ Triton is imported on the first launch, never by `import fxperex`.
 | `patches` | a convolution's patches | none: one strided copy everywhere |
 """
 
+import torch
+
+from fxperex.kernels import product as _product
+from fxperex.kernels import weighted as _weighted
 from fxperex.kernels.affine import affine_gradients
 from fxperex.kernels.chacha import chacha20
 from fxperex.kernels.conv import Shape, conv_gradients, conv_sq_norm
@@ -28,6 +32,25 @@ from fxperex.kernels.patches import patches
 from fxperex.kernels.product import looks, product
 from fxperex.kernels.weighted import by_factors, weighted_sum
 
-__all__ = ["Shape", "affine_gradients", "by_factors", "by_token", "chacha20", "conv_gradients", "conv_sq_norm",
-           "embedding_sq_norm", "gram_sq_norm", "linear_gradients", "linear_sq_norm", "looks", "patches", "product",
-           "unavailable", "weighted_sum"]
+__all__ = [
+           "PLAINLY",
+           "Shape",
+           "affine_gradients",
+           "by_factors",
+           "by_token",
+           "chacha20",
+           "conv_gradients",
+           "conv_sq_norm",
+           "embedding_sq_norm",
+           "gram_sq_norm",
+           "linear_gradients",
+           "linear_sq_norm",
+           "looks",
+           "patches",
+           "product",
+           "unavailable",
+           "weighted_sum",
+]
+
+# Operations for which a compiler is better served by plain ones, where these say so (they return None where not).
+PLAINLY = {torch.ops.fxperex.weighted_sum.default: _weighted.plainly, torch.ops.fxperex.product.default: _product.plainly}

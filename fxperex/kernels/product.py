@@ -10,12 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-WORTH = 2**20  # bytes of an input whose cleared copy costs more than an operation of its own, into which Inductor fuses nothing
+SMALL = 2**16  # bytes of an input whose cleared copy takes no longer than an operation of its own takes to call
+FUSED = 2**20  # bytes of an input that Inductor clears in passing
 
 
 def looks(x: Tensor) -> bool:
     """True for an input `x` that needs no clearing, because `product` looks for invalid examples itself."""
-    return x.device.type == "cpu" and x.numel() * x.element_size() >= WORTH
+    return x.device.type == "cpu" and _bytes(x) >= SMALL
 
 
 def product(g: Tensor, a: Tensor, valid: Tensor) -> Tensor:
@@ -34,3 +35,15 @@ def checked_product(g: Tensor, a: Tensor, valid: Tensor) -> Tensor:
 @checked_product.register_fake
 def _(g: Tensor, a: Tensor, valid: Tensor) -> Tensor:
     return g.new_empty(*g.shape[:-2], g.shape[-1], a.shape[-1])
+
+
+def plainly(g: Tensor, a: Tensor, valid: Tensor) -> Tensor | None:
+    """Returns the same by operations that a compiler can fuse, or None where a cleared copy would cost more than that saves."""
+    if max(_bytes(g), _bytes(a)) >= FUSED:
+        return None
+    g, a = (torch.where(valid.all(), v, v.nan_to_num(0.0, 0.0, 0.0)) for v in (g, a))
+    return g.mT @ a
+
+
+def _bytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()

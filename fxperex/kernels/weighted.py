@@ -8,13 +8,13 @@ from torch import Tensor
 from fxperex.config import accumulator
 from fxperex.kernels.device import runs
 
-WORTH = 2**22  # bytes from which an operation of its own is worth it: it takes time to call, and Inductor fuses nothing into it
+SMALL = 2**16  # bytes below which plain operations take no longer than one of their own takes to call
+FUSED = 2**22  # bytes below which it is worth more to let Inductor fuse them
 
 
 def by_factors(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
     """Returns `weighted_sum(grads, factors, valid)`; of small gradients by plain operations."""
-    large = grads.numel() * grads.element_size() >= WORTH
-    return weighted_sum(grads, factors, valid) if large else _product(grads, factors, valid)
+    return _product(grads, factors, valid) if _bytes(grads) < SMALL else weighted_sum(grads, factors, valid)
 
 
 @torch.library.custom_op("fxperex::weighted_sum", mutates_args=())
@@ -26,7 +26,9 @@ def weighted_sum(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
         return launch(grads, factors, valid)
     if grads.device.type != "cpu":  # asking which rows count would wait for it
         return _product(grads, factors, valid)
-    return _product(grads, factors, None) if bool(valid.all()) else _row_by_row(grads, factors, valid)
+    if bool(valid.all()):
+        return _product(grads, factors, None)
+    return _product(grads, factors, valid) if _bytes(grads) < FUSED else _row_by_row(grads, factors, valid)
 
 
 def _row_by_row(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
@@ -48,3 +50,12 @@ def _product(grads: Tensor, factors: Tensor, valid: Tensor | None) -> Tensor:
 @weighted_sum.register_fake
 def _(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
     return grads.new_empty(grads.shape[1:], dtype=accumulator(grads.dtype))
+
+
+def plainly(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor | None:
+    """Returns the same by operations that a compiler can fuse, or None for gradients that are better left to the kernel."""
+    return _product(grads, factors, valid) if _bytes(grads) < FUSED else None
+
+
+def _bytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()

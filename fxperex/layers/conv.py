@@ -138,8 +138,11 @@ class Conv:
 
 
 def pixel_gram(d: Dims) -> bool:
-    """True where the pixels' Gram matrix and its shifted copies are less work than that of the patches."""
-    return 0 < d.pixels**2 <= d.T**2 * d.taps
+    """True where the pixels' Gram matrix and its shifted copies are less work than that of the patches.
+
+    Of few positions the sum is formed from patches anyway, and their Gram matrix is next to nothing.
+    """
+    return 0 < d.pixels**2 <= d.T**2 * d.taps and (d.T > SMALL or d.G > 1)
 
 
 def weight_gradient(x: Tensor, g: Tensor, weight: Tensor, shape: Geometry) -> Tensor:

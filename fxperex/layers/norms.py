@@ -1,12 +1,14 @@
 """The affine part of layer, RMS, group, instance and (in eval mode) batch normalisation.
 
 `y = xhat * w + b`: `grad_b w = sum_t g_bt xhat_bt`, `grad_b b = sum_t g_bt`; `xhat` is the same operation
-run without its affine part.
+run without its affine part. Of group norm neither is formed: its own backward of one image with `N C` channels gives
+every example's sums, `rstd (sum_t g x - mean sum_t g)`, in one pass.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxperex.layers.shapes import packet, unbroadcast
@@ -37,6 +39,8 @@ class Norm:
 
     def per_example(self, uses: Uses) -> Tensor:
         site, g = uses.site, uses.grad
+        if packet(uses.node) == "group_norm" and uses.out_axis.dim == 0:
+            return self._of_groups(uses)
         if site.arg == self._flat(uses.node, 0):
             args = list(uses.args)
             for which in (0, 1):
@@ -49,11 +53,29 @@ class Norm:
         shape = site.shape if trailing else (*site.shape, *(1,) * (g.dim() - 2))
         return unbroadcast(g, uses.out_axis, shape, site.rows).reshape(site.rows, *site.shape)
 
+    def _of_groups(self, uses: Uses) -> Tensor:
+        """From `aten.native_group_norm_backward`; the forward operation is the program's own, of which one is left (`tidy`)."""
+        x, groups, weight, bias = uses.args[:4]
+        eps = uses.args[4] if len(uses.args) > 4 else 1e-5
+        images, channels = x.shape[:2]
+        positions = x[:1, :1].numel()
+        _, mean, rstd = torch.ops.aten.native_group_norm(x, weight, bias, images, channels, positions, groups, eps)
+        g, x = (v.reshape(1, images * channels, positions) for v in (uses.grad, x))
+        weights = None if weight is None else weight.repeat(images)
+        made = torch.ops.aten.native_group_norm_backward(
+            g, x, mean.reshape(1, -1), rstd.reshape(1, -1), weights, 1, images * channels, positions, images * groups,
+            [False, True, True])[1 if uses.site.arg == self._flat(uses.node, 0) else 2]
+        return unbroadcast(made.reshape(images, channels), uses.out_axis, uses.site.shape, uses.site.rows)
+
     def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
+        from fxperex.testing import Call
+
         nn = torch.nn
         return [(nn.LayerNorm(5), (torch.randn(3, 4, 5),)), (nn.LayerNorm((4, 5), bias=False), (torch.randn(3, 4, 5),)),
                 (nn.RMSNorm(5), (torch.randn(3, 4, 5),)), (nn.GroupNorm(2, 4), (torch.randn(3, 4, 5, 2),)),
                 (nn.GroupNorm(1, 3), (torch.randn(3, 3, 6),)),
+                (Call(lambda m, x: m(x.flatten(0, 1)).unflatten(0, (-1, 2)), nn.GroupNorm(2, 4)), (torch.randn(3, 2, 4, 5),)),
+                (Call(lambda m, x: F.group_norm(x, 2, None, m.bias), nn.GroupNorm(2, 4)), (torch.randn(3, 4, 5),)),
                 (nn.InstanceNorm1d(3, affine=True), (torch.randn(3, 3, 6),)),
                 (nn.InstanceNorm2d(3, affine=True), (torch.randn(3, 3, 4, 2),)),
                 (nn.BatchNorm2d(3).eval(), (torch.randn(4, 3, 2, 2),))]

@@ -33,11 +33,15 @@ def tidy(graph: fx.GraphModule) -> int:
             continue
         if dirty & {s for n in (node, *node.all_input_nodes) for s in storages(n)}:
             continue
+        first = known.setdefault(_key(node), node)
         again = _cheap(node) and node not in handed
-        other = node.args[0] if _nothing(node) else known.setdefault(_key(node), node) if again else node
+        other = node.args[0] if _nothing(node) else first if again else node
         if other is not node:
             node.replace_all_uses_with(other)  # type: ignore[arg-type]
             graph.graph.erase_node(node)
+    for node in list(graph.graph.nodes):
+        if node.target is operator.getitem:  # at once: a tuple keeps all its values while one of them is to be taken
+            node.args[0].append(node)
     graph.recompile()
     return before - len(graph.graph.nodes)
 
@@ -66,7 +70,9 @@ def _cheap(node: fx.Node) -> bool:
         return False
     if node.target is operator.getitem or _view(node):
         return True
-    made = [t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
+    # Of an operation with several results those that nobody reads do not count: nothing keeps them.
+    read = node.users if all(n.target is operator.getitem for n in node.users) else [node]
+    made = [t for n in read for t in pytree.tree_leaves(n.meta.get("val")) if isinstance(t, Tensor)]
     return bool(made) and sum(t.numel() * t.element_size() for t in made) <= SMALL
 
 

@@ -54,12 +54,12 @@ class Ghost:
         groups = d.B * d.G
         grams = tuple(Work("gram", (groups, t, width), 2.0 * groups * t**2 * width) for t, width in pairs)
         square = 0.0 if tiled else 8.0 * groups * d.T**2
-        doubled = 0.0 if tiled else 2 * inputs_bytes(site) + 8.0 * groups * d.T * d.P
-        moved = 3 * doubled + 4 * square + scaling_bytes(site) + 2.0 * site.size * site.dtype.itemsize + folding_bytes(site)
+        copies = (0.0, 0.0) if tiled else (2 * inputs_bytes(site), 8.0 * groups * d.T * d.P)  # in float64, one after the other
+        moved = 3 * sum(copies) + 4 * square + scaling_bytes(site) + 2.0 * site.size * site.dtype.itemsize + folding_bytes(site)
         if pixels:
             moved += 3 * square * d.taps  # shifted copies of the pixels' matrix, added up
         unfolded = () if pixels and d.T > SMALL else patches(site)
-        transient = doubled + (_shifting(d, square) if pixels else 3 * square + 3 * patches_bytes(site))
+        transient = max(copies) + (_shifting(d, square) if pixels else 3 * square + 3 * patches_bytes(site))
         if site.parts:  # the uses' factors side by side
             transient += inputs_bytes(site) + outputs_bytes(site)
             moved += 4 * (inputs_bytes(site) + outputs_bytes(site))

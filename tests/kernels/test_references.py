@@ -16,7 +16,7 @@ from fxperex.errors import ConfigError
 from fxperex.kernels import device, linear
 from fxperex.kernels.embedding import run_numbers
 from fxperex.kernels.gram import reference
-from fxperex.kernels.weighted import WORTH, by_factors
+from fxperex.kernels.weighted import FUSED, by_factors
 from fxperex.testing import error
 
 CPU = torch.device("cpu")
@@ -98,7 +98,7 @@ def test_importing_the_library_imports_no_triton() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("size", [7, WORTH // 4])  # elements: three rows of either dtype are worth an operation
+@pytest.mark.parametrize("size", [7, FUSED // 4])  # elements: three rows of either dtype are worth an operation
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_that_do_not_count_may_hold_anything(size: int, dtype: torch.dtype) -> None:
     grads, factors = torch.randn(3, size).to(dtype), torch.rand(3, dtype=torch.float64)
