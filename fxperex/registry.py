@@ -6,7 +6,7 @@ Letters, defined once: B examples, G groups, T positions, D inputs per group, P 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -97,6 +97,13 @@ class Site:
     @property
     def size(self) -> int:
         return torch.Size(self.shape).numel()
+
+
+def at_rows(site: Site, rows: int) -> Site:
+    """Returns `site` with `rows` examples."""
+    dims = site.dims and replace(site.dims, B=rows)
+    parts = tuple(at_rows(part, rows) for part in site.parts)
+    return replace(site, rows=rows, dims=dims, outputs=site.outputs * rows // max(site.rows, 1), parts=parts)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from fxperex.layers import conv
 from fxperex.registry import Dims, Site, Work, kinds
 from fxperex.workspace import BLOCK, FRESH, by_patches, convolution, copies, partial
 
+PIECE = 2**24  # bytes of patches that `unfold` forms at a time where it does not form all at once
+
 
 def name_of(site: Site) -> str:
     return str(site.dtype).removeprefix("torch.")
@@ -71,6 +73,15 @@ def patches(site: Site) -> tuple[Work, ...]:
     if d is None or taps(site) == 1:
         return ()
     return (Work("im2col", (d.B, d.G * d.D // taps(site), d.T, taps(site)), patches_bytes(site)),)
+
+
+def at_once(site: Site) -> int:
+    """Examples whose patches are formed at once: all, or on a CPU as many as fill `PIECE` where all would be new memory."""
+    d = site.dims
+    if d is None or site.parts or not d.pixels or site.device.type != "cpu" or patches_bytes(site) < FRESH:
+        return site.rows
+    fitting = int(PIECE * site.rows // patches_bytes(site))
+    return max(fitting - fitting % 2, 1)  # an even number, for two threads
 
 
 def per_example_product(site: Site, d: Dims, kernel: str = "") -> Work:

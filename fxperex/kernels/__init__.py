@@ -14,7 +14,7 @@ Triton is imported on the first launch, never by `import fxperex`.
 | `weighted_sum` | `sum_b f_b grad_b`, one read, on a CPU too | `gpu/weighted.py` |
 | `product` | `g^T a` of scaled factors | none: looks for invalid examples once, on a CPU |
 | `chacha20` | the RFC 8439 key stream, for noise drawn on the device | `gpu/chacha.py` |
-| `patches` | a convolution's patches | none: one strided copy everywhere |
+| `patches`, `products_of_patches` | a convolution's patches, or their products in pieces | none: one strided copy everywhere |
 """
 
 import torch
@@ -28,7 +28,7 @@ from fxperex.kernels.device import unavailable
 from fxperex.kernels.embedding import by_token, embedding_sq_norm
 from fxperex.kernels.gram import gram_sq_norm
 from fxperex.kernels.linear import linear_gradients, linear_sq_norm
-from fxperex.kernels.patches import patches
+from fxperex.kernels.patches import patches, products_of_patches
 from fxperex.kernels.product import looks, product
 from fxperex.kernels.weighted import by_factors, weighted_sum
 
@@ -48,7 +48,7 @@ __all__ = [
            "looks",
            "patches",
            "product",
-           "unavailable",
+           "products_of_patches",           "unavailable",
            "weighted_sum",
 ]
 

@@ -61,6 +61,13 @@ class Conv:
             uses.cache["patches"] = self._per_example(unfold(image, shape), axis, uses.site.rows, shape.groups)
         return uses.cache["patches"], self.outputs(uses)
 
+    def products(self, uses: Uses, images: int) -> Tensor:
+        """Returns `g_b^T a_b` `[B,G,P,D]` of one image an example, from patches of so many images at a time."""
+        shape = self.live(uses.node)
+        image, seen = self.ordered(uses.args[0], uses.grad)
+        return kernels.products_of_patches(image, seen.flatten(2), shape.kernel, shape.stride, shape.dilation, shape.before,
+                                           shape.after, shape.groups, images)
+
     def outputs(self, uses: Uses) -> Tensor:
         """What stands at the positions, `g [B,G,T,P]`: output gradients; inputs where the convolution is transposed."""
         _, seen = self.ordered(uses.args[0], uses.grad)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from fxperex.devices import Profile
 from fxperex.frame import Frames
-from fxperex.planner.choose import at_rows, naive
+from fxperex.planner.choose import naive
 from fxperex.planner.make import with_frame
 from fxperex.planner.memory import plan_peak
 from fxperex.planner.plan import Plan
-from fxperex.registry import strategies
+from fxperex.registry import at_rows, strategies
 
 
 @dataclass(frozen=True)

@@ -80,10 +80,3 @@ def _added(cost: Cost, site: Site, group: tuple[Site, ...]) -> Cost:
     kept = grads if site == max(group, key=lambda s: (s.size, s.name)) else 0.0
     return replace(cost, held=kept, transient=cost.transient + sum(grads_bytes(s) for s in group),
                    bytes=cost.bytes + 4 * grads, launches=cost.launches + 4)
-
-
-def at_rows(site: Site, rows: int) -> Site:
-    """Returns `site` with `rows` examples."""
-    dims = site.dims and replace(site.dims, B=rows)
-    parts = tuple(at_rows(part, rows) for part in site.parts)
-    return replace(site, rows=rows, dims=dims, outputs=site.outputs * rows // max(site.rows, 1), parts=parts)

@@ -10,12 +10,12 @@ from fxperex.devices import Profile
 from fxperex.errors import ConfigError
 from fxperex.frame import Frame, Frames
 from fxperex.planner.budget import notes
-from fxperex.planner.choose import at_rows, choose, forced, naive
+from fxperex.planner.choose import choose, forced, naive
 from fxperex.planner.memory import plan_peak
 from fxperex.planner.pages import settled
 from fxperex.planner.plan import Budget, Choice, Plan, check_same
 from fxperex.planner.within import refuse, within
-from fxperex.registry import Site
+from fxperex.registry import Site, at_rows
 
 Timer = Callable[[Site, str], float]
 

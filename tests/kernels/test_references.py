@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from support import against_the_loop
 from torch import Tensor, nn
 
 import fxperex
-from fxperex import kernels
+from fxperex import kernels, registry, work
 from fxperex.errors import ConfigError
 from fxperex.kernels import device, linear
 from fxperex.kernels.embedding import run_numbers
 from fxperex.kernels.gram import reference
 from fxperex.kernels.weighted import FUSED, by_factors
 from fxperex.testing import error
+from fxperex.transform import outline
 
 CPU = torch.device("cpu")
 SHAPE: tuple[Any, ...] = ([3, 2], [2, 1], [1, 2], [1, 1], 2)
@@ -32,6 +34,7 @@ def _calls() -> dict[Any, tuple[Any, ...]]:
             kernels.gram_sq_norm: (a, g), kernels.embedding_sq_norm: (torch.randint(4, (3, 7)), g[:, 0]),
             kernels.affine_gradients: (rows, rows, torch.randn(3, 2), torch.rand(3, 2), 3),
             kernels.weighted_sum: (a, torch.rand(3, dtype=torch.float64), torch.tensor([True, False, True])),
+            kernels.products_of_patches: (x[:, 0], y[:, 0].flatten(2), [3, 2], [2, 1], [1, 2], [1, 1], [1, 1], 2, 2),
             kernels.chacha20: (torch.arange(11, dtype=torch.int32), 13, 2)}
 
 
@@ -116,3 +119,25 @@ def test_products_streamed_in_pieces_of_any_size(piece: int, dtype: torch.dtype,
     a, g = torch.randn(5, 2, 7, 6, dtype=dtype), torch.randn(5, 2, 9, 7, dtype=dtype).transpose(2, 3)
     truth = torch.einsum("bgtp,bgtd->bgpd", g.double(), a.double()).square().sum((1, 2, 3))
     assert error(kernels.linear_sq_norm(a, g), truth) <= (1e-6 if dtype == torch.float32 else 1e-13)
+
+
+@pytest.mark.parametrize("kind", ["conv", "conv_transpose"])
+def test_patches_in_pieces_are_the_same_gradients(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every sample whose patches are copied, as if they were too large to form at once."""
+    monkeypatch.setattr(work, "FRESH", 1)
+    monkeypatch.setattr(work, "PIECE", 1)
+    pieced = 0
+    for model, batch in registry.kinds()[kind].samples():
+        private = against_the_loop(model.double(), tuple(x.double() for x in batch), ["unfold"])[0]
+        pieced += sum("products_of_patches" in str(n.target) for n in private.step_graph.graph.nodes)
+    assert pieced >= 6
+
+
+def test_large_patches_are_formed_in_pieces_of_even_size() -> None:
+    model, x = nn.Conv2d(8, 4, 5, padding=2), torch.empty(64, 8, 64, 64)
+    plan = outline(model, (x,), forward=lambda m, v: m(v).square().sum((1, 2, 3)), strategy="unfold").plan
+    site = next(c.site for c in plan.choices if c.site.name == "weight")
+    assert work.at_once(site) == 4 and work.patches_bytes(site) == 64 * 8 * 25 * 64**2 * 4
+    cost = next(c.cost for c in plan.choices if c.site.name == "weight")
+    assert cost.transient < work.patches_bytes(site) / 8
+    assert all(w.calls == 16 for w in cost.work if w.kernel in {"im2col", "bmm_patches"})
