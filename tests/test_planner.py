@@ -22,6 +22,8 @@ from fxperex.planner import Plan, parse_memory
 from fxperex.planner.alternatives import alternatives
 from fxperex.planner.budget import fit, smallest
 from fxperex.planner.memory import plan_peak
+from fxperex.planner.pages import settled
+from fxperex.planner.plan import Choice
 from fxperex.planner.sizes import budget_text
 from fxperex.planner.timeline import Timeline
 from fxperex.registry import Dims
@@ -330,3 +332,31 @@ def test_a_plan_for_a_gpu_does_not_run_on_a_cpu() -> None:
 def test_rows_that_are_no_number_are_refused(rows: object) -> None:
     with pytest.raises(ConfigError, match="physical_batch must be"):
         drafted(physical_batch=rows)
+
+
+def _wide(layers: int) -> Outline:
+    """Layers of 512: each would store 8 MB for 8 examples of 32 positions."""
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(512, 512), nn.Tanh()) for _ in range(layers)))
+    return outline(model, (torch.randn(8, 32, 512),), forward=lambda m, x: m(x).square().sum((1, 2)), strategy="unfold")
+
+
+def test_a_large_step_takes_strategies_that_hold_less() -> None:
+    """Each site alone would store; together they would fault more memory in than the others' work costs."""
+    rates = profile(CPU)
+
+    def free(layers: int) -> tuple[Choice, ...]:
+        found = tuple(replace(c, fixed=False) for c in _wide(layers).plan.choices)
+        # As if the best of the others took a tenth more.
+        return tuple(replace(c, times={k: c.seconds * (1.0 if k == "unfold" else 1.1) for k in c.times})
+                     if c.strategy == "unfold" else c for c in found)
+
+    few, many = free(2), free(12)
+    assert settled(few, rates) == few
+    lean = settled(many, rates)
+    moved = [c for a, c in zip(many, lean, strict=True) if a.strategy != c.strategy]
+    assert len(moved) == 12 and all("would touch 8.4 MB of new memory in every step" in c.note for c in moved)
+    assert sum(c.cost.held for c in lean) < sum(c.cost.held for c in many) / 10
+    asked = tuple(replace(c, fixed=True) for c in many)
+    assert settled(asked, rates) == asked
+    elsewhere = tuple(replace(c, site=replace(c.site, device=torch.device("cuda"))) for c in many)
+    assert settled(elsewhere, rates) == elsewhere

@@ -19,7 +19,7 @@ Triton is imported on the first launch, never by `import fxperex`.
 
 import torch
 
-from fxperex.kernels import product as _product
+from fxperex.kernels import summing as _summing
 from fxperex.kernels import weighted as _weighted
 from fxperex.kernels.affine import affine_gradients
 from fxperex.kernels.chacha import chacha20
@@ -29,7 +29,7 @@ from fxperex.kernels.embedding import by_token, embedding_sq_norm
 from fxperex.kernels.gram import gram_sq_norm
 from fxperex.kernels.linear import linear_gradients, linear_sq_norm
 from fxperex.kernels.patches import patches, products_of_patches
-from fxperex.kernels.product import looks, product
+from fxperex.kernels.summing import looks, product
 from fxperex.kernels.weighted import by_factors, weighted_sum
 
 __all__ = [
@@ -53,4 +53,4 @@ __all__ = [
 ]
 
 # Operations for which a compiler is better served by plain ones, where these say so (they return None where not).
-PLAINLY = {torch.ops.fxperex.weighted_sum.default: _weighted.plainly, torch.ops.fxperex.product.default: _product.plainly}
+PLAINLY = {torch.ops.fxperex.weighted_sum.default: _weighted.plainly, torch.ops.fxperex.product.default: _summing.plainly}

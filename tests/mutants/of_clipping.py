@@ -48,6 +48,8 @@ MUTANTS = [
            "found[key[0]].append(0 * sq_norm(self.bundles[key]))", (FORMULA + "[Flat-auto]",)),
     Mutant("two results become one tensor", "passes/tidy.py", "again = _cheap(node) and node not in handed",
            "again = _cheap(node)", ("passes/test_tidy.py::test_equal_results_stay_two_tensors",)),
+    Mutant("a sum does not look for invalid rows", "kernels/summing.py", "if not bool(valid.all()):", "if False:",
+           ("kernels/test_summing.py::test_a_row_that_is_not_finite_reaches_nobody",)),
     Mutant("random draws become one", "passes/tidy.py", "or random(node) or writes(node)", "or writes(node)",
            ("passes/test_tidy.py::test_random_draws_and_written_memory_keep_their_operations",)),
     Mutant("clip skipped at weights used twice", "emit.py",
