@@ -31,7 +31,7 @@ def tidy(graph: fx.GraphModule) -> int:
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or random(node) or writes(node):
             continue
-        if dirty & {s for n in (node, *node.all_input_nodes) for s in storages(n)}:
+        if dirty and dirty & {s for n in (node, *node.all_input_nodes) for s in storages(n)}:
             continue
         first = known.setdefault(_key(node), node)
         again = _cheap(node) and node not in handed
