@@ -26,15 +26,18 @@ from fxperex.numerics import sq_norm, wide
 from fxperex.registry import Site, Uses, strategies
 from fxperex.strategies.stored import small
 
+BESIDE = "side by side"
 Bundle = tuple[int, torch.dtype]  # clip group and dtype of what may be side by side
-
-
-_SMALL = ("small sites", "joined")
 
 
 def marked(site: str, strategy: str, role: str) -> AbstractContextManager[None]:
     """Nodes traced inside carry who made them."""
     return tagged("fxperex", (site, strategy, role))
+
+
+def _several(sites: Sequence[Site]) -> str:
+    """What the printed graph calls several sites."""
+    return ", ".join([s.name for s in sites[:3]] + [f"{len(sites) - 3} more"] * (len(sites) > 3))
 
 
 def widened(uses: Uses) -> Uses:
@@ -73,7 +76,7 @@ class Emit:
                 found[at].append(strategies()[name].sq_norm(self.uses[site.name]))
         for key, sites in self._bundled().items():
             self.bundles[key] = self._side_by_side(sites)
-            with marked(*_SMALL, "norm"):
+            with marked(_several(sites), BESIDE, "norm"):
                 found[key[0]].append(sq_norm(self.bundles[key]))
         for group in (g for g in self.analysis.groups if not g[0].direct_norm):
             for param, grads in self._pull([s for s in group if s.name in self.uses]).items():
@@ -108,7 +111,7 @@ class Emit:
             name = self.chosen[site.name]
             with marked(site.name, name, "grad"):
                 made.append(strategies()[name].stored(self.uses[site.name]).reshape(self.rows, -1))
-        with marked(*_SMALL, "grad"):
+        with marked(_several(sites), BESIDE, "grad"):
             return torch.cat(made, 1)
 
     def _clip_group(self, site: Site) -> int:
@@ -160,7 +163,7 @@ class Emit:
                 total = strategies()[name].weighted_sum(widened(self.uses[site.name]), factors[:, self._clip_group(site)], valid)
             yield site, total
         for key, sites in self._bundled().items():
-            with marked(*_SMALL, "weighted_sum"):
+            with marked(_several(sites), BESIDE, "weighted_sum"):
                 whole = by_factors(self.bundles[key], factors[:, key[0]], valid)
                 # Copies: parameters' gradients must not be parts of one tensor, which would live as long as any of them.
                 parts: Sequence[Tensor] = torch.ops.aten.split_with_sizes_copy(whole, [s.size for s in sites])

@@ -70,7 +70,7 @@ def test_the_step_graph_reads_by_site() -> None:
 
 @pytest.mark.parametrize(("level", "seen", "unseen"), [
     ("0", [], ["=== "]), ("1", ["=== plan"], ["=== captured"]), ("2", ["=== captured graph", "aten.linear"], ["=== step"]),
-    ("3", ["=== step graph", "# second.bias: direct (norm)"], []),
+    ("3", ["=== step graph", "second.bias: side by side (norm)"], []),
     ("4", ["=== loss graph", "=== traced step", "=== scheduled step"], [])])
 def test_levels_of_the_environment_variable(level: str, seen: list[str], unseen: list[str], monkeypatch: pytest.MonkeyPatch,
                                             capsys: pytest.CaptureFixture[str]) -> None:
