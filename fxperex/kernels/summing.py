@@ -16,7 +16,7 @@ FUSED = 2**20  # bytes of an input that Inductor clears in passing
 
 def looks(x: Tensor) -> bool:
     """True for an input `x` that needs no clearing, because `product` looks for invalid examples itself."""
-    return x.device.type == "cpu" and _bytes(x) >= SMALL
+    return x.device.type == "cpu" and x.nbytes >= SMALL
 
 
 def product(g: Tensor, a: Tensor, valid: Tensor) -> Tensor:
@@ -39,11 +39,7 @@ def _(g: Tensor, a: Tensor, valid: Tensor) -> Tensor:
 
 def plainly(g: Tensor, a: Tensor, valid: Tensor) -> Tensor | None:
     """Returns the same by operations that a compiler can fuse, or None where a cleared copy would cost more than that saves."""
-    if max(_bytes(g), _bytes(a)) >= FUSED:
+    if max(g.nbytes, a.nbytes) >= FUSED:
         return None
     g, a = (torch.where(valid.all(), v, v.nan_to_num(0.0, 0.0, 0.0)) for v in (g, a))
     return g.mT @ a
-
-
-def _bytes(x: Tensor) -> int:
-    return x.numel() * x.element_size()

@@ -14,7 +14,7 @@ FUSED = 2**22  # bytes below which it is worth more to let Inductor fuse them
 
 def by_factors(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
     """Returns `weighted_sum(grads, factors, valid)`; of small gradients by plain operations."""
-    return _product(grads, factors, valid) if _bytes(grads) < SMALL else weighted_sum(grads, factors, valid)
+    return _product(grads, factors, valid) if grads.nbytes < SMALL else weighted_sum(grads, factors, valid)
 
 
 @torch.library.custom_op("fxperex::weighted_sum", mutates_args=())
@@ -28,7 +28,7 @@ def weighted_sum(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
         return _product(grads, factors, valid)
     if bool(valid.all()):
         return _product(grads, factors, None)
-    return _product(grads, factors, valid) if _bytes(grads) < FUSED else _row_by_row(grads, factors, valid)
+    return _product(grads, factors, valid) if grads.nbytes < FUSED else _row_by_row(grads, factors, valid)
 
 
 def _row_by_row(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
@@ -54,8 +54,4 @@ def _(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
 
 def plainly(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor | None:
     """Returns the same by operations that a compiler can fuse, or None for gradients that are better left to the kernel."""
-    return _product(grads, factors, valid) if _bytes(grads) < FUSED else None
-
-
-def _bytes(x: Tensor) -> int:
-    return x.numel() * x.element_size()
+    return _product(grads, factors, valid) if grads.nbytes < FUSED else None
