@@ -24,16 +24,30 @@ Batch = tuple[Tensor, ...]
 def truth(model: nn.Module, batch: Batch, loss: nn.Module) -> tuple[Batch, Mapping[str, Tensor]]:
     """Returns (the batch, its rows turned; the clipped sum over its first CHECKED rows, in float64).
 
-    Where a row's float32 loop disagrees with the float64 one (a ReLU on its kink has two gradients) the rows are turned
-    until it does not: there is no one gradient to agree on. Raises SystemExit where that helps nothing.
+    Where ordinary float32 backwards, of a row alone or of the row in a full batch, disagree with the float64 one (a ReLU on
+    its kink has two gradients) the rows are turned until they do not: there is no one gradient to agree on. Raises SystemExit
+    where that helps nothing.
     """
     for turn in range(len(batch[0])):
         turned = tuple(x.roll(-turn, 0) for x in batch)
         some = tuple(x[:CHECKED] for x in turned)
         exact, single = (clipped(loop(model, as_forward(loss), some, dtype), 1.0)[0] for dtype in (torch.float64, torch.float32))
-        if all(error(single[n], exact[n], scale=1.0) < LIMIT for n in exact):
+        full, _ = clipped(_in_a_batch(model, turned, loss), 1.0)
+        if all(error(found[n], exact[n], scale=1.0) < LIMIT for found in (single, full) for n in exact):
             return turned, exact
     raise SystemExit(f"no {CHECKED} rows of the batch have one gradient in float32 and in float64")
+
+
+def _in_a_batch(model: nn.Module, batch: Batch, loss: nn.Module) -> dict[str, Tensor]:
+    """Per-example gradients of the first rows, float64, from float32 backwards of a batch that the first row fills up."""
+    *inputs, targets = (torch.cat([x[:CHECKED], x[:1].expand(max(len(x) - CHECKED, 0), *x.shape[1:])]) for x in batch)
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    rows = []
+    for b in range(min(CHECKED, len(targets))):
+        one = loss(model(*inputs)[b:b + 1], targets[b:b + 1])
+        grads = torch.autograd.grad(one, list(named.values()), allow_unused=True)
+        rows.append([torch.zeros_like(p) if g is None else g for p, g in zip(named.values(), grads, strict=True)])
+    return {n: torch.stack([row[i] for row in rows]).double() for i, n in enumerate(named)}
 
 
 def gradient_error(model: nn.Module, private: fxperex.PerExampleModule, batch: Batch, total: Mapping[str, Tensor]) -> float:
