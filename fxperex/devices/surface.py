@@ -28,10 +28,13 @@ class Surface:
     rates: tuple[float, ...]
 
     def rate(self, shape: Sequence[float]) -> float:
-        """Returns the predicted amount per second at `shape`."""
-        low, high = self._range
-        point = _logs([shape]).clamp(low, high)
-        return math.exp(self._mean + float(self._covariance(point) @ self._weights))
+        """Returns the predicted amount per second at `shape`. What was asked once is remembered: layers repeat."""
+        key = tuple(shape)
+        if key not in self._known:
+            low, high = self._range
+            covariance = self._covariance(_logs([shape]).clamp(low, high))
+            self._known[key] = math.exp(self._mean + float(covariance @ self._weights))
+        return self._known[key]
 
     def leave_one_out(self) -> float:
         """Returns the median relative error of predicting each sample from the others; 0 for fewer than 4."""
@@ -39,6 +42,10 @@ class Surface:
             return 0.0
         off = (self._weights / self._precision.diagonal()).abs()
         return math.expm1(float(off.sort().values[len(off) // 2]))
+
+    @cached_property
+    def _known(self) -> dict[tuple[float, ...], float]:
+        return {}
 
     @cached_property
     def _points(self) -> Tensor:
