@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -70,11 +71,11 @@ class Emit:
         """Returns squared norms `[B, K]`, float64, of the K clip groups."""
         zero = torch.zeros(self.rows, dtype=torch.float64, device=mask.device)
         found: list[list[Tensor]] = [[] for _ in range(1 + max(self.clip_groups.values(), default=0))]
-        for site in self._alone():
+        for site in self._alone:
             name, at = self.chosen[site.name], self._clip_group(site)
             with marked(site.name, name, "norm"):
                 found[at].append(strategies()[name].sq_norm(self.uses[site.name]))
-        for key, sites in self._bundled().items():
+        for key, sites in self._bundled.items():
             self.bundles[key] = self._side_by_side(sites)
             with marked(_several(sites), BESIDE, "norm"):
                 found[key[0]].append(sq_norm(self.bundles[key]))
@@ -90,18 +91,21 @@ class Emit:
         dtype = self.uses[site.name].dtype
         return (self._clip_group(site), dtype) if small(site, self.chosen[site.name]) and dtype not in LOW_PRECISION else None
 
+    @cached_property
     def _bundled(self) -> dict[Bundle, list[Site]]:
         found: dict[Bundle, list[Site]] = {}
-        for site in self._direct():
+        for site in self._direct:
             if key := self._bundle(site):
                 found.setdefault(key, []).append(site)
         return {key: sites for key, sites in found.items() if len(sites) > 1}
 
+    @cached_property
     def _alone(self) -> list[Site]:
         """The sites with a norm and a sum of their own."""
-        together = {s.name for sites in self._bundled().values() for s in sites}
-        return [s for s in self._direct() if s.name not in together]
+        together = {s.name for sites in self._bundled.values() for s in sites}
+        return [s for s in self._direct if s.name not in together]
 
+    @cached_property
     def _direct(self) -> list[Site]:
         return [s for g in self.analysis.groups for s in g if s.direct_norm and s.name in self.uses]
 
@@ -157,12 +161,12 @@ class Emit:
 
     def _sums(self, factors: Tensor, valid: Tensor) -> Iterator[tuple[Site, Tensor]]:
         """Every site whose norm is not that of a tied group, and its weighted sum."""
-        for site in self._alone():
+        for site in self._alone:
             name = self.chosen[site.name]
             with marked(site.name, name, "weighted_sum"):
                 total = strategies()[name].weighted_sum(widened(self.uses[site.name]), factors[:, self._clip_group(site)], valid)
             yield site, total
-        for key, sites in self._bundled().items():
+        for key, sites in self._bundled.items():
             with marked(_several(sites), BESIDE, "weighted_sum"):
                 whole = by_factors(self.bundles[key], factors[:, key[0]], valid)
                 # Copies: parameters' gradients must not be parts of one tensor, which would live as long as any of them.

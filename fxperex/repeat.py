@@ -36,11 +36,16 @@ def written(nodes: Collection[fx.Node]) -> set[int]:
     return {s for n in nodes if writes(n) for a in n.all_input_nodes for s in storages(a)}
 
 
+def touches(node: fx.Node, memory: set[int]) -> bool:
+    """True for an operation that reads or makes some of `memory`."""
+    return bool(memory) and any(memory & storages(n) for n in (node, *node.all_input_nodes))
+
+
 def repeatable(nodes: Collection[fx.Node]) -> frozenset[fx.Node]:
     """Returns the operations among `nodes` that give the same bits again: nothing random, nothing that touches written memory."""
     dirty = written(nodes)
     return frozenset(n for n in nodes if n.op == "call_function" and not random(n) and not writes(n)
-                     and not dirty & {s for m in (n, *n.all_input_nodes) for s in storages(m)})
+                     and not touches(n, dirty))
 
 
 @dataclass(frozen=True)

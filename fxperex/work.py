@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from fxperex.config import accumulator
-from fxperex.kernels.weighted import SMALL
+from fxperex.kernels.device import SMALL
 from fxperex.layers import conv
 from fxperex.registry import Dims, Site, Work, kinds
 from fxperex.workspace import BLOCK, FRESH, by_patches, convolution, copies, partial
@@ -166,7 +166,13 @@ def folding_bytes(site: Site) -> float:
 
 def scaling_bytes(site: Site) -> float:
     """Traffic of scaling output gradients by the clip factors and of clearing padded rows, before a weight gradient."""
-    return 5 * outputs_bytes(site) + 2 * inputs_bytes(site)
+    return 5 * outputs_bytes(site) + (2 * inputs_bytes(site) if _clears(site) else 0.0)
+
+
+def _clears(site: Site) -> bool:
+    """False where the sum is a `kernels.product` that looks for invalid rows itself."""
+    product = hasattr(kinds()[site.kind], "flat") or (convolves(site) and not by_convolution(site))
+    return not product or site.device.type != "cpu" or inputs_bytes(site) < SMALL
 
 
 def read_stored(site: Site) -> tuple[Work, ...]:

@@ -14,11 +14,11 @@ from torch import nn
 
 import fxperex
 from fxperex.cost import thresholds
-from fxperex.devices import profile
+from fxperex.devices import Profile, profile
 from fxperex.errors import ConfigError
 from fxperex.frame import Frame, trace_frame, trace_frames
 from fxperex.liveness import Instruction, Listing, listing, peak
-from fxperex.planner import Plan, parse_memory
+from fxperex.planner import Plan, make, make_plan, parse_memory
 from fxperex.planner.alternatives import alternatives
 from fxperex.planner.budget import fit, smallest
 from fxperex.planner.memory import plan_peak
@@ -360,3 +360,17 @@ def test_a_large_step_takes_strategies_that_hold_less() -> None:
     assert settled(asked, rates) == asked
     elsewhere = tuple(replace(c, site=replace(c.site, device=torch.device("cuda"))) for c in many)
     assert settled(elsewhere, rates) == elsewhere
+
+
+def test_measured_choices_are_settled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What every site alone is measured to do fastest is not the last word about the whole."""
+    asked: list[tuple[Choice, ...]] = []
+
+    def spy(choices: tuple[Choice, ...], rates: Profile) -> tuple[Choice, ...]:
+        asked.append(choices)
+        return settled(choices, rates)
+
+    monkeypatch.setattr(make, "settled", spy)
+    made = drafted()
+    make_plan(made.analysis, profile(CPU), 8, "measure", timer=lambda site, strategy: 1e-3)
+    assert any(c.measured for c in asked[-1])

@@ -37,7 +37,7 @@ def gram_flop(s: Shape) -> float:
     return 2.0 * s[0] * s[1] ** 2 * s[2]
 
 
-# A few calls of 3 to 45 Gflop, which wide layers make: rates fall again once operands and result no longer fit a cache.
+# A few calls of 5 to 45 Gflop, which wide layers make: rates fall again once operands and result no longer fit a cache.
 WIDE_EACH = ((4, 256, 512, 484, 9), (2, 512, 512, 484, 9))
 WIDE_CONVS = ((1, 400, 1600, 484, 9), (1, 512, 512, 1024, 9), (4, 256, 864, 484, 9), (8, 128, 512, 484, 9), (8, 512, 512, 256, 9),
               (8, 400, 1600, 484, 9))

@@ -56,6 +56,15 @@ class Surface:
         return self._points.amin(0), self._points.amax(0)
 
     @cached_property
+    def _center(self) -> Tensor:
+        return self._points.mean(0)
+
+    @cached_property
+    def _directions(self) -> Tensor:
+        """The samples from the center, in squared spreads of each size's log, `[K, N]`."""
+        return ((self._points - self._center) / (self._points.std(0, correction=0) + 1e-9) ** 2).t()
+
+    @cached_property
     def _mean(self) -> float:
         return sum(math.log(r) for r in self.rates) / len(self.rates)
 
@@ -70,8 +79,7 @@ class Surface:
 
     def _covariance(self, points: Tensor) -> Tensor:
         """Of log(rate) at `points [M, K]` with that at the samples, `[M, N]`: field, slopes, level."""
-        center, spread = self._points.mean(0), self._points.std(0, correction=0) + 1e-9
-        slopes = ((points - center) / spread) @ ((self._points - center) / spread).t()
+        slopes = (points - self._center) @ self._directions
         far = (points[:, None] - self._points[None]).square().sum(2).sqrt() * (math.sqrt(3.0) / LENGTH)
         return (1.0 + far) * torch.exp(-far) + SLOPES * slopes + 1.0
 

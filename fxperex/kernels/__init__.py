@@ -32,25 +32,9 @@ from fxperex.kernels.patches import patches, products_of_patches
 from fxperex.kernels.summing import looks, product
 from fxperex.kernels.weighted import by_factors, weighted_sum
 
-__all__ = [
-           "PLAINLY",
-           "Shape",
-           "affine_gradients",
-           "by_factors",
-           "by_token",
-           "chacha20",
-           "conv_gradients",
-           "conv_sq_norm",
-           "embedding_sq_norm",
-           "gram_sq_norm",
-           "linear_gradients",
-           "linear_sq_norm",
-           "looks",
-           "patches",
-           "product",
-           "products_of_patches",           "unavailable",
-           "weighted_sum",
-]
+__all__ = ["PLAINLY", "Shape", "affine_gradients", "by_factors", "by_token", "chacha20", "conv_gradients", "conv_sq_norm",
+           "embedding_sq_norm", "gram_sq_norm", "linear_gradients", "linear_sq_norm", "looks", "patches", "product",
+           "products_of_patches", "unavailable", "weighted_sum"]
 
 # Operations for which a compiler is better served by plain ones, where these say so (they return None where not).
 PLAINLY = {torch.ops.fxperex.weighted_sum.default: _weighted.plainly, torch.ops.fxperex.product.default: _summing.plainly}

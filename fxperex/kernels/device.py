@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 OLDEST = (8, 0)  # compute capability: bfloat16, TF32 and asynchronous copies
+SMALL = 2**16  # bytes below which plain operations take no longer than an operation of this library takes to call
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SMALL = 2**16  # bytes of an input whose cleared copy takes no longer than an operation of its own takes to call
+from fxperex.kernels.device import SMALL
+
 FUSED = 2**20  # bytes of an input that Inductor clears in passing
 
 
@@ -27,8 +28,8 @@ def product(g: Tensor, a: Tensor, valid: Tensor) -> Tensor:
 @torch.library.custom_op("fxperex::product", mutates_args=())
 def checked_product(g: Tensor, a: Tensor, valid: Tensor) -> Tensor:
     """Returns `g^T a`; where some example is invalid, numbers that are not finite count as zero."""
-    if not bool(valid.all()):
-        g, a = (v.nan_to_num(0.0, 0.0, 0.0) for v in (g, a))
+    if not bool(valid.all()):  # a padded batch, as a rule: nothing is copied for that alone
+        g, a = (v if bool(v.isfinite().all()) else v.nan_to_num(0.0, 0.0, 0.0) for v in (g, a))
     return g.mT @ a
 
 

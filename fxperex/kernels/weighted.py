@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from fxperex.config import accumulator
-from fxperex.kernels.device import runs
+from fxperex.kernels.device import SMALL, runs
 
-SMALL = 2**16  # bytes below which plain operations take no longer than one of their own takes to call
 FUSED = 2**22  # bytes below which it is worth more to let Inductor fuse them
 
 

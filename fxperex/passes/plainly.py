@@ -23,11 +23,11 @@ def plainly(graph: fx.GraphModule) -> fx.GraphModule:
 
 
 def _inline(graph: fx.Graph, node: fx.Node) -> None:
-    values = [n.meta["val"] for n in node.all_input_nodes]
+    values = [n.meta["val"] for n in node.args]  # type: ignore[union-attr]
     with values[0].fake_mode:
-        if PLAINLY[node.target](*values) is None:  # type: ignore[index]
-            return
         body = make_fx(PLAINLY[node.target], _allow_non_fake_inputs=True)(*values).graph  # type: ignore[index]
+    if body.output_node().args[0] is None:
+        return
     inputs = dict(zip(body.find_nodes(op="placeholder"), node.args, strict=True))
     with graph.inserting_before(node):
         made = graph.graph_copy(body, inputs)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from fxperex.liveness import Listing, listing, peak
-from fxperex.repeat import random, storages, writes, written
+from fxperex.repeat import random, touches, writes, written
 
 ROLES = {"norm", "grad"}
 ALIASES = {torch.ops.aten.alias.default, torch.ops.aten.detach.default}  # traced where a site's values are read: behind it all
@@ -75,8 +75,7 @@ def _movable(nodes: list[fx.Node]) -> dict[str, list[fx.Node]]:
         mark = node.meta.get("fxperex")
         if mark is None or mark[2] not in ROLES or node.op != "call_function":
             continue
-        touched = {s for n in (node, *node.all_input_nodes) for s in storages(n)}
-        if not random(node) and not writes(node) and not touched & dirty:
+        if not random(node) and not writes(node) and not touches(node, dirty):
             found.setdefault(mark[0], []).append(node)
     return found
 

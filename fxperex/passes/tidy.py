@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxperex.passes.schedule import ALIASES
-from fxperex.repeat import random, storages, writes, written
+from fxperex.repeat import random, storages, touches, writes, written
 
 SMALL = 2**16  # bytes of a value that may be kept for its second use
 SAME_SHAPE = {torch.ops.aten.reshape.default, torch.ops.aten.expand.default}  # which then is the same value
@@ -29,9 +29,7 @@ def tidy(graph: fx.GraphModule) -> int:
     known: dict[Any, fx.Node] = {}
     before = len(graph.graph.nodes)
     for node in list(graph.graph.nodes):
-        if node.op != "call_function" or random(node) or writes(node):
-            continue
-        if dirty and dirty & {s for n in (node, *node.all_input_nodes) for s in storages(n)}:
+        if node.op != "call_function" or random(node) or writes(node) or touches(node, dirty):
             continue
         first = known.setdefault(_key(node), node)
         again = _cheap(node) and node not in handed
@@ -73,12 +71,12 @@ def _cheap(node: fx.Node) -> bool:
     # Of an operation with several results those that nobody reads do not count: nothing keeps them.
     read = node.users if all(n.target is operator.getitem for n in node.users) else [node]
     made = [t for n in read for t in pytree.tree_leaves(n.meta.get("val")) if isinstance(t, Tensor)]
-    return bool(made) and sum(t.numel() * t.element_size() for t in made) <= SMALL
+    return bool(made) and sum(t.nbytes for t in made) <= SMALL
 
 
 def _view(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
-    return schema is not None and all(r.alias_info is not None for r in schema.returns)
+    return schema is not None and bool(schema.returns) and all(r.alias_info is not None for r in schema.returns)
 
 
 def _key(node: fx.Node) -> Any:

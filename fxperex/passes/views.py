@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
+from fxperex.repeat import touches, written
+
 aten = torch.ops.aten
 RESHAPE, PERMUTE = aten.reshape.default, aten.permute.default
 RESHAPES = {RESHAPE, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims}
@@ -20,8 +22,10 @@ RESHAPES = {RESHAPE, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.
 
 def join_views(graph: fx.GraphModule) -> int:
     """Returns how many operations were taken out of `graph`, in place."""
-    before = len(graph.graph.nodes)
+    before, dirty = len(graph.graph.nodes), written(graph.graph.nodes)
     for node in list(graph.graph.nodes):
+        if touches(node, dirty):  # what a view of it shows depends on when it is taken
+            continue
         order = _permutation(node)
         if order is not None:
             _permuted(node, order)

@@ -42,14 +42,15 @@ def smallest(frame: Frame, choices: Choices) -> Choices:
     """Returns choices of the least peak: the best of a few extremes, improved at sites that live at the peak until none helps."""
     line = Timeline(frame, choices)
     best = min((_at_price(choices, 1e12, weight) for weight in WEIGHTS), key=line.peak)
-    improved = True
-    while improved:
-        now, improved = plan_peak(frame, best), False
-        moves = [(i, name) for i, c in enumerate(best) if not c.fixed and _matters(c, now) for name in c.costs]
+    least, before = line.peak(best), float("inf")
+    while least < before:
+        now, before = plan_peak(frame, best), least
+        moves = [(i, name) for i, c in enumerate(best) if not c.fixed and _matters(c, now)
+                 for name in c.costs if name != c.strategy]
         for i, name in sorted(moves, key=lambda move: line.peak(_with(best, *move))):
             made = _with(best, i, name)
-            if line.peak(made) < line.peak(best):
-                best, improved = made, True
+            if (found := line.peak(made)) < least:
+                best, least = made, found
     return best
 
 

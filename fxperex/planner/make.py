@@ -41,11 +41,12 @@ class _Request:
             choices = tuple(naive(s, self.profile) for s in sites)
         else:
             choices = tuple(choose(s, self.profile, groups.get(s.name, (s,)), wanted.get(s.name), whole) for s in sites)
-            choices = settled(choices, self.profile)
         how = "naive" if whole == "naive" else "graph"
         again = self.strategy.recompute if isinstance(self.strategy, Plan) and self.memory is None else None
         plan = Plan(choices, how, rows, self.profile.device, self.analysis.unused, self.frozen, recompute=again)
-        return plan if self.timer is None or self.strategy != "measure" else refine(plan, self.profile, self.timer)
+        if self.timer is not None and self.strategy == "measure":
+            plan = refine(plan, self.profile, self.timer)
+        return plan if how == "naive" else replace(plan, choices=settled(plan.choices, self.profile))
 
     def _wanted(self) -> tuple[dict[str, str], str]:
         """(strategy asked for by site, strategy asked for everywhere or a word such as auto)."""

@@ -43,8 +43,9 @@ def _faults(choices: Sequence[Choice], price: float) -> float:
 
 
 def _heap(choices: Sequence[Choice]) -> float:
-    """Bytes that the step holds at the end of its backward: the sites' inputs and what they store."""
-    return sum(b for c in choices for b in (_small(inputs_bytes(c.site)), _held(c.cost)))
+    """Bytes that the step holds at the end of its backward: what the sites' nodes read, each once, and what the sites store."""
+    read = {c.site.node: inputs_bytes(c.site) for c in choices if c.site.kind != "bias"}
+    return sum(map(_small, read.values())) + sum(_held(c.cost) for c in choices)
 
 
 def _held(cost: Cost) -> float:

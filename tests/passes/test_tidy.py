@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import fxperex
 from fxperex import rewriter
 from fxperex.passes import join_views, tidy
+from fxperex.passes.tidy import SMALL
 from fxperex.strategies import stored
 from fxperex.strides import forget_strides
 
@@ -68,11 +69,11 @@ def test_small_sites_share_one_norm_and_one_sum(monkeypatch: pytest.MonkeyPatch)
 
 
 class Twins(nn.Module):
-    """Two biases that receive the same gradient."""
+    """Two biases that receive the same gradient: too large to lie beside others, their sums small enough to be formed once."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.one, self.two = nn.Linear(4, 30000), nn.Parameter(torch.zeros(30000)), nn.Parameter(torch.zeros(30000))
+        self.first, self.one, self.two = nn.Linear(4, 8000), nn.Parameter(torch.zeros(8000)), nn.Parameter(torch.zeros(8000))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(self.first(x) + self.one + self.two)
@@ -89,6 +90,7 @@ def test_equal_results_stay_two_tensors(backend: str) -> None:
     def run(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return x.sum(0), x.sum(0), x.sum(0).reshape(2, 2) + 1
 
+    assert stored.SMALL < 3 * 8000 * 4 and SMALL >= 8000 * 4
     graph = _trace(run, x)
     tidy(graph)
     one, two, _ = graph(x)
@@ -108,6 +110,18 @@ def test_random_draws_and_written_memory_keep_their_operations() -> None:
     tidy(graph)
     assert bool((graph(x)[0] != 0).any()) and torch.allclose(graph(x)[2], torch.ones(3, 4))
     assert _count(graph, "rand_like") == 2
+
+
+def test_views_of_written_memory_stay_where_they_are() -> None:
+    def run(x: Tensor) -> tuple[Tensor, Tensor]:
+        total = x * 2
+        seen = total.reshape(2, 3, 2).reshape(12)
+        total.add_(1)
+        return seen + 0, x.reshape(2, 3, 2).reshape(12) + 0
+
+    graph, x = _trace(run, torch.randn(3, 4)), torch.randn(3, 4)
+    assert join_views(graph) == 1
+    assert torch.equal(graph(x)[0], (x * 2 + 1).reshape(12)) and torch.equal(graph(x)[1], x.reshape(12))
 
 
 def test_what_is_formed_twice_is_formed_once_where_it_is_small() -> None:
