@@ -126,10 +126,22 @@ def _frame(graph: fx.Graph, rows: int, order: list[tuple[str, int, int]], mutate
         ends = at + inputs, at + inputs + grads
         reads[name] = (_buffers(outputs[at:ends[0]], buffers), _buffers(outputs[ends[0]:ends[1]], buffers))
         at = ends[1]
-    calls = [n for n in graph.nodes if n.op == "call_function"]
+    shown = _shown(graph, made)
+    steps = tuple(s for s in made.instructions if s.name not in shown)
+    calls = [n for n in graph.nodes if n.op == "call_function" and n.name not in shown]
     forward = sum(n.meta.get("part") == "forward" for n in calls)
     again = frozenset(n.name for n in repeatable(calls) if n.meta.get("part") == "forward")
-    return Frame(rows, made, reads, tuple(map(node_cost, calls)), forward, again)
+    return Frame(rows, replace(made, instructions=steps), reads, tuple(map(node_cost, calls)), forward, again)
+
+
+def _shown(graph: fx.Graph, made: Listing) -> set[str]:
+    """The views that do nothing but hand values out: they read them behind everything, and no step has such reads."""
+    views = {s.name for s in made.instructions if not s.makes}
+    found = {"output"}
+    for node in reversed(graph.nodes):
+        if node.name in views and all(user.name in found for user in node.users):
+            found.add(node.name)
+    return found
 
 
 def _buffers(nodes: list[Any], buffers: dict[fx.Node, tuple[str, ...]]) -> tuple[str, ...]:

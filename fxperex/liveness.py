@@ -6,7 +6,7 @@ An operation may need more while it runs (`workspace`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +14,8 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from fxperex.workspace import workspace
+
+PIECES = 8  # of a program's sites, below which a group that would cost memory is not taken apart
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,25 @@ def peak(listing: Listing) -> Peak:
         now -= sum(size[name] for name in dies.get(i, ()))
     live = _live(steps, last, listing.outputs, at)
     return Peak(listing.inputs + worst, at, steps[at].name if steps else "", live)
+
+
+def raised(sites: Sequence[str], first: Collection[str], trial: Callable[[list[str]], float]) -> tuple[list[str], float]:
+    """Returns the sites whose norms to move up into the backward, and the peak then; it is never above that of moving none.
+
+    `trial(sites)` gives the peak with the norms of `sites` moved. Those of `first` are tried as one, then the others, the last
+    sites' (whose output gradients exist first) before the first ones'; of a group that costs memory its halves, and theirs.
+    """
+    chosen: list[str] = []
+    limit = trial([])
+    todo = [group for group in ([s for s in sites if s not in first], [s for s in sites if s in first]) if group]
+    while todo:
+        some = todo.pop()
+        found = trial([*chosen, *some])
+        if found <= limit:
+            chosen, limit = [*chosen, *some], found
+        elif len(some) > max(len(sites) // PIECES, 1):
+            todo += [some[:len(some) // 2], some[len(some) // 2:]]
+    return chosen, limit
 
 
 def _live(steps: tuple[Instruction, ...], last: dict[str, int], outputs: frozenset[str],

@@ -105,12 +105,12 @@ def _all_plans(frame: Frame, plan: Plan) -> list[tuple[float, float]]:
 
 def test_budget_against_every_assignment() -> None:
     small = nn.Sequential(*list(net())[:5], nn.Linear(16 * 9, 10))
-    made = outline(small, batch(16), LOSS, strategy="unfold")
-    plan = replace(made.plan, choices=tuple(replace(c, fixed=False) for c in made.plan.choices))
+    made = outline(small, batch(16), LOSS)
+    plan = replace(made.plan, choices=tuple(c.using(min(c.times, key=c.times.__getitem__)) for c in made.plan.choices))
     frame = trace_frame(made.capture, made.analysis, 16)
     every = _all_plans(frame, plan)
     low, high = min(p for _, p in every), plan_peak(frame, plan.choices).bytes
-    assert plan_peak(frame, smallest(frame, plan.choices)).bytes <= 1.001 * low
+    assert plan_peak(frame, smallest(frame, plan.choices)).bytes <= 1.001 * low < 0.9 * high
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         memory = int(low + share * (high - low)) + 1
         fitted = fit(frame, plan.choices, memory)
@@ -161,10 +161,10 @@ def test_too_small_a_budget_names_the_smallest_that_holds() -> None:
 def test_rows_are_chosen_within_memory() -> None:
     free = drafted(64, physical_batch="auto").plan
     assert free.peak is not None and free.rows >= 8
-    tight = drafted(64, physical_batch="auto", memory=int(0.3 * free.peak)).plan
-    assert tight.rows < 64 and tight.peak is not None and tight.peak <= 0.3 * free.peak
+    tight = drafted(64, physical_batch="auto", memory=int(0.2 * free.peak)).plan
+    assert tight.rows < 64 and tight.peak is not None and tight.peak <= 0.2 * free.peak
     x, y = batch(64)
-    private = fxperex.transform(net(), (x, y), LOSS, physical_batch="auto", memory=int(0.3 * free.peak), backend="eager")
+    private = fxperex.transform(net(), (x, y), LOSS, physical_batch="auto", memory=int(0.2 * free.peak), backend="eager")
     assert private.step(x, y).norms.shape == (64,)
 
 

@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from fxperex.liveness import Listing, listing, peak
+from fxperex.liveness import Listing, listing, peak, raised
 from fxperex.repeat import random, touches, writes, written
 
 ROLES = {"norm", "grad"}
 ALIASES = {torch.ops.aten.alias.default, torch.ops.aten.detach.default}  # traced where a site's values are read: behind it all
-PIECES = 8  # of the sites, below which a group that would cost memory is not taken apart
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,13 @@ def schedule(graph: fx.GraphModule, first: Collection[str] = ()) -> Schedule:
     """Returns what was done to `graph`, in place; `after` is never above `before`. The sites of `first` are tried as one."""
     nodes = list(graph.graph.nodes)
     program, _ = listing(graph.graph)
-    before = peak(program).bytes
     sites = _movable(nodes)
-    chosen, after = _choose(program, nodes, sites, before, first)
+
+    def trial(some: list[str]) -> float:
+        return _peak(program, _order(nodes, {n for s in some for n in sites[s]}) if some else nodes)
+
+    before = trial([])
+    chosen, after = raised(list(sites), first, trial)
     if not chosen:
         return Schedule(before, before, ())
     _apply(graph, _order(nodes, {n for s in chosen for n in sites[s]}))
@@ -48,23 +51,6 @@ def raise_norms(graph: fx.GraphModule) -> None:
     """Moves every site's norm up, in place, whatever the peak: for a pass behind this one that lowers it (`recompute`)."""
     nodes = list(graph.graph.nodes)
     _apply(graph, _order(nodes, {n for site in _movable(nodes).values() for n in site}))
-
-
-def _choose(program: Listing, nodes: list[fx.Node], sites: dict[str, list[fx.Node]], limit: float,
-            first: Collection[str]) -> tuple[list[str], float]:
-    """Sites to move, and the peak then: groups of them, or the halves (of halves ...) that keep within `limit`."""
-    chosen: list[str] = []
-    # Taken from the end: `first`, then the others, the last sites' (whose gradients exist first) before the first ones'.
-    todo = [group for group in ([s for s in sites if s not in first], [s for s in sites if s in first]) if group]
-    least = max(len(sites) // PIECES, 1)
-    while todo:
-        some = todo.pop()
-        trial = _peak(program, _order(nodes, {n for s in (*chosen, *some) for n in sites[s]}))
-        if trial <= limit:
-            chosen, limit = [*chosen, *some], trial
-        elif len(some) > least:
-            todo += [some[:len(some) // 2], some[len(some) // 2:]]
-    return chosen, limit
 
 
 def _movable(nodes: list[fx.Node]) -> dict[str, list[fx.Node]]:

@@ -1,9 +1,9 @@
 """A plan's peak memory: every site's norm and weighted sum hung into the frame of forward and backward.
 
-The order is the step's own (`passes.schedule`): forward, backward, clip factors, weighted sums; norms behind the backward, or
-all, or those of sites that store gradients, as soon as their output gradient exists, whichever needs least. Such a site
-frees its inputs and output gradient early; one that reads them again keeps both until its sum. What small sites store is
-copied side by side behind all norms.
+The order is the step's own (`passes.schedule`): forward, backward, clip factors, weighted sums; norms behind the backward or,
+where that costs no memory, as soon as their output gradient exists (`liveness.raised`). A site that stores gradients then
+frees its inputs and output gradient early; one that reads them again keeps both until its sum. Small sites come behind the
+others, and what they store is copied side by side behind all norms.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from fxperex.config import accumulator
 from fxperex.frame import Frame
-from fxperex.liveness import Instruction, Listing, Peak, peak
+from fxperex.liveness import Instruction, Listing, Peak, peak, raised
 from fxperex.planner.plan import Choice
 from fxperex.repeat import BACKWARD, FORWARD, SUMS, Program
 from fxperex.strategies.stored import small
@@ -27,7 +27,7 @@ def step_listing(frame: Frame, choices: Sequence[Choice], early: Collection[str]
     live = [c for c in choices if c.site.name in frame.reads]
     raised = sorted((frame.ready[c.site.name], i) for i, c in enumerate(live) if c.site.name in early)
     steps = _merged(list(frame.listing.instructions), [(place, _norm(frame, live[i])) for place, i in raised])
-    norms = [_norm(frame, c) for c in live if c.site.name not in early]
+    norms = [_norm(frame, c) for c in sorted(live, key=beside) if c.site.name not in early]
     together = Instruction(BESIDE, {BESIDE: beside_bytes(live)}, tuple(f"{c.site.name}: stored" for c in live if beside(c)))
     sums = [step for c in live for step in _sum(frame, c)]
     made = frozenset(name for step in sums[1::2] for name in step.makes)
@@ -38,13 +38,15 @@ def plan_peak(frame: Frame, choices: Sequence[Choice], recompute: Collection[str
     """Returns the Peak of the step under `choices`, with the forward instructions `recompute` repeated instead of kept."""
     if recompute:
         return peak(program(frame, choices).repeating(recompute)[0])
-    return min((peak(step_listing(frame, choices, early)) for early in orders(choices)), key=lambda found: found.bytes)
+    sites, first = movable(frame, choices)
+    early, _ = raised(sites, first, lambda some: peak(step_listing(frame, choices, some)).bytes)
+    return peak(step_listing(frame, choices, early))
 
 
-def orders(choices: Sequence[Choice]) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-    """The sites whose norms run inside the backward: all, those that store gradients, none."""
-    every = frozenset(c.site.name for c in choices)
-    return every, every - {c.site.name for c in choices if c.cost.rereads}, frozenset()
+def movable(frame: Frame, choices: Sequence[Choice]) -> tuple[list[str], set[str]]:
+    """The sites in the order of their norms behind the backward, and those that free what they read with their norm."""
+    live = sorted((c for c in choices if c.site.name in frame.reads), key=beside)
+    return [c.site.name for c in live], {c.site.name for c in live if not c.cost.rereads}
 
 
 def program(frame: Frame, choices: Sequence[Choice]) -> Program:
@@ -52,7 +54,7 @@ def program(frame: Frame, choices: Sequence[Choice]) -> Program:
 
     All norms are inside the backward: there they read what it recomputes anyway, and need not have it made once more.
     """
-    made = step_listing(frame, choices, orders(choices)[0])
+    made = step_listing(frame, choices, [c.site.name for c in choices])
     # Views have no memory of their own; behind the forward they are taken where they are read.
     views = {s.name for s in frame.listing.instructions[frame.forward:] if not s.makes}
     steps = tuple(s for s in made.instructions if s.name not in views)

@@ -117,7 +117,7 @@ def _tight(model: nn.Module, batch: tuple[Tensor, ...], **how: object) -> PerExa
 
 IMAGES, TOKENS = torch.randn(4, 3, 12, 12), torch.randn(4, 16, 16)
 MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
-    "cnn": (_cnn, IMAGES), "encoder": (_encoder, TOKENS), "lstm": (_Recurrent, torch.randn(4, 7, 6)),
+    "cnn": (_cnn, IMAGES), "encoder": (_encoder, TOKENS), "lstm": (_Recurrent, torch.randn(4, 40, 6)),
     "tied": (_Tied, torch.randn(4, 32, 24)), "mlp": (_mlp, torch.randn(4, 64, 16))}
 
 
