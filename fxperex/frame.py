@@ -23,7 +23,7 @@ from fxperex.cost import node_cost
 from fxperex.evaluate import backward, evaluate
 from fxperex.liveness import Instruction, Listing, listing
 from fxperex.marks import tagged
-from fxperex.registry import Cost
+from fxperex.registry import Cost, reads_inputs
 from fxperex.repeat import repeatable
 
 
@@ -100,7 +100,7 @@ def trace_frame(capture: Capture, analysis: Analysis, rows: int) -> Frame:
             uses = backward(capture, analysis, made, graph, rows)
         flat: list[Tensor] = []
         for name, use in uses.items():
-            inputs = [v for one in use.each for v, axis in zip(one.args, one.axes, strict=True)
+            inputs = [v for one in use.each if reads_inputs(one.site.kind) for v, axis in zip(one.args, one.axes, strict=True)
                       if axis is not None and isinstance(v, Tensor)]
             grads = [g for one in use.each for g in one.grads if g is not None]
             order.append((name, len(inputs), len(grads)))

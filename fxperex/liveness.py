@@ -15,6 +15,8 @@ from torch.utils import _pytree as pytree
 
 from fxperex.workspace import workspace
 
+# Sites whose norms are moved up -> (bytes of the peak then, the site that sets it or "").
+Trial = Callable[[list[str]], tuple[float, str]]
 PIECES = 8  # of a program's sites, below which a group that would cost memory is not taken apart
 
 
@@ -68,22 +70,28 @@ def peak(listing: Listing) -> Peak:
     return Peak(listing.inputs + worst, at, steps[at].name if steps else "", live)
 
 
-def raised(sites: Sequence[str], first: Collection[str], trial: Callable[[list[str]], float]) -> tuple[list[str], float]:
+def raised(sites: Sequence[str], first: Collection[str], trial: Trial) -> tuple[list[str], float]:
     """Returns the sites whose norms to move up into the backward, and the peak then; it is never above that of moving none.
 
-    `trial(sites)` gives the peak with the norms of `sites` moved. Those of `first` are tried as one, then the others, the last
-    sites' (whose output gradients exist first) before the first ones'; of a group that costs memory its halves, and theirs.
+    Those of `first` are tried as one, then the others, the last sites' (whose output gradients exist first) before the first
+    ones'; of a group that costs memory its halves, and theirs. Behind that, a norm that sets the peak itself stays behind.
     """
     chosen: list[str] = []
-    limit = trial([])
+    limit, at = trial([])
     todo = [group for group in ([s for s in sites if s not in first], [s for s in sites if s in first]) if group]
     while todo:
         some = todo.pop()
-        found = trial([*chosen, *some])
+        found, where = trial([*chosen, *some])
         if found <= limit:
-            chosen, limit = [*chosen, *some], found
+            chosen, limit, at = [*chosen, *some], found, where
         elif len(some) > max(len(sites) // PIECES, 1):
             todo += [some[:len(some) // 2], some[len(some) // 2:]]
+    while at in chosen:
+        fewer = [s for s in chosen if s != at]
+        found, where = trial(fewer)
+        if found >= limit:
+            break
+        chosen, limit, at = fewer, found, where
     return chosen, limit
 
 

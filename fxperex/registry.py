@@ -170,7 +170,10 @@ class Uses:
 
 
 class LayerKind(Protocol):
-    """How one kind of node uses a parameter. Registered by `@layer_kind("name", ops)`."""
+    """How one kind of node uses a parameter. Registered by `@layer_kind("name", ops)`.
+
+    `reads_inputs = False` is said by a kind whose gradients follow from the node's output gradients alone.
+    """
 
     name: str
     ops: tuple[str, ...]
@@ -244,6 +247,11 @@ def kinds() -> dict[str, Any]:
     import fxperex.layers  # noqa: F401  (registers the library's own)
 
     return {k: v for k, v in sorted(_KINDS.items(), key=lambda item: item[0] == "generic")}
+
+
+def reads_inputs(kind: str) -> bool:
+    """True for a layer kind whose per-example gradients read the node's input."""
+    return bool(getattr(kinds()[kind], "reads_inputs", True))
 
 
 def strategies() -> dict[str, Any]:

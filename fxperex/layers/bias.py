@@ -16,6 +16,7 @@ PLACES = {"linear": (2, -1), "addmm": (0, -1), "bilinear": (3, -1), "conv1d": (2
 @layer_kind("bias")
 class Bias:
     ops = tuple(f"aten.{op}" for op in PLACES)
+    reads_inputs = False
 
     def claims(self, node: fx.Node, arg: int) -> bool:
         place = PLACES.get(packet(node))

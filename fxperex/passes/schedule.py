@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from fxperex.liveness import Listing, listing, peak, raised
+from fxperex.liveness import Listing, Peak, listing, peak, raised
 from fxperex.repeat import random, touches, writes, written
 
 ROLES = {"norm", "grad"}
@@ -36,10 +36,13 @@ def schedule(graph: fx.GraphModule, first: Collection[str] = ()) -> Schedule:
     program, _ = listing(graph.graph)
     sites = _movable(nodes)
 
-    def trial(some: list[str]) -> float:
-        return _peak(program, _order(nodes, {n for s in some for n in sites[s]}) if some else nodes)
+    site_of = {n.name: n.meta["fxperex"][0] for n in nodes if "fxperex" in n.meta}
 
-    before = trial([])
+    def trial(some: list[str]) -> tuple[float, str]:
+        found = _peak(program, _order(nodes, {n for s in some for n in sites[s]}) if some else nodes)
+        return found.bytes, site_of.get(found.at, "")
+
+    before, _ = trial([])
     chosen, after = raised(list(sites), first, trial)
     if not chosen:
         return Schedule(before, before, ())
@@ -89,9 +92,9 @@ def _order(nodes: list[fx.Node], moved: set[fx.Node]) -> list[fx.Node]:
     return sorted(nodes, key=lambda n: (slot[n], n in free, place[n]))
 
 
-def _peak(program: Listing, order: list[fx.Node]) -> float:
+def _peak(program: Listing, order: list[fx.Node]) -> Peak:
     by_name = {i.name: i for i in program.instructions}
-    return peak(replace(program, instructions=tuple(by_name[n.name] for n in order if n.name in by_name))).bytes
+    return peak(replace(program, instructions=tuple(by_name[n.name] for n in order if n.name in by_name)))
 
 
 def _apply(graph: fx.GraphModule, order: list[fx.Node]) -> None:

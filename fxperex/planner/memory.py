@@ -39,8 +39,12 @@ def plan_peak(frame: Frame, choices: Sequence[Choice], recompute: Collection[str
     if recompute:
         return peak(program(frame, choices).repeating(recompute)[0])
     sites, first = movable(frame, choices)
-    early, _ = raised(sites, first, lambda some: peak(step_listing(frame, choices, some)).bytes)
-    return peak(step_listing(frame, choices, early))
+
+    def trial(some: list[str]) -> tuple[float, str]:
+        found = peak(step_listing(frame, choices, some))
+        return found.bytes, site_of(found.at)
+
+    return peak(step_listing(frame, choices, raised(sites, first, trial)[0]))
 
 
 def movable(frame: Frame, choices: Sequence[Choice]) -> tuple[list[str], set[str]]:

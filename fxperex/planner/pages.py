@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from fxperex.devices import Profile
 from fxperex.devices.pages import RETURNED
 from fxperex.planner.plan import Choice
-from fxperex.registry import Cost
+from fxperex.registry import Cost, reads_inputs
 from fxperex.work import inputs_bytes
 from fxperex.workspace import FRESH
 
@@ -44,7 +44,7 @@ def _faults(choices: Sequence[Choice], price: float) -> float:
 
 def _heap(choices: Sequence[Choice]) -> float:
     """Bytes that the step holds at the end of its backward: what the sites' nodes read, each once, and what the sites store."""
-    read = {c.site.node: inputs_bytes(c.site) for c in choices if c.site.kind != "bias"}
+    read = {c.site.node: inputs_bytes(c.site) for c in choices if reads_inputs(c.site.kind)}
     return sum(map(_small, read.values())) + sum(_held(c.cost) for c in choices)
 
 

@@ -45,6 +45,7 @@ class Timeline:
         early = {i: place + order for order, (place, i) in enumerate(placed)}
         behind, self.beside = len(steps) + len(names), len(steps) + 2 * len(names)
         self.index = {name: i for i, name in enumerate(names)}
+        self.at = {slot: names[i] for i, slot in early.items()}
         self.early = _whole([early[i] for i in range(len(names))])
         self.behind = behind
         self.sums = _whole(range(self.beside + 1, self.beside + 1 + 2 * len(names), 2))
@@ -80,7 +81,7 @@ class Timeline:
         """Returns bytes that no plan without recomputing is below: forward and backward alone."""
         return self.frame.listing.inputs + float((self.changes.cumsum(0)[:-1] + self.transients).max())
 
-    def _worst(self, sites: _Sites, raised: Sequence[str]) -> float:
+    def _worst(self, sites: _Sites, raised: Sequence[str]) -> tuple[float, str]:
         norm = sites.late + self.behind
         up = _whole([self.index[name] for name in raised])
         norm[up] = self.early[up]
@@ -94,7 +95,8 @@ class Timeline:
             what.append(_floats([sites.together, -sites.together]))
         transients = self.transients.clone()
         transients[norm], transients[self.sums + 1] = sites.transient, sites.scratch
-        return float((self.changes.index_add(0, torch.cat(where), torch.cat(what)).cumsum(0)[:-1] + transients).max())
+        worst, slot = (self.changes.index_add(0, torch.cat(where), torch.cat(what)).cumsum(0)[:-1] + transients).max(0)
+        return float(worst), self.at.get(int(slot), "")
 
 
 def _sites(choices: Sequence[Choice]) -> _Sites:
