@@ -17,7 +17,7 @@ from fxperex.cost import thresholds
 from fxperex.devices import Profile, profile
 from fxperex.errors import ConfigError
 from fxperex.frame import Frame, trace_frame, trace_frames
-from fxperex.liveness import Instruction, Listing, listing, peak
+from fxperex.liveness import Instruction, Listing, listing, peak, raised
 from fxperex.planner import Plan, make, make_plan, parse_memory
 from fxperex.planner.alternatives import alternatives
 from fxperex.planner.budget import fit, smallest
@@ -65,7 +65,26 @@ def test_predicted_peak_is_that_of_the_step_graph(strategy: str) -> None:
     private = fxperex.transform(net(), batch(), LOSS, strategy=strategy, backend="eager")
     frame = trace_frame(private._capture, private._analysis, 8)
     predicted = plan_peak(frame, private.plan.choices).bytes
-    assert 0.8 < predicted / private.peak < 1.25, (predicted, private.peak)
+    # A plan's norm holds its input and its patches together; the step lets the input go once the patches are there.
+    assert 0.9 < predicted / private.peak < 1.2, (predicted, private.peak)
+
+
+def test_what_hands_values_out_is_no_read_of_the_step() -> None:
+    made = drafted()
+    frame = trace_frame(made.capture, made.analysis, 8)
+    assert frame.listing.instructions[-1].makes  # the last gradient, not a name of one
+    assert frame.reads["2.weight"][0] and not frame.reads["2.bias"][0]  # a bias needs the output's gradient alone
+
+
+@pytest.mark.parametrize("peaks, moved", [
+    ({"": (10, "a"), "ab": (9, "a"), "b": (7, "")}, "b"),  # within the limit together, better without the one that sets it
+    ({"": (10, "a"), "ab": (9, "a"), "b": (9, "")}, "ab"),
+    ({"": (10, "a"), "ab": (9, ""), "b": (7, "")}, "ab"),
+    ({"": (10, "a"), "ab": (11, "b"), "b": (12, "b"), "a": (9, "")}, "a"),
+    ({"": (10, "a"), "ab": (11, "b"), "b": (12, "b"), "a": (11, "")}, "")])
+def test_norms_are_moved_where_the_peak_does_not_grow(peaks: dict[str, tuple[float, str]], moved: str) -> None:
+    chosen, found = raised("ab", {"a", "b"}, lambda some: peaks["".join(some)])
+    assert ("".join(chosen), found) == (moved, peaks[moved][0])
 
 
 def test_peak_of_the_step_graph_is_what_torch_allocates() -> None:

@@ -38,8 +38,8 @@ def _leaner(choice: Choice, price: float) -> Choice:
 
 
 def _faults(choices: Sequence[Choice], price: float) -> float:
-    heap = _heap(choices)
-    return heap * price if heap > RETURNED else 0.0
+    """Seconds of touching anew; up to `RETURNED` bytes stay with the heap from step to step."""
+    return max(_heap(choices) - RETURNED, 0.0) * price
 
 
 def _heap(choices: Sequence[Choice]) -> float:
