@@ -126,12 +126,15 @@ def backpack_norms(model: nn.Module, x: Tensor, y: Tensor, clip: float) -> Call:
 
 
 PEERS: dict[str, Callable[[nn.Module, Tensor, Tensor, float], Call]] = {
-    "opacus hooks": opacus_hooks, "opacus ghost": opacus_ghost, "opacus functorch": opacus_functorch, "vmap": vmap_grad,
-    "vmap compiled": vmap_compiled, "expanded weights": expanded_weights, "backpack": backpack_norms,
+    "opacus hooks": opacus_hooks, "opacus ghost": opacus_ghost, "opacus functorch": opacus_functorch,
+    "torch.func vmap": vmap_grad, "vmap compiled": vmap_compiled, "expanded weights": expanded_weights, "backpack": backpack_norms,
 }
 
 
 def peer(name: str, model: nn.Module, x: Tensor, y: Tensor, clip: float) -> tuple[nn.Module, Call]:
-    """Returns (the copy of the model that the call writes to, the call)."""
+    """Returns (the copy of the model that the call writes to, the call). Nothing works in place there: hooks cannot bear it."""
     own = copy.deepcopy(model)
+    for module in own.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
     return own, PEERS[name](own, x, y, clip)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fxperex.devices import Profile, calibrate, device_name, keep_pages, profile, store, target
+from fxperex.devices import Profile, calibrate, device_name, keep_pages, pages, profile, store, target
 from fxperex.devices.calibrate import _todo
 from fxperex.devices.kernels import KERNELS
 from fxperex.devices.profile import VERSION
@@ -141,6 +141,15 @@ def test_kept_pages_are_not_faulted_in_again(kept: bool) -> None:
     assert done == (kept and glibc)
     assert not done or faults < 0.05 * pages
     assert kept or not glibc or faults > 0.5 * pages, "nothing would be gained"
+
+
+def test_plans_do_not_pay_for_touching_pages_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates, large = profile(CPU), 2.0**27
+    patches = Work("im2col", (32, 64, 4096, 9), large)
+    before = rates.touching(large), rates.of(Work("fresh", (int(large),), large)), rates.of(patches)
+    assert before[0] == before[1] > 0
+    monkeypatch.setattr(pages, "_asked", [True])
+    assert rates.touching(large) == rates.of(Work("fresh", (int(large),), large)) == 0 < rates.of(patches) < before[2]
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

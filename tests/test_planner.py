@@ -14,7 +14,7 @@ from torch import nn
 
 import fxperex
 from fxperex.cost import thresholds
-from fxperex.devices import Profile, profile
+from fxperex.devices import Profile, pages, profile
 from fxperex.errors import ConfigError
 from fxperex.frame import Frame, trace_frame, trace_frames
 from fxperex.liveness import Instruction, Listing, listing, peak, raised
@@ -359,7 +359,7 @@ def _wide(layers: int) -> Outline:
     return outline(model, (torch.randn(8, 32, 512),), forward=lambda m, x: m(x).square().sum((1, 2)), strategy="unfold")
 
 
-def test_a_large_step_takes_strategies_that_hold_less() -> None:
+def test_a_large_step_takes_strategies_that_hold_less(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each site alone would store; together they would fault more memory in than the others' work costs."""
     rates = profile(CPU)
 
@@ -379,6 +379,8 @@ def test_a_large_step_takes_strategies_that_hold_less() -> None:
     assert settled(asked, rates) == asked
     elsewhere = tuple(replace(c, site=replace(c.site, device=torch.device("cuda"))) for c in many)
     assert settled(elsewhere, rates) == elsewhere
+    monkeypatch.setattr(pages, "_asked", [True])
+    assert settled(many, rates) == many
 
 
 def test_measured_choices_are_settled_too(monkeypatch: pytest.MonkeyPatch) -> None:

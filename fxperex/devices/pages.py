@@ -12,15 +12,23 @@ import platform
 
 RETURNED = 2**26  # bytes of free memory from which glibc hands it back, by default
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # `mallopt(3)`
+_asked: list[bool] = []  # what came of each call
 
 
 def keep_pages() -> bool:
     """Makes the C library keep freed memory for the rest of the process; returns False where it is not glibc.
 
     For the whole process, and for good: what it has once taken it holds until it ends. The same as starting it with
-    `MALLOC_TRIM_THRESHOLD_=-1 MALLOC_MMAP_MAX_=0`. Never called by the library itself.
+    `MALLOC_TRIM_THRESHOLD_=-1 MALLOC_MMAP_MAX_=0`. Plans made from then on do not pay for memory that is touched anew, and store
+    more. Never called by the library itself.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(TRIM_THRESHOLD, -1) and mallopt(MMAP_MAX, 0))
+    _asked.append(bool(mallopt(TRIM_THRESHOLD, -1) and mallopt(MMAP_MAX, 0)))
+    return _asked[-1]
+
+
+def kept() -> bool:
+    """True behind a `keep_pages` that took effect."""
+    return any(_asked)

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from fxperex.devices.kernels import KERNELS
+from fxperex.devices.pages import kept
 from fxperex.devices.surface import Surface
 from fxperex.errors import ConfigError
 from fxperex.registry import Cost, Work
@@ -45,13 +46,15 @@ class Profile:
 
     def of(self, work: Work) -> float:
         """Returns the predicted seconds of one Work: at its kernel's rate, and the first touch of tensors too large to reuse."""
+        if work.kernel == "fresh":
+            return self.touching(work.amount)
         one = work.amount / (self._surfaces[work.kernel].rate(work.shape) * self._factor(work))
         made = (WIDTHS[work.dtype] * elements for elements in KERNELS[work.kernel].made(work.shape))
         return work.calls * (one + sum(self.touching(b) for b in made if b >= FRESH))
 
     def touching(self, made: float) -> float:
-        """Returns the seconds of the first touch of `made` bytes that the system has just handed out."""
-        return made / self._surfaces["fresh"].rate((made,))
+        """Returns the seconds of the first touch of `made` bytes that are new to the process; none where pages are kept."""
+        return 0.0 if kept() else made / self._surfaces["fresh"].rate((made,))
 
     @cached_property
     def errors(self) -> dict[str, float]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fxperex.devices import Profile
-from fxperex.devices.pages import RETURNED
+from fxperex.devices.pages import RETURNED, kept
 from fxperex.planner.plan import Choice
 from fxperex.registry import Cost, reads_inputs
 from fxperex.work import inputs_bytes
@@ -22,7 +22,7 @@ WORTH = 0.1  # of the sites' time, below which a plan keeps each site's own fast
 
 def settled(choices: tuple[Choice, ...], profile: Profile) -> tuple[Choice, ...]:
     """Returns `choices`, or others that touch less memory and are faster by `WORTH`."""
-    if _heap(choices) <= RETURNED or any(c.site.device.type != "cpu" for c in choices):
+    if kept() or _heap(choices) <= RETURNED or any(c.site.device.type != "cpu" for c in choices):
         return choices
     price = (profile.touching(RETURNED) - profile.traffic(RETURNED)) / RETURNED  # it is written in any case
     lean = tuple(c if c.fixed else _leaner(c, price) for c in choices)
