@@ -127,7 +127,8 @@ def backpack_norms(model: nn.Module, x: Tensor, y: Tensor, clip: float) -> Call:
 
 PEERS: dict[str, Callable[[nn.Module, Tensor, Tensor, float], Call]] = {
     "opacus hooks": opacus_hooks, "opacus ghost": opacus_ghost, "opacus functorch": opacus_functorch,
-    "torch.func vmap": vmap_grad, "vmap compiled": vmap_compiled, "expanded weights": expanded_weights, "backpack": backpack_norms,
+    "torch.func vmap": vmap_grad, "vmap compiled": vmap_compiled, "expanded weights": expanded_weights,
+    "backpack": backpack_norms,
 }
 
 
