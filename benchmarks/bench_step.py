@@ -6,8 +6,8 @@
 A candidate is `auto`, a backend (`eager`, `inductor`: the auto plan on it), a strategy's name (on the CPU run eagerly: to be read
 beside `eager`), a peer's name, `strategies` (all of them), `peers` (all of them) or `compiled` (the ordinary step through
 Inductor). The ordinary step is eager: forward and backward, no privacy. A row's clipped sum is held to the float64 loop before it
-is timed; what cannot run says why; what is more than ten times as slow has three rounds. On the CPU the threads wait passively,
-so that CPU seconds count work alone. Rows are written as they are done; run again to go on.
+is timed (other libraries' more loosely); what cannot run says why; what is more than ten times as slow has three rounds. On the
+CPU the threads wait passively, so that CPU seconds count work alone. Rows are written as they are done; run again to go on.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ STRATEGIES = ("naive", "multi", "crb", "unfold", "ghost", "vmap", "fused")
 WARM, FEW = 2, 5  # turns before timing; turns, those among them, of a candidate more than SLOW times the ordinary step
 SLOW = 10.0
 TOLERANCE = {"float32": 1e-5, "tf32": 2e-2, "bfloat16": 1e-1}
+# Other libraries' norms are float32's own, low by up to 1e-3 for long gradients: timed all the same, the error beside the time.
+OTHERS = 1e-2
 Call = Callable[[], None]
 
 
@@ -115,7 +117,7 @@ def make(setting: Setting, name: str, truth: Mapping[str, Tensor]) -> tuple[Call
         private.step(setting.x[:CHECKED], setting.y[:CHECKED])
         facts = {"error": left_error(setting.model, truth), "ran_on": private.backend,
                  "strategies": {c.site.name: c.strategy for c in private.plan.choices}}
-    if not facts["error"] <= TOLERANCE[setting.dtype]:
+    if not facts["error"] <= (max(OTHERS, TOLERANCE[setting.dtype]) if name in PEERS else TOLERANCE[setting.dtype]):
         raise ArithmeticError(f"wrong gradient: relative error {facts['error']:.1e}")
     call()
     return call, facts | {"seconds_to_first_step": time.perf_counter() - start}

@@ -238,6 +238,12 @@ def test_a_graph_without_images_has_no_channels_to_lay_last() -> None:
     assert channels_last(graph, [True, True]) is None, "parameters keep their layout"
 
 
+@pytest.mark.parametrize("seconds, best", [(0.90, backends.CHANNELS_LAST), (0.97, "eager")])
+def test_another_layout_has_to_be_worth_it(seconds: float, best: str) -> None:
+    assert backends._fastest({"eager": 1.0, backends.CHANNELS_LAST: seconds, "inductor": 1.1}) == best
+
+
+
 def test_auto_takes_channels_last_where_it_is_fastest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seconds = {"eager": 1.0, "inductor": 1.0, backends.CHANNELS_LAST: 0.5}
     timed = _pretend(monkeypatch, seconds, tmp_path)
