@@ -20,7 +20,8 @@ BASE = "ordinary"
 FIRST = ("auto", "eager", "inductor", "compiled")
 STRATEGIES = ("naive", "multi", "crb", "unfold", "ghost", "vmap", "fused")
 OURS = {"auto": "#009e73", "eager": "#7fcdbb", "inductor": "#41ae76", "compiled": "#7f7f7f"}
-TICKS = (0.5, 0.75, 1, 1.25, 1.5, 2, 3, 5, 10, 20, 50, 100, 200, 500)
+TICKS = (0.5, 1, 1.5, 2, 3, 5, 10, 20, 50, 100, 200, 500)
+APART = 10  # numbers beside the axis, at most
 WIDE = 4.0  # largest over smallest ratio from which bars are drawn on a log scale
 
 
@@ -111,8 +112,11 @@ def _scale(axes: Any, values: list[float]) -> None:
         axes.set_ylim(0, 1.15 * high)
         return
     axes.set_yscale("log")
-    axes.set_ylim(0.8 * low, 1.6 * high)
-    shown = [t for t in TICKS if 0.8 * low <= t <= 1.6 * high]
+    axes.set_ylim(0.8 * low, 2.2 * high)
+    shown: list[float] = []
+    for tick in (t for t in TICKS if 0.8 * low <= t <= 1.6 * high):
+        if not shown or tick / shown[-1] >= (high / low) ** (1 / APART):
+            shown.append(tick)
     axes.set_yticks(shown, labels=[f"{t:g}" for t in shown])
     axes.minorticks_off()
 
