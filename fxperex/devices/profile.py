@@ -47,7 +47,7 @@ class Profile:
     def of(self, work: Work) -> float:
         """Returns the predicted seconds of one Work: at its kernel's rate, and the first touch of tensors too large to reuse."""
         if work.kernel == "fresh":
-            return self.touching(work.amount)
+            return work.calls * self.touching(work.amount)
         one = work.amount / (self._surfaces[work.kernel].rate(work.shape) * self._factor(work))
         made = (WIDTHS[work.dtype] * elements for elements in KERNELS[work.kernel].made(work.shape))
         return work.calls * (one + sum(self.touching(b) for b in made if b >= FRESH))

@@ -25,8 +25,8 @@ BESIDE = "small sites"
 def step_listing(frame: Frame, choices: Sequence[Choice], early: Collection[str]) -> Listing:
     """Returns the Listing of the whole step under `choices`, with the norms of the sites `early` inside the backward."""
     live = [c for c in choices if c.site.name in frame.reads]
-    raised = sorted((frame.ready[c.site.name], i) for i, c in enumerate(live) if c.site.name in early)
-    steps = _merged(list(frame.listing.instructions), [(place, _norm(frame, live[i])) for place, i in raised])
+    placed = sorted((frame.ready[c.site.name], i) for i, c in enumerate(live) if c.site.name in early)
+    steps = _merged(list(frame.listing.instructions), [(place, _norm(frame, live[i])) for place, i in placed])
     norms = [_norm(frame, c) for c in sorted(live, key=beside) if c.site.name not in early]
     together = Instruction(BESIDE, {BESIDE: beside_bytes(live)}, tuple(f"{c.site.name}: stored" for c in live if beside(c)))
     sums = [step for c in live for step in _sum(frame, c)]

@@ -81,9 +81,9 @@ class Timeline:
         """Returns bytes that no plan without recomputing is below: forward and backward alone."""
         return self.frame.listing.inputs + float((self.changes.cumsum(0)[:-1] + self.transients).max())
 
-    def _worst(self, sites: _Sites, raised: Sequence[str]) -> tuple[float, str]:
+    def _worst(self, sites: _Sites, early: Sequence[str]) -> tuple[float, str]:
         norm = sites.late + self.behind
-        up = _whole([self.index[name] for name in raised])
+        up = _whole([self.index[name] for name in early])
         norm[up] = self.early[up]
         last = self.sums.where(~sites.beside, self.beside).where(~sites.rereads, norm)
         ends = self.ends.scatter_reduce(0, self.read, self.sums.where(sites.rereads, norm)[self.readers], "amax")
