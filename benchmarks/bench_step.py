@@ -83,7 +83,7 @@ class Setting:
         return private, run
 
     def single(self, strategy: str) -> dict[str, Any]:
-        """Options for one strategy everywhere. Compiling seven steps a workload would take a CPU the better part of an hour."""
+        """Options for one strategy everywhere. Seven more compiled steps a workload would take a CPU minutes each."""
         return {"strategy": strategy, "backend": "eager" if self.device.type == "cpu" else "auto"}
 
     def peer(self, name: str, rows: int) -> tuple[nn.Module, Call]:

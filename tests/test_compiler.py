@@ -243,7 +243,6 @@ def test_another_layout_has_to_be_worth_it(seconds: float, best: str) -> None:
     assert backends._fastest({"eager": 1.0, backends.CHANNELS_LAST: seconds, "inductor": 1.1}) == best
 
 
-
 def test_auto_takes_channels_last_where_it_is_fastest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seconds = {"eager": 1.0, "inductor": 1.0, backends.CHANNELS_LAST: 0.5}
     timed = _pretend(monkeypatch, seconds, tmp_path)

@@ -65,7 +65,7 @@ def test_predicted_peak_is_that_of_the_step_graph(strategy: str) -> None:
     private = fxperex.transform(net(), batch(), LOSS, strategy=strategy, backend="eager")
     frame = trace_frame(private._capture, private._analysis, 8)
     predicted = plan_peak(frame, private.plan.choices).bytes
-    # A plan's norm holds its input and its patches together; the step lets the input go once the patches are there.
+    # A plan copies what small sites store behind all norms; under `unfold` the step does so before the largest is formed.
     assert 0.9 < predicted / private.peak < 1.2, (predicted, private.peak)
 
 
