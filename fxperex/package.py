@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 
 from fxperex import clipping
 from fxperex.compiler import guarded
+from fxperex.devices import reserve
 from fxperex.errors import ConfigError, PackageError, StateError
 from fxperex.passes import plainly
 from fxperex.runtime import PerExampleModule, _state
@@ -89,6 +90,7 @@ class LoadedStep(PerExampleModule):
         self._state = _state(model)
         # What an error message says of the plan; the plan itself is text here.
         self.plan: Any = SimpleNamespace(rows=self._rows, peak=manifest["peak"], choices=())
+        self._lid = reserve(manifest["peak"]) if manifest["device"] == "cpu" else None
         self._step = guarded(run, self.plan, lambda: self.plan.peak)
 
     def explain(self) -> str:

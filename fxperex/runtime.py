@@ -20,7 +20,7 @@ from fxperex.analysis.sites import Analysis
 from fxperex.capture import Capture
 from fxperex.clipping import Clip
 from fxperex.compiler import Step, compile_step, guarded
-from fxperex.devices import profile
+from fxperex.devices import profile, reserve
 from fxperex.errors import BackendWarning, ShapeError, StateError
 from fxperex.frame import trace_frames
 from fxperex.liveness import listing, peak
@@ -60,6 +60,7 @@ class PerExampleModule:
         self._state = _state(model)
         self.step_graph: StepGraph = rewrite(capture, analysis, plan, clip)
         self._others: dict[str, Step] = {}
+        self._lid = reserve(1.5 * self._own_bytes) if self._spec[0][2].type == "cpu" else None
         self._step, self.backend = self._compile(self.step_graph)
 
     @property
@@ -102,6 +103,12 @@ class PerExampleModule:
     def peak(self) -> float:
         """Bytes of the step graph at its worst node, in the order it runs: inputs, parameters and all it makes."""
         return peak(listing(self.step_graph.graph)[0]).bytes
+
+    @property
+    def _own_bytes(self) -> float:
+        """Bytes of all that a step makes, at its worst node."""
+        made = listing(self.step_graph.graph)[0]
+        return peak(made).bytes - made.inputs
 
     def step(self, *batch: Tensor) -> StepResult:
         """Returns StepResult of `batch`; adds the clipped SUM of its per-example gradients to each `.grad`.

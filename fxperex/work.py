@@ -8,6 +8,7 @@ from dataclasses import replace
 from fxperex.config import accumulator
 from fxperex.kernels.device import SMALL
 from fxperex.layers import conv
+from fxperex.layers.windows import MANY
 from fxperex.registry import Dims, Site, Work, kinds
 from fxperex.workspace import BLOCK, FRESH, by_patches, convolution, copies, partial
 
@@ -86,8 +87,13 @@ def at_once(site: Site) -> int:
 
 def per_example_product(site: Site, d: Dims, kernel: str = "") -> Work:
     """`g_b^T a_b` for every example and group, as one batched product where no other kernel is named."""
-    kernel = kernel or ("bmm_patches" if convolves(site) else "bmm")
+    kernel = kernel or ("bmm" if not convolves(site) else "bmm_columns" if _by_columns(d) else "bmm_patches")
     return Work(kernel, (d.B * d.G, d.P, d.T, d.D), 2.0 * d.B * d.G * d.T * d.D * d.P, 1, name_of(site))
+
+
+def _by_columns(d: Dims) -> bool:
+    """True where a convolution's positions lie side by side, as its pixels do: `windows.channels_last` is False, or no patches."""
+    return d.taps == 1 or d.G > 1 or d.D < MANY * d.taps
 
 
 def convolutions(site: Site, d: Dims, kernel: str, n: int, calls: int) -> Work:

@@ -16,6 +16,7 @@ from torch import Tensor
 from fxperex.devices.grids import (
     BLOCKED,
     BMM,
+    BMM_COLUMNS,
     BMM_PATCHES,
     CONVS,
     DEPTHWISE,
@@ -76,6 +77,12 @@ def _bmm(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], obj
 
 
 def _bmm_patches(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
+    b, p, t, d = s
+    g, a = _ones(device, dtype, b, p, t), _ones(device, dtype, b, t, d)
+    return lambda: g @ a
+
+
+def _bmm_columns(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
     b, p, t, d = s
     g, a = _ones(device, dtype, b, p, t), _ones(device, dtype, b, d, t)
     return lambda: g @ a.transpose(1, 2)
@@ -221,6 +228,7 @@ KERNELS: dict[str, Kernel] = {
     "mm": Kernel(("m", "k", "n"), MM, flop, _mm, OTHERS, _of(0, 2)),
     "bmm": Kernel(_PRODUCT, BMM, flop, _bmm, OTHERS, _of(0, 1, 3)),
     "bmm_patches": Kernel(_PRODUCT, BMM_PATCHES, flop, _bmm_patches, OTHERS, _of(0, 1, 3)),
+    "bmm_columns": Kernel(_PRODUCT, BMM_COLUMNS, flop, _bmm_columns, OTHERS, _of(0, 1, 3)),
     "stream": Kernel(_PRODUCT, BMM, flop, _stream),
     "gram": Kernel(("b", "t", "d"), GRAM, gram_flop, _gram, made=lambda s: (2.0 * s[0] * s[1] ** 2,)),
     "conv_forward": Kernel(_CONV, CONVS[::3], flop, _forward, OTHERS, _copied),

@@ -1,17 +1,24 @@
 """Freed memory that stays with the process, so that a step on a CPU finds the memory of the one before.
 
-glibc hands freed memory back to the system: tensors above 32 MiB at once, the rest where more than 64 MiB of it lie free at
-the end of the heap. A step that keeps per-example gradients until its end takes so much in one piece that it has to fault every
-page in anew, step by step, at a tenth of the memory's speed. An allocator such as jemalloc or tcmalloc, preloaded, does not.
+glibc hands freed memory back to the system: tensors above 32 MiB at once, the rest where it lies at the end of the heap. A
+step that keeps per-example gradients until its end takes so much in one piece that it has to fault every page in anew, step by
+step, at a tenth of the memory's speed. An allocator such as jemalloc or tcmalloc, preloaded, does not.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import platform
 
-RETURNED = 2**26  # bytes of free memory from which glibc hands it back, by default
+import torch
+from torch import Tensor
+
+from fxperex.workspace import FRESH
+
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # `mallopt(3)`
+PIECE = 2**22  # bytes; reserved in pieces that glibc takes from the heap
+TRIES = 64
 _asked: list[bool] = []  # what came of each call
 
 
@@ -19,8 +26,8 @@ def keep_pages() -> bool:
     """Makes the C library keep freed memory for the rest of the process; returns False where it is not glibc.
 
     For the whole process, and for good: what it has once taken it holds until it ends. The same as starting it with
-    `MALLOC_TRIM_THRESHOLD_=-1 MALLOC_MMAP_MAX_=0`. Plans made from then on do not pay for memory that is touched anew, and store
-    more. Never called by the library itself.
+    `MALLOC_TRIM_THRESHOLD_=-1 MALLOC_MMAP_MAX_=0`. Plans made from then on do not pay for large tensors that are touched anew.
+    Never called by the library itself.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -32,3 +39,29 @@ def keep_pages() -> bool:
 def kept() -> bool:
     """True behind a `keep_pages` that took effect."""
     return any(_asked)
+
+
+def reserve(size: float) -> Tensor | None:
+    """Returns a lid: while it lives, so many bytes in front of it stay with the heap when they are free; None where they do not.
+
+    glibc hands back what is free at the end of its heap; behind the lid they are not at the end. Nothing is written, so no
+    page is taken before a step uses it, and any other code may use the same memory between steps. Nothing of the process
+    is set. For the thread that calls: others have heaps of their own.
+    """
+    if kept() or platform.libc_ver()[0] != "glibc":
+        return None
+    try:
+        _bytes(FRESH - 1)  # freed at once: from then on glibc takes tensors of up to this size from the heap
+        pieces = [_bytes(PIECE) for _ in range(math.ceil(size / PIECE))]
+        end, lids = max((p.data_ptr() for p in pieces), default=0), []
+        for _ in range(TRIES):
+            lids.append(_bytes(PIECE))  # the first ones may lie in older gaps
+            if lids[-1].data_ptr() > end:
+                return lids[-1]
+    except RuntimeError:  # so much is not to be had at once; a step may still do with less
+        pass
+    return None
+
+
+def _bytes(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, device="cpu")

@@ -16,7 +16,7 @@ from fxperex.errors import ConfigError
 from fxperex.registry import Cost, Work
 from fxperex.workspace import FRESH
 
-VERSION = 8
+VERSION = 9
 WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a number
 UNMEASURED = 1.0  # relative error of figures that nobody measured: kernels reach half of a data sheet's peak, or less
 Samples = Mapping[str, Mapping[str, tuple[tuple[tuple[int, ...], float], ...]]]

@@ -7,13 +7,17 @@ from torch import Tensor
 
 from fxperex.config import accumulator
 from fxperex.kernels.device import SMALL, runs
+from fxperex.numerics import memory_order, permuted
 
 FUSED = 2**22  # bytes below which it is worth more to let Inductor fuse them
 
 
 def by_factors(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
-    """Returns `weighted_sum(grads, factors, valid)`; of small gradients by plain operations."""
-    return _product(grads, factors, valid) if grads.nbytes < SMALL else weighted_sum(grads, factors, valid)
+    """Returns `weighted_sum(grads, factors, valid)`, contiguous; of small gradients by plain operations."""
+    order = memory_order(grads)
+    laid = permuted(grads, order)
+    total = _product(laid, factors, valid) if grads.nbytes < SMALL else weighted_sum(laid, factors, valid)
+    return permuted(total, [order.index(i) - 1 for i in range(1, len(order))]).contiguous()
 
 
 @torch.library.custom_op("fxperex::weighted_sum", mutates_args=())

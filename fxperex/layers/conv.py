@@ -1,6 +1,7 @@
 """Convolutions in one to three dimensions: stride, padding (`same` too), dilation, groups.
 
-`a [B,G,T,D]` are the unfolded patches (D = C/G * |K|), `g [B,G,T,P]` the output gradients: `grad_b = g_b^T a_b`.
+`a [B,G,T,D]` are the unfolded patches (D = |K| C, of several groups C/G * |K|), `g [B,G,T,P]` the output gradients:
+`grad_b = g_b^T a_b`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, fx
 from fxperex import kernels
 from fxperex.layers.joined import inner
 from fxperex.layers.shapes import clean, packet, scaled
-from fxperex.layers.windows import Geometry, geometry, gram, live, padded, unfold, whole_kernel
+from fxperex.layers.windows import Geometry, by_channels, channels_last, geometry, gram, live, padded, unfold, whole_kernel
 from fxperex.registry import BatchAxis, Dims, Uses, layer_kind
 
 # Up to this many positions an image is mostly padding to a convolution; a product over patches does no such work
@@ -58,7 +59,7 @@ class Conv:
             shape = self.live(uses.node)
             image, _ = self.ordered(uses.args[0], uses.grad)
             axis, _ = self.ordered(uses.axes[0], uses.out_axis)
-            uses.cache["patches"] = self._per_example(unfold(image, shape), axis, uses.site.rows, shape.groups)
+            uses.cache["patches"] = _per_example(unfold(image, shape), axis, uses.site.rows)
         return uses.cache["patches"], self.outputs(uses)
 
     def products(self, uses: Uses, images: int) -> Tensor:
@@ -66,13 +67,14 @@ class Conv:
         shape = self.live(uses.node)
         image, seen = self.ordered(uses.args[0], uses.grad)
         return kernels.products_of_patches(image, seen.flatten(2), shape.kernel, shape.stride, shape.dilation, shape.before,
-                                           shape.after, shape.groups, images)
+                                           shape.after, shape.groups, images, channels_last(image.shape[1], shape))
 
     def outputs(self, uses: Uses) -> Tensor:
         """What stands at the positions, `g [B,G,T,P]`: output gradients; inputs where the convolution is transposed."""
         _, seen = self.ordered(uses.args[0], uses.grad)
         _, axis = self.ordered(uses.axes[0], uses.out_axis)
-        return self._per_example(seen.flatten(2), axis, uses.site.rows, self.geometry(uses.node).groups)
+        groups = self.geometry(uses.node).groups
+        return _per_example(seen.flatten(2).unflatten(1, (groups, -1)).transpose(2, 3), axis, uses.site.rows)
 
     def gram(self, uses: Uses) -> Tensor:
         """`<a_t, a_s>` `[B,G,T,T]`, float64: from pixels where that is less work than from patches."""
@@ -85,21 +87,15 @@ class Conv:
         x = image.double().reshape(d.B * d.G, -1, *image.shape[2:])
         return gram(x, self.live(uses.node), tuple(seen.shape[2:])).reshape(d.B, d.G, d.T, d.T)
 
-    def _per_example(self, x: Tensor, axis: BatchAxis | None, rows: int, groups: int) -> Tensor:
-        """`[N, G F, T]` -> `[B, G, T', F]` with the merged positions of one example side by side."""
-        assert axis is not None
-        x = x.reshape(axis.outer, rows, axis.inner, groups, -1, x.shape[-1])
-        x = x.permute(1, 3, 4, 0, 2, 5)
-        return x.reshape(rows, groups, x.shape[2], -1).transpose(2, 3)
-
     def out_gram(self, uses: Uses) -> Tensor:
         """`<g_t, g_s>` `[B,G,T,T]`, float64."""
         g = self.outputs(uses)
         return inner(g, g)
 
     def fold(self, uses: Uses, grads: Tensor) -> Tensor:
+        """`[B,G,P,D]` -> `[B, *weight shape]`."""
         shape = self.live(uses.node)
-        return whole_kernel(grads.reshape(len(grads), *uses.site.shape[:2], *shape.kernel), shape)
+        return whole_kernel(by_channels(grads, uses.site.shape[1], shape), shape)
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         assert uses.axes[0] is not None
@@ -116,7 +112,7 @@ class Conv:
         counts, zero = valid[:, None, None, None], torch.zeros((), dtype=g.dtype, device=g.device)
         g = torch.where(counts, g * factors.to(g.dtype)[:, None, None, None], zero)
         a = a if kernels.looks(a) else torch.where(counts, a, zero)
-        return self.fold(uses, kernels.product(g.flatten(0, 2), a.flatten(0, 2), valid)[None])[0]
+        return self.fold(uses, kernels.product(g.flatten(0, 2), a.flatten(0, 2), valid)[None, None])[0].contiguous()
 
     def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
         from fxperex.testing import Call
@@ -142,6 +138,13 @@ class Conv:
             (nn.Conv1d(2, 3, 4, padding="same"), (torch.randn(3, 2, 1),)),
             (nn.Conv3d(2, 3, 3, padding=1), (torch.randn(2, 2, 1, 3, 1),)),
         ]
+
+
+def _per_example(x: Tensor, axis: BatchAxis | None, rows: int) -> Tensor:
+    """`[N, G, T, F]` -> `[B, G, T', F]` with the merged positions of one example one after another."""
+    assert axis is not None
+    x = x.reshape(axis.outer, rows, axis.inner, *x.shape[1:]).permute(1, 3, 0, 2, 4, 5)
+    return x.reshape(rows, x.shape[1], -1, x.shape[5])
 
 
 def pixel_gram(d: Dims) -> bool:

@@ -1,6 +1,7 @@
 """The windows of a convolution: its geometry, its patches, the taps that ever see the image, the Gram matrix of patches.
 
-`a_t` is the patch that output position t sees: `a_t[c,k] = x[c, s t + d k - p]`, zero outside the image.
+`a_t` is the patch that output position t sees: `a_t[k,c] = x[c, s t + d k - p]`, zero outside the image; `a_t[c,k]` where there are
+groups, whose channels stay together, or few channels (`channels_last`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxperex.kernels.patches import patches
+
+
+MANY = 8  # channels from which a patch is copied by runs of channels, rather than of positions
 
 
 @dataclass(frozen=True)
@@ -109,11 +113,29 @@ def padded(x: Tensor, shape: Geometry) -> Tensor:
     return F.pad(x, widths)
 
 
+def channels_last(channels: int, shape: Geometry) -> bool:
+    """True where patches have their taps outermost; the same for all uses of a weight."""
+    return shape.groups == 1 and channels >= MANY
+
+
 def unfold(x: Tensor, shape: Geometry) -> Tensor:
-    """Returns patches `[N, C |K|, T]` of `x [N, C, *S]`, channels outermost."""
+    """Returns patches `[N, G, T, D]` of `x [N, C, *S]`."""
+    last = channels_last(x.shape[1], shape)
     if shape.pointwise:
-        return x.flatten(2)
-    return patches(x, shape.kernel, shape.stride, shape.dilation, shape.before, shape.after)
+        made = x.flatten(2)
+    else:
+        made = patches(x, shape.kernel, shape.stride, shape.dilation, shape.before, shape.after, last)
+        if last:
+            return made.unsqueeze(1)
+    return made.unflatten(1, (shape.groups, -1)).transpose(2, 3)
+
+
+def by_channels(grads: Tensor, channels: int, shape: Geometry) -> Tensor:
+    """Returns gradients `[N, G, P, D]` of patches as `[N, G P, channels, *kernel]`: a view."""
+    grads = grads.flatten(1, 2)
+    if channels_last(channels, shape):
+        return grads.unflatten(2, (*shape.kernel, channels)).movedim(-1, 2)
+    return grads.unflatten(2, (channels, *shape.kernel))
 
 
 def gram(x: Tensor, shape: Geometry, outs: tuple[int, ...]) -> Tensor:

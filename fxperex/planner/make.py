@@ -12,7 +12,6 @@ from fxperex.frame import Frame, Frames
 from fxperex.planner.budget import notes
 from fxperex.planner.choose import choose, forced, naive
 from fxperex.planner.memory import plan_peak
-from fxperex.planner.pages import settled
 from fxperex.planner.plan import Budget, Choice, Plan, check_same
 from fxperex.planner.within import refuse, within
 from fxperex.registry import Site, at_rows
@@ -46,7 +45,7 @@ class _Request:
         plan = Plan(choices, how, rows, self.profile.device, self.analysis.unused, self.frozen, recompute=again)
         if self.timer is not None and self.strategy == "measure":
             plan = refine(plan, self.profile, self.timer)
-        return plan if how == "naive" else replace(plan, choices=settled(plan.choices, self.profile))
+        return plan
 
     def _wanted(self) -> tuple[dict[str, str], str]:
         """(strategy asked for by site, strategy asked for everywhere or a word such as auto)."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxperex.layers.windows import Geometry, padded
+from fxperex.layers.windows import Geometry, padded, whole_kernel
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.stored import Stored, kind_of
 from fxperex.work import (
@@ -54,7 +54,7 @@ class Crb(Stored):
         each = per_input(image, seen, shape, weight).reshape(axis.outer, uses.site.rows, axis.inner, *weight)
         # Norm and sum read the store by rows: laid out so once, they need no copies of their own.
         each = each.sum((0, 2)) if axis.outer * axis.inner > 1 else each.squeeze(2).squeeze(0).contiguous()
-        return kind.fold(uses, each)
+        return whole_kernel(each, shape)
 
 
 def per_input(x: Tensor, g: Tensor, shape: Geometry, weight: tuple[int, ...]) -> Tensor:

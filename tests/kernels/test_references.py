@@ -34,7 +34,7 @@ def _calls() -> dict[Any, tuple[Any, ...]]:
             kernels.gram_sq_norm: (a, g), kernels.embedding_sq_norm: (torch.randint(4, (3, 7)), g[:, 0]),
             kernels.affine_gradients: (rows, rows, torch.randn(3, 2), torch.rand(3, 2), 3),
             kernels.weighted_sum: (a, torch.rand(3, dtype=torch.float64), torch.tensor([True, False, True])),
-            kernels.products_of_patches: (x[:, 0], y[:, 0].flatten(2), [3, 2], [2, 1], [1, 2], [1, 1], [1, 1], 2, 2),
+            kernels.products_of_patches: (x[:, 0], y[:, 0].flatten(2), [3, 2], [2, 1], [1, 2], [1, 1], [1, 1], 2, 2, False),
             kernels.chacha20: (torch.arange(11, dtype=torch.int32), 13, 2)}
 
 
