@@ -1,4 +1,8 @@
-"""A site's strategy timed on the device: the nodes it would add to the step graph, run alone on stand-in data."""
+"""A site's strategy timed on the device: the nodes it would add to the step graph, run alone on stand-in data.
+
+What the forward makes anyway is at hand, and sites of one node that share work (scale and shift of a normalisation) are run
+together, each with the same strategy.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +24,14 @@ from fxperex.devices import cache_folder, device_name
 from fxperex.devices.calibrate import Timer
 from fxperex.devices.store import write
 from fxperex.evaluate import Run, join_uses, uses_of
-from fxperex.registry import Site, Uses, strategies
+from fxperex.marks import tagged
+from fxperex.passes import join_views, tidy
+from fxperex.registry import Site, at_rows, strategies
 from fxperex.strides import forget_strides
 
 
 class Trial:
-    """`trial(site, strategy)`: least seconds of norm and weighted sum, eagerly, on `device`.
+    """`trial(site, strategy)`: least seconds of norm and weighted sum, eagerly, on `device`; of sites that share work each its part.
 
     Every distinct shape is timed once; the cache folder keeps the result for this device and torch version.
     """
@@ -49,24 +55,31 @@ class Trial:
         Other parameters of the node (a weight's bias) have no part in the work.
         """
         uses = []
-        for use, node in zip(site.each, self._nodes(site), strict=True):
-            flat = enumerate(pytree.tree_leaves((node.args, node.kwargs)))
-            told = [_told(a) for i, a in flat if i == use.arg or not self._of_parameters(a)]
-            uses.append([use.op, use.kind, use.arg, told])
+        for each in self._together(site, strategy):
+            for use, node in zip(each.each, self._nodes(each), strict=True):
+                flat = enumerate(pytree.tree_leaves((node.args, node.kwargs)))
+                told = [_told(a) for i, a in flat if i == use.arg or not self._of_parameters(a)]
+                uses.append([use.op, use.kind, use.arg, told])
         whole = json.dumps([strategy, site.rows, str(site.dtype), uses])
         return f"{strategy} {site.kind} {hashlib.sha256(whole.encode()).hexdigest()[:20]}"
+
+    def _together(self, site: Site, strategy: str) -> list[Site]:
+        """The sites of `site`'s node and kind, if they can have the same strategy; itself alone where it has several uses."""
+        found = [at_rows(s, site.rows) for s in self.analysis.sites if (s.node, s.kind) == (site.node, site.kind) and not s.parts]
+        known = strategies()[strategy]
+        return found if not site.parts and all(known.illegal(s) is None for s in found) else [site]
 
     def _of_parameters(self, arg: Any) -> bool:
         return isinstance(arg, fx.Node) and arg.name in self.analysis.parameter_only
 
     def measure(self, site: Site, strategy: str) -> float:
         """Returns seconds, measured now."""
-        return self.timer(self.prepare(site, strategy))
+        return self.timer(self.prepare(site, strategy)) / len(self._together(site, strategy))
 
     def prepare(self, site: Site, strategy: str) -> Callable[[], object]:
-        """Returns a call that does the site's work once: norm and weighted sum."""
-        graph, fakes = self._trace(site, strategy)
-        inputs = [_real(t, self.device, site) for t in fakes]
+        """Returns a call that does the work once, of all sites that share it: norms and weighted sums."""
+        graph, fakes = self._trace(self._together(site, strategy), strategy)
+        inputs = _hoisted(graph, [_real(t, self.device, site) for t in fakes])
 
         def run() -> object:
             with torch.no_grad():
@@ -78,37 +91,65 @@ class Trial:
         named = {n.name: n for n in self.capture.at(site.rows).nodes}
         return [named[use.node] for use in site.each]
 
-    def _trace(self, site: Site, strategy: str) -> tuple[fx.GraphModule, list[Tensor]]:
-        nodes = self._nodes(site)
+    def _trace(self, sites: list[Site], strategy: str) -> tuple[fx.GraphModule, list[Tensor]]:
+        rows, nodes = sites[0].rows, list(dict.fromkeys(node for site in sites for node in self._nodes(site)))
         given = [a for a in dict.fromkeys(pytree.tree_leaves([(n.args, n.kwargs) for n in nodes])) if isinstance(a, fx.Node)]
-        outs = [[v for v in pytree.tree_leaves(n.meta["val"]) if isinstance(v, Tensor)] for n in nodes]
+        outs = {n: [v for v in pytree.tree_leaves(n.meta["val"]) if isinstance(v, Tensor)] for n in nodes}
         mains = {n.name: n for n in self.capture.main.nodes}
         twins = dict(zip(mains, self.capture.twin.nodes, strict=True))
         emit = strategies()[strategy]
 
-        def step(*args: Tensor) -> tuple[Tensor, Tensor]:
+        def step(*args: Tensor) -> list[tuple[Tensor, Tensor]]:
             run = Run(env=dict(zip(given, args, strict=False)))
-            grads = iter(args[len(given):-2])
-            made: list[Uses | None] = [
-                uses_of(use, node, run, self.analysis.axes, [next(grads) for _ in out], mains, twins,
-                        (self.capture.main.rows, site.rows))
-                for use, node, out in zip(site.each, nodes, outs, strict=True)]
-            uses = join_uses(site, made)
-            assert uses is not None
-            return emit.sq_norm(uses), emit.weighted_sum(uses, args[-2], args[-1])
+            with tagged("part", "forward"):
+                for node in nodes:
+                    node.target(*fx.map_arg(node.args, run.env.__getitem__),  # type: ignore[operator]
+                                **fx.map_arg(node.kwargs, run.env.__getitem__))
+            values = iter(args[len(given):-2])
+            grads = {node: [next(values) for _ in out] for node, out in outs.items()}
+            made = []
+            for site in sites:
+                each = [uses_of(use, node, run, self.analysis.axes, list(grads[node]), mains, twins, (self.capture.main.rows, rows))
+                        for use, node in zip(site.each, self._nodes(site), strict=True)]
+                uses = join_uses(site, list(each))
+                assert uses is not None
+                made.append((emit.sq_norm(uses), emit.weighted_sum(uses, args[-2], args[-1])))
+            return made
 
         fakes = self.capture.fakes
         with warnings.catch_warnings(), torch.no_grad(), fakes:
             warnings.simplefilter("ignore")
-            device = outs[0][0].device
-            factors = torch.ones(site.rows, dtype=torch.float64, device=device)
-            valid = torch.ones(site.rows, dtype=torch.bool, device=device)
-            inputs = [*(n.meta["val"] for n in given), *(v for out in outs for v in out), factors, valid]
+            device = outs[nodes[0]][0].device
+            factors = torch.ones(rows, dtype=torch.float64, device=device)
+            valid = torch.ones(rows, dtype=torch.bool, device=device)
+            inputs = [*(n.meta["val"] for n in given), *(v for out in outs.values() for v in out), factors, valid]
             with torch.backends.mkldnn.flags(enabled=False):
                 graph = make_fx(step, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
-        graph.graph.eliminate_dead_code()
         forget_strides(graph)
+        join_views(graph)
+        tidy(graph)  # before what nobody reads goes: that is where the forward's own results stand
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
         return graph, inputs
+
+
+def _hoisted(graph: fx.GraphModule, inputs: list[Tensor]) -> list[Any]:
+    """Returns what `graph` then takes: its inputs, and what the forward makes, which it no longer does; in place."""
+    nodes = list(graph.graph.nodes)
+    ahead = [n for n in nodes if n.op == "call_function" and n.meta.get("part") == "forward"]
+    if ahead:
+        whole = fx.Interpreter(graph, garbage_collect_values=False)
+        with torch.no_grad():
+            whole.run(*inputs)
+        values = [whole.env[n] for n in ahead]
+        with graph.graph.inserting_before(next(n for n in nodes if n.op != "placeholder")):
+            for node in ahead:
+                node.replace_all_uses_with(graph.graph.placeholder(f"{node.name}_at_hand"))
+        for node in reversed(ahead):
+            graph.graph.erase_node(node)
+        graph.recompile()
+        return [*inputs, *values]
+    return list(inputs)
 
 
 def _real(fake: Tensor, device: torch.device, site: Site) -> Tensor:
