@@ -30,6 +30,9 @@ from fxperex.rewriter import parameter_order, rewrite
 from fxperex.step_graph import StepGraph
 
 
+GAPS = 1.5  # heap that a step spreads over, of its own bytes at its worst node; what it does not reach is never touched
+
+
 @dataclass(frozen=True)
 class StepResult:
     """Per-example `losses`, `norms` and clip `factors`, each `[B]` (factors `[B, K]` for K clip groups). Not private."""
@@ -60,7 +63,7 @@ class PerExampleModule:
         self._state = _state(model)
         self.step_graph: StepGraph = rewrite(capture, analysis, plan, clip)
         self._others: dict[str, Step] = {}
-        self._lid = reserve(1.5 * self._own_bytes) if self._spec[0][2].type == "cpu" else None
+        self._lid = reserve(GAPS * self._own_bytes) if self._spec[0][2].type == "cpu" else None
         self._step, self.backend = self._compile(self.step_graph)
 
     @property

@@ -26,12 +26,12 @@ from fxperex.devices.store import write
 from fxperex.evaluate import Run, join_uses, uses_of
 from fxperex.marks import tagged
 from fxperex.passes import join_views, tidy
-from fxperex.registry import Site, at_rows, strategies
+from fxperex.registry import Site, Uses, at_rows, strategies
 from fxperex.strides import forget_strides
 
 
 class Trial:
-    """`trial(site, strategy)`: least seconds of norm and weighted sum, eagerly, on `device`; of sites that share work each its part.
+    """`trial(site, strategy)`: least seconds of norm and weighted sum, eagerly, on `device`; of shared work the site's part.
 
     Every distinct shape is timed once; the cache folder keeps the result for this device and torch version.
     """
@@ -109,9 +109,10 @@ class Trial:
             grads = {node: [next(values) for _ in out] for node, out in outs.items()}
             made = []
             for site in sites:
-                each = [uses_of(use, node, run, self.analysis.axes, list(grads[node]), mains, twins, (self.capture.main.rows, rows))
-                        for use, node in zip(site.each, self._nodes(site), strict=True)]
-                uses = join_uses(site, list(each))
+                each: list[Uses | None] = [
+                    uses_of(use, node, run, self.analysis.axes, list(grads[node]), mains, twins, (self.capture.main.rows, rows))
+                    for use, node in zip(site.each, self._nodes(site), strict=True)]
+                uses = join_uses(site, each)
                 assert uses is not None
                 made.append((emit.sq_norm(uses), emit.weighted_sum(uses, args[-2], args[-1])))
             return made

@@ -92,8 +92,8 @@ def per_example_product(site: Site, d: Dims, kernel: str = "") -> Work:
 
 
 def _by_columns(d: Dims) -> bool:
-    """True where a convolution's positions lie side by side, as its pixels do: `windows.channels_last` is False, or no patches."""
-    return d.taps == 1 or d.G > 1 or d.D < MANY * d.taps
+    """True where a convolution's positions lie side by side, as pixels do: no patches, or not `windows.channels_last`."""
+    return d.taps == 1 or d.G > 1 or MANY * d.taps > d.D
 
 
 def convolutions(site: Site, d: Dims, kernel: str, n: int, calls: int) -> Work:

@@ -152,6 +152,35 @@ def test_plans_do_not_pay_for_touching_pages_that_are_kept(monkeypatch: pytest.M
     assert rates.touching(large) == rates.of(Work("fresh", (int(large),), large)) == 0 < rates.of(patches) < before[2]
 
 
+FAULTS = """
+import resource, torch
+from fxperex.devices import pages
+lid = pages.reserve(300 * 2**20)
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    [torch.empty(10 * 2**20, dtype=torch.uint8).fill_(1) for _ in range(20)]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="for glibc's heap")
+def test_memory_below_a_lid_is_not_faulted_in_again() -> None:
+    """Without the lid these are 51,200 faults, unless something else happens to lie at the heap's end."""
+    faults = int(subprocess.run([sys.executable, "-c", FAULTS], check=True, stdout=subprocess.PIPE, text=True).stdout)
+    assert faults < 0.05 * 200 * 2**20 / resource.getpagesize()
+
+
+def test_what_cannot_be_reserved_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(size: int) -> None:
+        raise RuntimeError("not enough memory")
+
+    assert pages.reserve(0.0) is not None or platform.libc_ver()[0] != "glibc"
+    monkeypatch.setattr(pages, "_bytes", full)
+    assert pages.reserve(2.0**30) is None
+    monkeypatch.setattr(pages, "_asked", [True])
+    assert pages.reserve(1.0) is None  # pages are kept anyway
+
+
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
-    assert not keep_pages()
+    assert not keep_pages() and pages.reserve(1.0) is None

@@ -14,16 +14,14 @@ from torch import nn
 
 import fxperex
 from fxperex.cost import thresholds
-from fxperex.devices import Profile, pages, profile
+from fxperex.devices import profile
 from fxperex.errors import ConfigError
 from fxperex.frame import Frame, trace_frame, trace_frames
 from fxperex.liveness import Instruction, Listing, listing, peak, raised
-from fxperex.planner import Plan, make, make_plan, parse_memory
+from fxperex.planner import Plan, parse_memory
 from fxperex.planner.alternatives import alternatives
 from fxperex.planner.budget import fit, smallest
 from fxperex.planner.memory import plan_peak
-from fxperex.planner.pages import settled
-from fxperex.planner.plan import Choice
 from fxperex.planner.sizes import budget_text
 from fxperex.planner.timeline import Timeline
 from fxperex.registry import Dims
@@ -65,8 +63,7 @@ def test_predicted_peak_is_that_of_the_step_graph(strategy: str) -> None:
     private = fxperex.transform(net(), batch(), LOSS, strategy=strategy, backend="eager")
     frame = trace_frame(private._capture, private._analysis, 8)
     predicted = plan_peak(frame, private.plan.choices).bytes
-    # A plan copies what small sites store behind all norms; under `unfold` the step does so before the largest is formed.
-    assert 0.9 < predicted / private.peak < 1.2, (predicted, private.peak)
+    assert 0.9 < predicted / private.peak < 1.12, (predicted, private.peak)
 
 
 def test_what_hands_values_out_is_no_read_of_the_step() -> None:
@@ -351,47 +348,3 @@ def test_a_plan_for_a_gpu_does_not_run_on_a_cpu() -> None:
 def test_rows_that_are_no_number_are_refused(rows: object) -> None:
     with pytest.raises(ConfigError, match="physical_batch must be"):
         drafted(physical_batch=rows)
-
-
-def _wide(layers: int) -> Outline:
-    """Layers of 512: each would store 8 MB for 8 examples of 32 positions."""
-    model = nn.Sequential(*(nn.Sequential(nn.Linear(512, 512), nn.Tanh()) for _ in range(layers)))
-    return outline(model, (torch.randn(8, 32, 512),), forward=lambda m, x: m(x).square().sum((1, 2)), strategy="unfold")
-
-
-def test_a_large_step_takes_strategies_that_hold_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each site alone would store; together they would fault more memory in than the others' work costs."""
-    rates = profile(CPU)
-
-    def free(layers: int) -> tuple[Choice, ...]:
-        found = tuple(replace(c, fixed=False) for c in _wide(layers).plan.choices)
-        # As if the best of the others took a tenth more.
-        return tuple(replace(c, times={k: c.seconds * (1.0 if k == "unfold" else 1.1) for k in c.times})
-                     if c.strategy == "unfold" else c for c in found)
-
-    few, many = free(2), free(12)
-    assert settled(few, rates) == few
-    lean = settled(many, rates)
-    moved = [c for a, c in zip(many, lean, strict=True) if a.strategy != c.strategy]
-    assert len(moved) == 12 and all("would touch 8.4 MB of new memory in every step" in c.note for c in moved)
-    assert sum(c.cost.held for c in lean) < sum(c.cost.held for c in many) / 10
-    asked = tuple(replace(c, fixed=True) for c in many)
-    assert settled(asked, rates) == asked
-    elsewhere = tuple(replace(c, site=replace(c.site, device=torch.device("cuda"))) for c in many)
-    assert settled(elsewhere, rates) == elsewhere
-    monkeypatch.setattr(pages, "_asked", [True])
-    assert settled(many, rates) == many
-
-
-def test_measured_choices_are_settled_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What every site alone is measured to do fastest is not the last word about the whole."""
-    asked: list[tuple[Choice, ...]] = []
-
-    def spy(choices: tuple[Choice, ...], rates: Profile) -> tuple[Choice, ...]:
-        asked.append(choices)
-        return settled(choices, rates)
-
-    monkeypatch.setattr(make, "settled", spy)
-    made = drafted()
-    make_plan(made.analysis, profile(CPU), 8, "measure", timer=lambda site, strategy: 1e-3)
-    assert any(c.measured for c in asked[-1])

@@ -44,14 +44,14 @@ def kept() -> bool:
 def reserve(size: float) -> Tensor | None:
     """Returns a lid: while it lives, so many bytes in front of it stay with the heap when they are free; None where they do not.
 
-    glibc hands back what is free at the end of its heap; behind the lid they are not at the end. Nothing is written, so no
-    page is taken before a step uses it, and any other code may use the same memory between steps. Nothing of the process
+    glibc hands back what is free at the end of its heap; in front of the lid it is not at the end. Nothing is written, so no
+    page is taken before a step uses it, and any other code may use the same memory between steps. No option of the C library
     is set. For the thread that calls: others have heaps of their own.
     """
     if kept() or platform.libc_ver()[0] != "glibc":
         return None
     try:
-        _bytes(FRESH - 1)  # freed at once: from then on glibc takes tensors of up to this size from the heap
+        _bytes(FRESH - 1)  # freed at once: as behind any tensor so large, glibc takes smaller ones from the heap
         pieces = [_bytes(PIECE) for _ in range(math.ceil(size / PIECE))]
         end, lids = max((p.data_ptr() for p in pieces), default=0), []
         for _ in range(TRIES):

@@ -1,9 +1,9 @@
 """The patches of a convolution's input: one strided copy of the padded image into fresh memory, or their products in pieces.
 
 In two layouts. `last`: `[N, T, |K| C]`, taps outermost, channels last: long runs of memory are copied even where the image is
-small (256 channels, 2 x 2 pixels, kernel 3, 16 examples on a CPU, two threads: 0.2 against 1.4 ms), and the products with them are
-faster. Else `[N, C |K|, T]`, channels outermost: for groups, whose channels stay together, and for few channels. Both are faster
-than `aten.im2col`. Ops of their own, because Inductor's own code for such a copy is slower.
+small (256 channels, 2 x 2 pixels, kernel 3, 16 examples on a CPU, two threads: 0.2 against 1.4 ms), and the products with them
+are faster. Else `[N, C |K|, T]`, channels outermost: for groups, whose channels stay together, and for few channels. Both are
+faster than `aten.im2col`. Ops of their own, because Inductor's own code for such a copy is slower.
 """
 
 from __future__ import annotations

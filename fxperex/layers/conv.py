@@ -131,6 +131,13 @@ class Conv:
             (Call(lambda m, x: m(x.flatten(0, 1)).unflatten(0, (-1, 2)), nn.Conv2d(3, 4, 3)), (torch.randn(3, 2, 3, 5, 5),)),
             (nn.Conv3d(2, 3, 2, stride=(1, 2, 1), padding=1), (torch.randn(2, 2, 4, 5, 3),)),
             (nn.Conv3d(2, 4, (1, 2, 2), groups=2), (torch.randn(2, 2, 3, 4, 3),)),
+            # Channels enough to be copied in runs.
+            (nn.Conv1d(8, 3, 3, padding=1, stride=2), (torch.randn(3, 8, 6),)),
+            (nn.Conv2d(9, 4, (3, 2), dilation=(1, 2), padding=(1, 0)), (torch.randn(3, 9, 5, 4),)),
+            (nn.Conv2d(8, 4, 4, padding="same"), (torch.randn(2, 8, 3, 5),)),
+            (nn.Conv3d(8, 2, 2, stride=(1, 2, 1)), (torch.randn(2, 8, 3, 4, 2),)),
+            (Call(lambda m, x: m(x.flatten(0, 1)).unflatten(0, (-1, 2)), nn.Conv2d(8, 4, 3)), (torch.randn(3, 2, 8, 4, 5),)),
+            (nn.Conv2d(8, 3, 3, padding=1), (torch.randn(3, 8, 1, 2),)),
             # Taps that see padding alone, in one dimension and in all.
             (nn.Conv2d(4, 6, 3, padding=1, groups=2), (torch.randn(3, 4, 1, 1),)),
             (nn.Conv2d(2, 3, (3, 5), padding=(1, 2), stride=2), (torch.randn(3, 2, 5, 2),)),

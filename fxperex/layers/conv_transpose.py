@@ -50,6 +50,8 @@ class ConvTranspose(Conv):
             (nn.ConvTranspose1d(2, 3, 5, padding=3), (randn(3, 2, 3),)),
             (Call(lambda m, x: m(x.flatten(0, 1)).unflatten(0, (-1, 2)), nn.ConvTranspose2d(3, 4, 3)), (randn(3, 2, 3, 3, 2),)),
             (Call(lambda m, x: m(m(x).tanh()), nn.ConvTranspose1d(3, 3, 2, stride=2)), (randn(3, 3, 3),)),
+            (nn.ConvTranspose2d(3, 8, 3, stride=2, output_padding=1), (randn(3, 3, 3, 2),)),
             # One weight down and up again, as tied autoencoders have it.
             (Bare(lambda p, x: torch.conv_transpose1d(torch.conv1d(x, p).tanh(), p), (4, 2, 3)), (randn(3, 2, 6),)),
+            (Bare(lambda p, x: torch.conv_transpose1d(torch.conv1d(x, p).tanh(), p), (4, 9, 3)), (randn(3, 9, 6),)),
         ]

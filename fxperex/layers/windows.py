@@ -1,7 +1,7 @@
 """The windows of a convolution: its geometry, its patches, the taps that ever see the image, the Gram matrix of patches.
 
-`a_t` is the patch that output position t sees: `a_t[k,c] = x[c, s t + d k - p]`, zero outside the image; `a_t[c,k]` where there are
-groups, whose channels stay together, or few channels (`channels_last`).
+`a_t` is the patch that output position t sees: `a_t[k,c] = x[c, s t + d k - p]`, zero outside the image; `a_t[c,k]` where there
+are groups, whose channels stay together, or few channels (`channels_last`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fxperex.kernels.patches import patches
-
 
 MANY = 8  # channels from which a patch is copied by runs of channels, rather than of positions
 

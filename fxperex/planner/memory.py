@@ -3,7 +3,7 @@
 The order is the step's own (`passes.schedule`): forward, backward, clip factors, weighted sums; norms behind the backward or,
 where that costs no memory, as soon as their output gradient exists (`liveness.raised`). A site that stores gradients then
 frees its inputs and output gradient early; one that reads them again keeps both until its sum. Small sites come behind the
-others, and what they store is copied side by side behind all norms.
+others, and what they store is copied side by side: behind all norms, or as soon as all of theirs are there.
 """
 
 from __future__ import annotations
@@ -26,12 +26,18 @@ def step_listing(frame: Frame, choices: Sequence[Choice], early: Collection[str]
     """Returns the Listing of the whole step under `choices`, with the norms of the sites `early` inside the backward."""
     live = [c for c in choices if c.site.name in frame.reads]
     placed = sorted((frame.ready[c.site.name], i) for i, c in enumerate(live) if c.site.name in early)
-    steps = _merged(list(frame.listing.instructions), [(place, _norm(frame, live[i])) for place, i in placed])
+    inside = [(place, _norm(frame, live[i])) for place, i in placed]
     norms = [_norm(frame, c) for c in sorted(live, key=beside) if c.site.name not in early]
     together = Instruction(BESIDE, {BESIDE: beside_bytes(live)}, tuple(f"{c.site.name}: stored" for c in live if beside(c)))
+    last = max((at for at, (_, i) in enumerate(placed) if beside(live[i])), default=None)
+    if BESIDE in early and last is not None and all(c.site.name in early for c in live if beside(c)):
+        inside.insert(last + 1, (inside[last][0], together))
+    else:
+        norms.append(together)
+    steps = _merged(list(frame.listing.instructions), inside)
     sums = [step for c in live for step in _sum(frame, c)]
     made = frozenset(name for step in sums[1::2] for name in step.makes)
-    return replace(frame.listing, instructions=(*steps, *norms, together, *sums), outputs=frame.listing.outputs | made)
+    return replace(frame.listing, instructions=(*steps, *norms, *sums), outputs=frame.listing.outputs | made)
 
 
 def plan_peak(frame: Frame, choices: Sequence[Choice], recompute: Collection[str] = ()) -> Peak:
@@ -48,9 +54,11 @@ def plan_peak(frame: Frame, choices: Sequence[Choice], recompute: Collection[str
 
 
 def movable(frame: Frame, choices: Sequence[Choice]) -> tuple[list[str], set[str]]:
-    """The sites in the order of their norms behind the backward, and those that free what they read with their norm."""
+    """The sites in the order of their norms behind the backward, then what small ones store, side by side; and those that free
+    what they read with their norm."""
     live = sorted((c for c in choices if c.site.name in frame.reads), key=beside)
-    return [c.site.name for c in live], {c.site.name for c in live if not c.cost.rereads}
+    small = [BESIDE] if any(map(beside, live)) else []
+    return [c.site.name for c in live] + small, {c.site.name for c in live if not c.cost.rereads}
 
 
 def program(frame: Frame, choices: Sequence[Choice]) -> Program:
@@ -58,7 +66,7 @@ def program(frame: Frame, choices: Sequence[Choice]) -> Program:
 
     All norms are inside the backward: there they read what it recomputes anyway, and need not have it made once more.
     """
-    made = step_listing(frame, choices, [c.site.name for c in choices])
+    made = step_listing(frame, choices, [c.site.name for c in choices] + [BESIDE])
     # Views have no memory of their own; behind the forward they are taken where they are read.
     views = {s.name for s in frame.listing.instructions[frame.forward:] if not s.makes}
     steps = tuple(s for s in made.instructions if s.name not in views)
@@ -113,12 +121,13 @@ def norm_transient(choice: Choice) -> float:
 def sum_makes(choice: Choice) -> tuple[float, float, float]:
     """Bytes of a site's scaled copies, of its sum, and of what forming the sum needs beside them."""
     site, cost = choice.site, choice.cost
-    moved = inputs_bytes(site) + outputs_bytes(site) if cost.rereads else summing_bytes(site, cost.held)
+    together = 0.0 if beside(choice) else summing_bytes(site, cost.held)  # side by side they are large enough to need no copy
+    moved = inputs_bytes(site) + outputs_bytes(site) if cost.rereads else together
     made = float(site.size * accumulator(site.dtype).itemsize)
     return moved, made, sum_scratch(site) if cost.rereads else 0.0
 
 
 def site_of(instruction: str) -> str:
-    """Returns the site that an instruction or a buffer of a step belongs to, '' for forward and backward."""
+    """Returns the site that an instruction or a buffer of a step belongs to (`BESIDE` for small ones'), '' for forward and backward."""
     name, mark, _ = instruction.rpartition(": ")
-    return name if mark else ""
+    return name if mark else BESIDE if instruction == BESIDE else ""

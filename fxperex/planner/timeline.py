@@ -1,8 +1,9 @@
 """Peak bytes of a plan as one running sum: what `plan_peak` finds by walking the whole step, for the many plans of a search.
 
-Every instruction of the frame has a slot; every site has one for a norm inside the backward, one for a norm behind it, and two
-for its sum; one more is for what small sites store, side by side. Buffers add their bytes at the slot that makes them and take
-them away behind their last reader; only what sites add, and the buffers that they keep alive longer, differ between plans.
+Every instruction of the frame has a slot; every site has one for a norm inside the backward and one behind that, should it be the
+last of the small ones, for what those store, side by side; one for a norm behind the backward, and two for its sum; one more is
+for what small sites store behind all norms. Buffers add their bytes at the slot that makes them and take them away behind their
+last reader; only what sites add, and the buffers that they keep alive longer, differ between plans.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from fxperex.frame import Frame
 from fxperex.liveness import raised
-from fxperex.planner.memory import beside, beside_bytes, movable, norm_transient, sum_makes
+from fxperex.planner.memory import BESIDE, beside, beside_bytes, movable, norm_transient, sum_makes
 from fxperex.planner.plan import Choice
 
 
@@ -42,15 +43,15 @@ class Timeline:
         steps = frame.listing.instructions
         placed = sorted((frame.ready[name], i) for i, name in enumerate(names))
         # A norm is in front of the step at its place: behind so many steps, and behind the norms raised before it.
-        early = {i: place + order for order, (place, i) in enumerate(placed)}
-        behind, self.beside = len(steps) + len(names), len(steps) + 2 * len(names)
+        early = {i: place + 2 * order for order, (place, i) in enumerate(placed)}
+        behind, self.beside = len(steps) + 2 * len(names), len(steps) + 3 * len(names)
         self.index = {name: i for i, name in enumerate(names)}
-        self.at = {slot: names[i] for i, slot in early.items()}
+        self.at = {slot: names[i] for i, slot in early.items()} | {slot + 1: BESIDE for slot in early.values()}
         self.early = _whole([early[i] for i in range(len(names))])
         self.behind = behind
         self.sums = _whole(range(self.beside + 1, self.beside + 1 + 2 * len(names), 2))
         self.slots = self.beside + 1 + 2 * len(names)
-        taken = set(early.values())
+        taken = set(self.at)
         self.frame = frame
         self._lay_out([slot for slot in range(behind) if slot not in taken])
 
@@ -83,15 +84,18 @@ class Timeline:
 
     def _worst(self, sites: _Sites, early: Sequence[str]) -> tuple[float, str]:
         norm = sites.late + self.behind
-        up = _whole([self.index[name] for name in early])
+        up = _whole([self.index[name] for name in early if name != BESIDE])
         norm[up] = self.early[up]
-        last = self.sums.where(~sites.beside, self.beside).where(~sites.rereads, norm)
+        copied = self.beside
+        if BESIDE in early and bool((norm[sites.beside] < self.behind).all()):
+            copied = int(norm[sites.beside].max()) + 1
+        last = torch.where(sites.beside, copied, self.sums).where(~sites.rereads, norm)
         ends = self.ends.scatter_reduce(0, self.read, self.sums.where(sites.rereads, norm)[self.readers], "amax")
         longer = ends > self.ends
         where = [norm, last + 1, self.sums, self.sums + 2, self.sums + 1, self.ends[longer] + 1, ends[longer] + 1]
         what = [sites.held, -sites.held, sites.moved, -sites.moved, sites.made, self.bytes[longer], -self.bytes[longer]]
         if sites.together:
-            where.append(torch.stack([_whole(self.beside), self.sums[sites.beside].max() + 1]))
+            where.append(torch.stack([_whole(copied), self.sums[sites.beside].max() + 1]))
             what.append(_floats([sites.together, -sites.together]))
         transients = self.transients.clone()
         transients[norm], transients[self.sums + 1] = sites.transient, sites.scratch

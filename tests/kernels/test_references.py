@@ -12,7 +12,7 @@ from support import against_the_loop
 from torch import Tensor, nn
 
 import fxperex
-from fxperex import kernels, registry, work
+from fxperex import kernels, numerics, registry, work
 from fxperex.errors import ConfigError
 from fxperex.kernels import device, linear
 from fxperex.kernels.embedding import run_numbers
@@ -34,6 +34,8 @@ def _calls() -> dict[Any, tuple[Any, ...]]:
             kernels.gram_sq_norm: (a, g), kernels.embedding_sq_norm: (torch.randint(4, (3, 7)), g[:, 0]),
             kernels.affine_gradients: (rows, rows, torch.randn(3, 2), torch.rand(3, 2), 3),
             kernels.weighted_sum: (a, torch.rand(3, dtype=torch.float64), torch.tensor([True, False, True])),
+            kernels.patches: (x[:, 0], [3, 2], [2, 1], [1, 2], [1, 1], [1, 1], True),
+            numerics.long_blocks: (torch.randn(3, 1600),),
             kernels.products_of_patches: (x[:, 0], y[:, 0].flatten(2), [3, 2], [2, 1], [1, 2], [1, 1], [1, 1], 2, 2, False),
             kernels.chacha20: (torch.arange(11, dtype=torch.int32), 13, 2)}
 
@@ -119,6 +121,31 @@ def test_products_streamed_in_pieces_of_any_size(piece: int, dtype: torch.dtype,
     a, g = torch.randn(5, 2, 7, 6, dtype=dtype), torch.randn(5, 2, 9, 7, dtype=dtype).transpose(2, 3)
     truth = torch.einsum("bgtp,bgtd->bgpd", g.double(), a.double()).square().sum((1, 2, 3))
     assert error(kernels.linear_sq_norm(a, g), truth) <= (1e-6 if dtype == torch.float32 else 1e-13)
+
+
+@pytest.mark.parametrize(("stride", "dilation"), [((1, 1), (1, 1)), ((2, 3), (1, 1)), ((1, 2), (2, 1))])
+def test_patches_in_both_layouts_are_those_of_unfold(stride: tuple[int, int], dilation: tuple[int, int]) -> None:
+    x, kernel = torch.randn(3, 5, 7, 8), (3, 2)
+    wide = torch.nn.functional.pad(x, (1, 2, 0, 1))
+    truth = torch.nn.functional.unfold(wide, kernel, dilation=dilation, stride=stride)
+    options = kernel, stride, dilation, (0, 1), (1, 2)
+    assert torch.equal(kernels.patches(x, *options, False), truth)
+    last = truth.unflatten(1, (5, 6)).permute(0, 3, 2, 1).flatten(2)
+    assert torch.equal(kernels.patches(x, *options, True), last)
+    g = torch.randn(3, 4, truth.shape[2])
+    for flag, patches in ((False, truth.transpose(1, 2)), (True, last)):
+        made = kernels.products_of_patches(x, g, *options, 1, 2, flag)
+        assert error(made[:, 0], g @ patches) <= 1e-5
+
+
+def test_sums_of_gradients_that_lie_in_another_order_are_contiguous() -> None:
+    for many in (2, 200):  # by plain operations, and by the kernel
+        grads = torch.randn(3, many, 3, 5, 8).movedim(-1, 2)
+        factors, valid = torch.rand(3, dtype=torch.float64), torch.tensor([True, True, False])
+        made = by_factors(grads, factors, valid)
+        assert made.is_contiguous() and made.shape == grads.shape[1:]
+        assert error(made, torch.einsum("b,bpcij->pcij", factors * valid, grads.double())) <= 1e-6
+        assert error(numerics.sq_norm(grads), grads.double().square().sum((1, 2, 3, 4))) <= 1e-6
 
 
 @pytest.mark.parametrize("kind", ["conv", "conv_transpose"])
