@@ -14,6 +14,7 @@ from fxperex.testing import as_forward, clipped, error, loop
 
 LIMIT = 1e-5  # relative error of the clipped sum, float32 against the float64 loop
 CHECKED = 3  # examples that the loop goes through
+WARM = 4  # turns of every candidate before timing: steps side by side share a heap, which takes as many to have its shape
 HOPELESS = 10.0  # a candidate whose first call is so many times the fastest one's gets no further turns
 
 Runs = Mapping[str, Callable[[], object]]
@@ -76,8 +77,8 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def interleaved(runs: Runs, rounds: int) -> Times:
-    """Returns {name: seconds of each round}; every round runs every candidate once, after one turn to warm up."""
-    for call in runs.values():
+    """Returns {name: seconds of each round}; every round runs every candidate once, after some turns to warm up."""
+    for call in [*runs.values()] * WARM:
         call()
     times: Times = {name: [] for name in runs}
     for _ in range(rounds):

@@ -29,7 +29,6 @@ from fxperex.planner.alternatives import Alternative, explained
 from fxperex.rewriter import parameter_order, rewrite
 from fxperex.step_graph import StepGraph
 
-
 GAPS = 1.5  # heap that a step spreads over, of its own bytes at its worst node; what it does not reach is never touched
 
 

@@ -44,11 +44,13 @@ WIDE_CONVS = ((1, 400, 1600, 484, 9), (1, 512, 512, 1024, 9), (4, 256, 864, 484,
 DEEP_CONVS = grid((1, 8), (3, 25), (25,), (16384, 65536), (9, 25), amount=flop)
 CONVS = (*grid((1, 8, 32), (3, 16, 64, 256), (16, 64, 256), (4, 49, 256, DEEP), (1, 9, 25), amount=flop),
          *large((1, 8), (64, 256, 512), (128, 512, 1024), (16, 256, DEEP), (1, 9)), *DEEP_CONVS, *WIDE_CONVS)
-EACH = (*grid((8, 32), (3, 16, 64, 256), (16, 64, 256), (4, 49, 256, DEEP), (1, 9, 25), amount=flop),
+EACH = (*grid((8, 32), (64, 256), (16, 256), (1,), (1,), amount=flop),  # what squeezes and excites: one position
+        *grid((8, 32), (3, 16, 64, 256), (16, 64, 256), (4, 49, 256, DEEP), (1, 9, 25), amount=flop),
         *large((4, 16), (128, 512), (128, 512), (16, 256, DEEP), (1, 9)), *WIDE_EACH)
 # Channels that fill whole blocks, and channels that do not: a CPU's grouped convolution takes other ways (`workspace.partial`).
 BLOCKED = tuple(s for s in EACH if s[1] >= 16)
-PARTIAL = (*grid((8, 32), (3, 25, 75), (10, 25, 100), (49, 256, DEEP), (1, 9, 25), amount=flop),
+PARTIAL = (*grid((8, 32), (25, 200), (25, 200), (1,), (1,), amount=flop),
+           *grid((8, 32), (3, 25, 75), (10, 25, 100), (49, 256, DEEP), (1, 9, 25), amount=flop),
            *large((4, 16), (75, 150), (100, 390), (256, DEEP), (9, 25)), *DEEP_CONVS, (4, 264, 858, 484, 9))
 MM = (*grid((10, 64, 256, 1024), (8, 64, 512, 4096), (10, 64, 256, 1024), amount=flop),
       *large((512, 2048), (64, 512), (1024, 4096)))

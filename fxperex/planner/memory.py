@@ -128,6 +128,6 @@ def sum_makes(choice: Choice) -> tuple[float, float, float]:
 
 
 def site_of(instruction: str) -> str:
-    """Returns the site that an instruction or a buffer of a step belongs to (`BESIDE` for small ones'), '' for forward and backward."""
+    """Returns the site that an instruction or a buffer of a step belongs to, `BESIDE` for small ones', '' for the frame's."""
     name, mark, _ = instruction.rpartition(": ")
     return name if mark else BESIDE if instruction == BESIDE else ""
