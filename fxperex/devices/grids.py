@@ -59,14 +59,14 @@ BMM = (*grid((4, 32), (16, 64, 256, 1024), (1, 4, 16, 64, 512), (16, 64, 256, 10
 BMM_PATCHES = (*grid((8, 32), (16, 64, 256), (4, 49, 256, DEEP), (27, 144, 576, 2304), amount=flop),
                *large((4, 16), (128, 512), (49, 256, DEEP), (576, 2304)),
                *grid((8,), (25,), (16384, 65536), (27, 225), amount=flop),
-               (1, 1600, 484, 3600), (2, 864, 484, 2304), (4, 512, 484, 2304), (1, 1024, 1024, 4608), (4, 256, 1024, 2304))
-BMM_COLUMNS = tuple(s for s in BMM_PATCHES if s[0] in (8, 16))
+               (4, 640, 256, 3136), (1, 1600, 484, 3600), (2, 864, 484, 2304), (4, 512, 484, 2304), (1, 1024, 1024, 4608), (4, 256, 1024, 2304))
+BMM_COLUMNS = tuple(s for s in BMM_PATCHES if s[0] in (8, 16) and s[3] <= DEEP)
 GRAM = (*grid((8, 32), (1, 4, 16, 49, 196, 784), (16, 64, 256, 1024, 4096), amount=gram_flop),
         (8, 484, 1600), (2, 1024, 64), (2, 1024, 512),
         *grid((512, 8192), (4, 16, 49), (1, 9), amount=gram_flop))  # of every channel of a depthwise convolution
 DEPTHWISE = grid((8, 16, 32), (16, 64, 192, 768), (1, 4, 16, 49, 196, 784), (9, 25, 49), amount=flop)
 SEEN = tuple(s for s in DEPTHWISE if s[3] <= (2 * math.sqrt(s[2]) - 1) ** 2)  # taps that do not all see padding alone
 UNFOLD = (*grid((8, 32), (3, 16, 64, 256), (4, 49, 256, DEEP), (9, 25), amount=float32_bytes),
-          (8, 3, 16384, 9), (1, 25, 16384, 9))
+          (8, 128, 256, 25), (8, 156, 256, 25), (8, 3, 16384, 9), (1, 25, 16384, 9))
 SCATTERED = grid((64, 256, 1024, 4096), (16, 64, 192, 768), amount=float32_bytes)
 STORED = grid((4, 8, 32), (16, 256, 1024, 4608, 16384, 65536, 262144, 1048576), amount=float32_bytes)
