@@ -69,7 +69,8 @@ class Norm:
             made = (g * xhat.reshape(x.shape) if scale else g).reshape(images, channels, positions).sum(2)
         else:
             g, x = (v.reshape(1, images * channels, positions) for v in (g, x))
-            weights = None if weight is None else x.new_zeros(images * channels)  # of its shape: what is asked for does not read it
+            # Of the weight's shape alone: what is asked for does not read it.
+            weights = None if weight is None else x.new_zeros(images * channels)
             made = torch.ops.aten.native_group_norm_backward(
                 g, x, mean.reshape(1, -1), rstd.reshape(1, -1), weights, 1, images * channels, positions, images * groups,
                 [False, True, True])[1 if scale else 2].reshape(images, channels)

@@ -48,7 +48,7 @@ def plan_peak(frame: Frame, choices: Sequence[Choice], recompute: Collection[str
 
     def trial(some: list[str]) -> tuple[float, str]:
         found = peak(step_listing(frame, choices, some))
-        return found.bytes, site_of(found.at)
+        return found.bytes, BESIDE if found.at == BESIDE else site_of(found.at)
 
     return peak(step_listing(frame, choices, raised(sites, first, trial)[0]))
 
@@ -128,6 +128,6 @@ def sum_makes(choice: Choice) -> tuple[float, float, float]:
 
 
 def site_of(instruction: str) -> str:
-    """Returns the site that an instruction or a buffer of a step belongs to, `BESIDE` for small ones', '' for the frame's."""
+    """Returns the site that an instruction or a buffer of a step belongs to, '' for forward and backward."""
     name, mark, _ = instruction.rpartition(": ")
-    return name if mark else BESIDE if instruction == BESIDE else ""
+    return name if mark else ""
