@@ -3,7 +3,8 @@
     python benchmarks/bench_regret.py [--minutes 25] [--workloads resnet18 decoder] [--quick] [--output FILE]
 
 Per workload and batch size: regret of the whole step (eager, interleaved rounds, medians), share of distinct sites whose
-chosen strategy is within 5 % of the best or within the noise, Kendall's tau of predicted against measured times of a site's
+chosen strategy is within 5 % of the best or within the noise (sites of one node that share work, as scale and shift of a
+normalisation do, are measured together), Kendall's tau of predicted against measured times of a site's
 strategies: over all pairs, and over those whose measured times are told apart by the same 5 % and noise. The clipped sums of
 both plans are held to the float64 loop before anything is timed. A strategy that would hold more than `--most` bytes at a
 site is not run; the row names it.
@@ -28,6 +29,7 @@ from fxperex.planner import parse_memory
 from fxperex.planner.plan import Choice
 from fxperex.trial import Trial
 
+SECONDS = 1.0  # of rounds of the whole step, at least
 Site = dict[str, Any]  # of one distinct site: chosen, measured, predicted, good, tau, tau_apart
 
 
@@ -90,7 +92,7 @@ def bench(work: Workload, rows: int, judge: Judge) -> dict[str, Any]:
     measured = {c.site.name: judge.site(c, trial) for c in auto.plan.choices}
     best = _by(auto, model, batch, {name: site["best"] for name, site in measured.items()})
     errors = {name: gradient_error(model, step, batch, total) for name, step in (("auto", auto), ("best", best))}
-    ran = interleaved({"auto": lambda: auto.step(*batch), "best": lambda: best.step(*batch)}, judge.rounds)
+    ran = interleaved({"auto": lambda: auto.step(*batch), "best": lambda: best.step(*batch)}, judge.rounds, SECONDS)
     took = medians(ran)
     distinct = list({id(site): site for site in measured.values() if len(site["measured"]) > 1}.values())
     return {"input": list(batch[0].shape), "parameters": sum(p.numel() for p in model.parameters()), "errors": errors,

@@ -15,6 +15,7 @@ from fxperex.testing import as_forward, clipped, error, loop
 LIMIT = 1e-5  # relative error of the clipped sum, float32 against the float64 loop
 CHECKED = 3  # examples that the loop goes through
 WARM = 4  # turns of every candidate before timing: steps side by side share a heap, which takes as many to have its shape
+MOST = 200  # rounds
 HOPELESS = 10.0  # a candidate whose first call is so many times the fastest one's gets no further turns
 
 Runs = Mapping[str, Callable[[], object]]
@@ -76,14 +77,19 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(runs: Runs, rounds: int) -> Times:
-    """Returns {name: seconds of each round}; every round runs every candidate once, after some turns to warm up."""
+def interleaved(runs: Runs, rounds: int, spend: float = 0.0) -> Times:
+    """Returns {name: seconds of each round}; every round runs every candidate once, after some turns to warm up.
+
+    More than `rounds` of them, up to MOST, where they take less than `spend` seconds: of short calls a few tell little.
+    """
     for call in [*runs.values()] * WARM:
         call()
     times: Times = {name: [] for name in runs}
-    for _ in range(rounds):
+    start, done = time.perf_counter(), 0
+    while done < rounds or (done < MOST and time.perf_counter() - start < spend):
         for name, call in runs.items():
             times[name].append(seconds(call))
+        done += 1
     return times
 
 
