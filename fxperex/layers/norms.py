@@ -70,7 +70,7 @@ class Norm:
         else:
             g, x = (v.reshape(1, images * channels, positions) for v in (g, x))
             # Of the weight's shape alone: what is asked for does not read it.
-            weights = None if weight is None else x.new_zeros(images * channels)
+            weights = None if weight is None else weight.new_zeros(images * channels)
             made = torch.ops.aten.native_group_norm_backward(
                 g, x, mean.reshape(1, -1), rstd.reshape(1, -1), weights, 1, images * channels, positions, images * groups,
                 [False, True, True])[1 if scale else 2].reshape(images, channels)
