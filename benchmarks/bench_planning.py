@@ -48,7 +48,7 @@ def _next_token(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(model(ids).transpose(1, 2), targets, reduction="none").mean(1)
 
 
-CASES: dict[str, tuple[Case, str | None]] = {"resnet50": (_resnet50, None), "resnet50_budget": (_resnet50, "9GiB"),
+CASES: dict[str, tuple[Case, str | None]] = {"resnet50": (_resnet50, None), "resnet50_budget": (_resnet50, "5GiB"),
                                              "llama7b": (_llama7b, None), "llama7b_budget": (_llama7b, "90GiB")}
 
 
