@@ -29,6 +29,8 @@ from fxperex.passes import join_views, tidy
 from fxperex.registry import Site, Uses, at_rows, strategies
 from fxperex.strides import forget_strides
 
+VERSION = 2  # of what a trial times; what an earlier one remembered is measured anew
+
 
 class Trial:
     """`trial(site, strategy)`: least seconds of norm and weighted sum, eagerly, on `device`; of shared work the site's part.
@@ -60,7 +62,7 @@ class Trial:
                 flat = enumerate(pytree.tree_leaves((node.args, node.kwargs)))
                 told = [_told(a) for i, a in flat if i == use.arg or not self._of_parameters(a)]
                 uses.append([use.op, use.kind, use.arg, told])
-        whole = json.dumps([strategy, site.rows, str(site.dtype), uses])
+        whole = json.dumps([VERSION, strategy, site.rows, str(site.dtype), uses])
         return f"{strategy} {site.kind} {hashlib.sha256(whole.encode()).hexdigest()[:20]}"
 
     def _together(self, site: Site, strategy: str) -> list[Site]:
