@@ -26,7 +26,7 @@ from typing import Any
 
 import step_workloads
 import torch
-from measure import CHECKED, left_error, truth
+from measure import CHECKED, WARM, left_error, truth
 from peers import PEERS, peer
 from record import Record
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ from fxperex.devices import keep_pages
 
 LOSS = nn.CrossEntropyLoss()
 STRATEGIES = ("naive", "multi", "crb", "unfold", "ghost", "vmap", "fused")
-WARM, FEW = 4, 7  # turns before timing; turns, those among them, of a candidate more than SLOW times the ordinary step
+FEW = WARM + 3  # turns, those before timing among them, of a candidate more than SLOW times the ordinary step
 SLOW = 10.0
 TOLERANCE = {"float32": 1e-5, "tf32": 2e-2, "bfloat16": 1e-1}
 # Other libraries' norms are float32's own, low by up to 1e-3 for long gradients: timed all the same, the error beside the time.

@@ -29,8 +29,6 @@ from fxperex.planner.alternatives import Alternative, explained
 from fxperex.rewriter import parameter_order, rewrite
 from fxperex.step_graph import StepGraph
 
-GAPS = 1.5  # heap that a step spreads over, of its own bytes at its worst node; what it does not reach is never touched
-
 
 @dataclass(frozen=True)
 class StepResult:
@@ -62,7 +60,7 @@ class PerExampleModule:
         self._state = _state(model)
         self.step_graph: StepGraph = rewrite(capture, analysis, plan, clip)
         self._others: dict[str, Step] = {}
-        self._lid = reserve(GAPS * self._own_bytes) if self._spec[0][2].type == "cpu" else None
+        self._lid = reserve(self._own_bytes) if self._spec[0][2].type == "cpu" else None
         self._step, self.backend = self._compile(self.step_graph)
 
     @property

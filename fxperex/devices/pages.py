@@ -19,6 +19,7 @@ from fxperex.workspace import FRESH
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # `mallopt(3)`
 PIECE = 2**22  # bytes; reserved in pieces that glibc takes from the heap
 TRIES = 64
+GAPS = 1.5  # heap that so many bytes in use at once spread over; what is not reached is never touched
 _asked: list[bool] = []  # what came of each call
 
 
@@ -42,9 +43,9 @@ def kept() -> bool:
 
 
 def reserve(size: float) -> Tensor | None:
-    """Returns a lid: while it lives, so many bytes in front of it stay with the heap when they are free; None where they do not.
+    """Returns a lid: while it lives, heap for so many bytes in use at once stays when it is free; None where it does not.
 
-    glibc hands back what is free at the end of its heap; in front of the lid it is not at the end. Nothing is written, so no
+    glibc hands back what is free at the end of its heap; what lies in front of the lid is not there. Nothing is written, so no
     page is taken before a step uses it, and any other code may use the same memory between steps. No option of the C library
     is set. For the thread that calls: others have heaps of their own.
     """
@@ -52,7 +53,7 @@ def reserve(size: float) -> Tensor | None:
         return None
     try:
         _bytes(FRESH - 1)  # freed at once: as behind any tensor so large, glibc takes smaller ones from the heap
-        pieces = [_bytes(PIECE) for _ in range(math.ceil(size / PIECE))]
+        pieces = [_bytes(PIECE) for _ in range(math.ceil(GAPS * size / PIECE))]
         end, lids = max((p.data_ptr() for p in pieces), default=0), []
         for _ in range(TRIES):
             lids.append(_bytes(PIECE))  # the first ones may lie in older gaps

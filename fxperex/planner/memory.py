@@ -121,8 +121,9 @@ def norm_transient(choice: Choice) -> float:
 def sum_makes(choice: Choice) -> tuple[float, float, float]:
     """Bytes of a site's scaled copies, of its sum, and of what forming the sum needs beside them."""
     site, cost = choice.site, choice.cost
-    together = 0.0 if beside(choice) else summing_bytes(site, cost.held)  # side by side they are large enough to need no copy
-    moved = inputs_bytes(site) + outputs_bytes(site) if cost.rereads else together
+    # Side by side they are copied once at most, and only where all together are small.
+    copied = 0.0 if beside(choice) else summing_bytes(site, cost.held)
+    moved = inputs_bytes(site) + outputs_bytes(site) if cost.rereads else copied
     made = float(site.size * accumulator(site.dtype).itemsize)
     return moved, made, sum_scratch(site) if cost.rereads else 0.0
 
