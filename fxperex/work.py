@@ -148,6 +148,8 @@ def weight_gradient(site: Site, d: Dims) -> tuple[Work, ...]:
     if not by_convolution(site):
         if site.kind == "embedding":
             return (scatter(site, d),)
+        if _patches_spread(site, d):
+            d = whole(d, site)
         return (Work("mm", (d.P, d.B * d.T, d.D), 2.0 * d.B * d.G * d.T * d.D * d.P, 1, name_of(site)),)
     if d.G > 1 and d.taps == d.D:
         return (depthwise(site, d, "conv_depthwise"),)
@@ -168,6 +170,18 @@ def folds(site: Site) -> bool:
 def folding_bytes(site: Site) -> float:
     """Traffic of spreading one gradient of the live taps over the whole kernel; mostly none."""
     return 3.0 * site.size * site.dtype.itemsize if folds(site) else 0.0
+
+
+def spreading_bytes(site: Site) -> float:
+    """Traffic of spreading a sum of live taps over the whole kernel, or the patches in front of it."""
+    d = site.dims
+    if d is not None and not by_convolution(site) and _patches_spread(site, d):
+        return 3.0 * d.B * d.T * whole(d, site).D * site.dtype.itemsize
+    return folding_bytes(site)
+
+
+def _patches_spread(site: Site, d: Dims) -> bool:
+    return folds(site) and conv.patches_folded(d)
 
 
 def scaling_bytes(site: Site) -> float:

@@ -111,8 +111,10 @@ class Conv:
         a = a.to(g.dtype)  # kept patches may be of 16 bits where the sum is formed in float32
         counts, zero = valid[:, None, None, None], torch.zeros((), dtype=g.dtype, device=g.device)
         g = torch.where(counts, g * factors.to(g.dtype)[:, None, None, None], zero)
-        a = a if kernels.looks(a) else torch.where(counts, a, zero)
-        return self.fold(uses, kernels.product(g.flatten(0, 2), a.flatten(0, 2), valid)[None, None])[0].contiguous()
+        a, g = (a if kernels.looks(a) else torch.where(counts, a, zero)).flatten(0, 2), g.flatten(0, 2)
+        if patches_folded(uses.site.dims):
+            return kernels.product(g, self.fold(uses, a[:, None, None]).flatten(1), valid).view(uses.site.shape)
+        return self.fold(uses, kernels.product(g, a, valid)[None, None])[0].contiguous()
 
     def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
         from fxperex.testing import Call
@@ -160,6 +162,14 @@ def pixel_gram(d: Dims) -> bool:
     Of few positions the sum is formed from patches anyway, and their Gram matrix is next to nothing.
     """
     return 0 < d.pixels**2 <= d.T**2 * d.taps and (d.T > SMALL or d.G > 1)
+
+
+def patches_folded(d: Dims) -> bool:
+    """True where a sum of products takes its patches in the weight's order, all taps of the kernel among them.
+
+    They are fewer numbers than the product then, which would have to be put in that order and spread over those taps.
+    """
+    return d.B * d.T < d.P
 
 
 def weight_gradient(x: Tensor, g: Tensor, weight: Tensor, shape: Geometry) -> Tensor:

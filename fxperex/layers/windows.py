@@ -6,7 +6,7 @@ are groups, whose channels stay together, or few channels (`channels_last`).
 
 from __future__ import annotations
 
-import itertools
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -141,7 +141,7 @@ def gram(x: Tensor, shape: Geometry, outs: tuple[int, ...]) -> Tensor:
     """Returns `<a_t, a_s>` `[N, T, T]` of the patches of `x [N, C, *S]` at the positions of `outs`, without patches.
 
     `<a_t, a_s> = sum_k R[s t + d k, s s + d k]` with the pixels' own Gram matrix `R = x^T x`: one product over
-    channels instead of one over channels and taps, then |K| shifted copies of R added up.
+    channels instead of one over channels and taps, then shifted copies of R added up, one dimension after the other.
     """
     n, sizes = len(shape.kernel), tuple(x.shape[2:])
     flat = x.flatten(2)
@@ -150,16 +150,11 @@ def gram(x: Tensor, shape: Geometry, outs: tuple[int, ...]) -> Tensor:
     for before, after in reversed(list(zip(shape.before, shape.after, strict=True))):
         widths += [before, after]
     pixels = F.pad(pixels, widths * 2) if any(widths) else pixels
-    total: Tensor | None = None
-    for tap in itertools.product(*(range(k) for k in shape.kernel)):
-        seen = pixels
-        for i, (k, o, s, d) in enumerate(zip(tap, outs, shape.stride, shape.dilation, strict=True)):
-            for side in (1 + i, 1 + n + i):
-                seen = _every(seen, side, k * d, o, s)
-        total = seen if total is None else total + seen
-    assert total is not None
+    for i, (k, o, s, d) in enumerate(zip(shape.kernel, outs, shape.stride, shape.dilation, strict=True)):
+        shifted = (_every(_every(pixels, 1 + i, j * d, o, s), 1 + n + i, j * d, o, s) for j in range(k))
+        pixels = functools.reduce(torch.add, shifted)
     positions = torch.Size(outs).numel()
-    return total.reshape(len(x), positions, positions)
+    return pixels.reshape(len(x), positions, positions)
 
 
 def _every(x: Tensor, dim: int, start: int, count: int, step: int) -> Tensor:

@@ -19,13 +19,13 @@ from fxperex.registry import Cost, Dims, Site, Uses, Work, strategy
 from fxperex.strategies.stored import kind_of, offers
 from fxperex.work import (
     convolves,
-    folding_bytes,
     inputs_bytes,
     outputs_bytes,
     patches,
     patches_bytes,
     scaling_bytes,
     scatter,
+    spreading_bytes,
     weight_gradient,
 )
 
@@ -55,15 +55,15 @@ class Ghost:
         grams = tuple(Work("gram", (groups, t, width), 2.0 * groups * t**2 * width) for t, width in pairs)
         square = 0.0 if tiled else 8.0 * groups * d.T**2
         copies = (0.0, 0.0) if tiled else (2 * inputs_bytes(site), 8.0 * groups * d.T * d.P)  # in float64, one after the other
-        moved = 3 * sum(copies) + 4 * square + scaling_bytes(site) + 2.0 * site.size * site.dtype.itemsize + folding_bytes(site)
+        moved = 3 * sum(copies) + 4 * square + scaling_bytes(site) + 2.0 * site.size * site.dtype.itemsize + spreading_bytes(site)
         if pixels:
-            moved += 3 * square * d.taps  # shifted copies of the pixels' matrix, added up
+            moved += 3 * d.taps**0.5 * sum(_shifted(d))
         unfolded = () if pixels and d.T > SMALL else patches(site)
-        transient = max(copies) + (_shifting(d, square) if pixels else 3 * square + 3 * patches_bytes(site))
+        transient = max(copies) + (_shifting(d) if pixels else 3 * square + 3 * patches_bytes(site))
         if site.parts:  # the uses' factors side by side
             transient += inputs_bytes(site) + outputs_bytes(site)
             moved += 4 * (inputs_bytes(site) + outputs_bytes(site))
-        launches = 80 + (4 * d.taps if pixels else 0) + 30 * len(site.parts)
+        launches = 80 + (8 * round(d.taps**0.5) if pixels else 0) + 30 * len(site.parts)
         return Cost((*unfolded, *grams, *weight_gradient(site, d)), moved, 0.0, transient, launches, rereads=True)
 
     def stored(self, uses: Uses) -> None:
@@ -91,8 +91,18 @@ class Ghost:
         return kind_of(uses.site).weighted_sum(uses, factors, valid)
 
 
-def _shifting(d: Dims, square: float) -> float:
-    """Bytes that the pixels' matrix needs: itself and its padded copy, then that copy and two sums of shifts."""
-    whole = 8.0 * d.B * d.G * d.pixels**2
-    padded = whole * ((d.pixels**0.5 + d.taps**0.5 - 1) / d.pixels**0.5) ** 4
-    return padded + max(whole, 2 * square)
+def _shifted(d: Dims) -> tuple[float, float]:
+    """Bytes of the pixels' matrix with its shifts added up in one of an image's two dimensions, and in both."""
+    return 8.0 * d.B * d.G * d.T * _wide(d), 8.0 * d.B * d.G * d.T**2
+
+
+def _shifting(d: Dims) -> float:
+    """Bytes that the pixels' matrix needs: itself and its padded copy, then that copy and its sums of shifts, two at a time."""
+    whole, padded = 8.0 * d.B * d.G * d.pixels**2, 8.0 * d.B * d.G * _wide(d) ** 2
+    once, twice = _shifted(d)
+    return max(whole + padded, padded + 2 * once, once + 2 * twice)
+
+
+def _wide(d: Dims) -> float:
+    """Pixels of an image and its padding."""
+    return (d.pixels**0.5 + d.taps**0.5 - 1) ** 2

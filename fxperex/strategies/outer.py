@@ -7,7 +7,7 @@ from torch import Tensor
 from fxperex.numerics import sq_norm
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.stored import kind_of, offers
-from fxperex.work import folding_bytes, inputs_bytes, outputs_bytes, patches, patches_bytes, scaling_bytes, weight_gradient
+from fxperex.work import inputs_bytes, outputs_bytes, patches, patches_bytes, scaling_bytes, spreading_bytes, weight_gradient
 
 
 @strategy("outer")
@@ -23,7 +23,7 @@ class Outer:
         d = site.dims
         assert d is not None
         moved = (patches_bytes(site) or inputs_bytes(site)) + outputs_bytes(site)
-        moved += scaling_bytes(site) + 2.0 * site.size * site.dtype.itemsize + folding_bytes(site)
+        moved += scaling_bytes(site) + 2.0 * site.size * site.dtype.itemsize + spreading_bytes(site)
         return Cost((*patches(site), *weight_gradient(site, d)), moved, 0.0, patches_bytes(site), 70, rereads=True)
 
     def stored(self, uses: Uses) -> None:
