@@ -62,11 +62,22 @@ def _call(run: Run, node: fx.Node, parameter_only: bool, is_site: bool) -> None:
     if parameter_only:
         _call_on_parameters(run, node)
         return
-    made = node.target(*fx.map_arg(node.args, run.env.__getitem__),  # type: ignore[operator]
-                       **fx.map_arg(node.kwargs, run.env.__getitem__))
+    made = _called(node, *fx.map_arg(node.args, run.env.__getitem__), **fx.map_arg(node.kwargs, run.env.__getitem__))
     if is_site:
         made = pytree.tree_map_only(Tensor, _tracked, made)
     run.env[node] = made
+
+
+def _called(node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+    """The node's value. A linear map of many positions is one product, as it is where the weight has a gradient.
+
+    Of inputs that are not contiguous torch makes a product per row of the batch otherwise (attention's first map, sequence
+    first, 64 x 16 x 256 by 768 on a CPU: 3.1 ms, one product 2.0).
+    """
+    if node.target is torch.ops.aten.linear.default and args[0].dim() > 2 and args[1].dim() == 2:
+        x, *rest = args
+        return node.target(x.flatten(0, -2), *rest, **kwargs).unflatten(0, x.shape[:-1])
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _call_on_parameters(run: Run, node: fx.Node) -> None:

@@ -26,7 +26,7 @@ from fxperex.evaluate import backward, evaluate
 from fxperex.kernels import by_factors
 from fxperex.marks import tagged
 from fxperex.numerics import sq_norm
-from fxperex.passes import join_views, raise_norms, recompute, schedule, tidy
+from fxperex.passes import join_views, raise_norms, recompute, schedule, stack_slices, tidy
 from fxperex.planner import Plan
 from fxperex.show import show
 from fxperex.step_graph import StepGraph
@@ -58,6 +58,7 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, want: 
     show(4, "traced step", traced)
     traced.graph.eliminate_dead_code()
     forget_strides(traced)
+    stack_slices(traced)
     _ordered(traced, plan, want)
     join_views(traced)
     tidy(traced)
