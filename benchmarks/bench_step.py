@@ -22,6 +22,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import step_workloads
@@ -42,6 +43,7 @@ TOLERANCE = {"float32": 1e-5, "tf32": 2e-2, "bfloat16": 1e-1}
 # Other libraries' norms are float32's own, low by up to 1e-3 for long gradients: timed all the same, the error beside the time.
 OTHERS = 1e-2
 Call = Callable[[], None]
+Turn = tuple[float, float, int]  # wall seconds, CPU seconds, page faults
 
 
 class Setting:
@@ -123,20 +125,20 @@ def make(setting: Setting, name: str, truth: Mapping[str, Tensor]) -> tuple[Call
     return call, facts | {"seconds_to_first_step": time.perf_counter() - start}
 
 
-def timed(call: Call, device: torch.device) -> tuple[float, float]:
-    """Returns (wall seconds, CPU seconds) of one call."""
+def timed(call: Call, device: torch.device) -> Turn:
+    """Returns (wall seconds, CPU seconds, page faults) of one call."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-    wall, work = time.perf_counter(), time.process_time()
+    wall, work, faults = time.perf_counter(), time.process_time(), getrusage(RUSAGE_SELF).ru_minflt
     call()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - wall, time.process_time() - work
+    return time.perf_counter() - wall, time.process_time() - work, getrusage(RUSAGE_SELF).ru_minflt - faults
 
 
-def turns(calls: Mapping[str, Call], device: torch.device, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Returns {candidate: (wall, CPU) seconds of its rounds}, interleaved; hopelessly slow ones leave after a few."""
-    times: dict[str, list[tuple[float, float]]] = {c: [] for c in calls}
+def turns(calls: Mapping[str, Call], device: torch.device, rounds: int) -> dict[str, list[Turn]]:
+    """Returns {candidate: its rounds}, interleaved; hopelessly slow ones leave after a few."""
+    times: dict[str, list[Turn]] = {c: [] for c in calls}
     for i in range(rounds + WARM):
         for candidate, call in calls.items():
             if i >= FEW and min(times[candidate])[0] > SLOW * min(times["ordinary"])[0]:
@@ -174,15 +176,18 @@ def largest(step: step_workloads.Step, device: str, dtype: str, name: str) -> in
         rows *= 2
 
 
-def summary(times: list[tuple[float, float]], base: list[tuple[float, float]]) -> dict[str, Any]:
-    """Ratios to the ordinary step, wall and CPU, over the rounds that both ran: medians, and quartiles of the rounds' own."""
+def summary(times: list[Turn], base: list[Turn]) -> dict[str, Any]:
+    """Ratios to the ordinary step, wall and CPU, over the rounds that both ran: medians, and quartiles of the rounds' own.
+
+    `page_faults`: the median of a round; memory that the C library handed back is touched anew at a tenth of its speed.
+    """
     facts: dict[str, Any] = {"rounds": len(times)}
     for i, clock in enumerate(("", "cpu_")):
         rounds = [a[i] / b[i] for a, b in zip(times, base, strict=False)]
         quarters = statistics.quantiles(rounds, n=4)
         medians = [statistics.median(t[i] for t in side) for side in (times, base[:len(times)])]
         facts |= {f"{clock}ratio": medians[0] / medians[1], f"{clock}ratio_quartiles": [quarters[0], quarters[2]]}
-    return facts | {"seconds": statistics.median(t[0] for t in times)}
+    return facts | {"seconds": statistics.median(t[0] for t in times), "page_faults": statistics.median(t[2] for t in times)}
 
 
 def bench(name: str, step: step_workloads.Step, candidates: list[str], args: argparse.Namespace) -> dict[str, Any]:

@@ -140,6 +140,10 @@ class Conv:
             (nn.Conv3d(8, 2, 2, stride=(1, 2, 1)), (torch.randn(2, 8, 3, 4, 2),)),
             (Call(lambda m, x: m(x.flatten(0, 1)).unflatten(0, (-1, 2)), nn.Conv2d(8, 4, 3)), (torch.randn(3, 2, 8, 4, 5),)),
             (nn.Conv2d(8, 3, 3, padding=1), (torch.randn(3, 8, 1, 2),)),
+            # Fewer patches than outputs: the sum takes them in the weight's order.
+            (nn.Conv2d(8, 12, 3, padding=1), (torch.randn(3, 8, 1, 1),)),
+            (nn.Conv2d(8, 9, (3, 2), padding=1), (torch.randn(2, 8, 2, 1),)),
+            (nn.Conv2d(3, 9, 3, padding=1), (torch.randn(2, 3, 2, 1),)),
             # Taps that see padding alone, in one dimension and in all.
             (nn.Conv2d(4, 6, 3, padding=1, groups=2), (torch.randn(3, 4, 1, 1),)),
             (nn.Conv2d(2, 3, (3, 5), padding=(1, 2), stride=2), (torch.randn(3, 2, 5, 2),)),

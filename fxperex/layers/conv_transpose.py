@@ -46,6 +46,7 @@ class ConvTranspose(Conv):
             (nn.ConvTranspose2d(3, 5, 4), (randn(4, 3, 1, 1),)),  # the head of a generator: one position
             (nn.ConvTranspose3d(2, 4, 2, stride=(1, 2, 1), padding=(0, 1, 0), output_padding=(0, 1, 0), groups=2),
              (randn(2, 2, 2, 3, 2),)),
+            (nn.ConvTranspose2d(9, 3, 2), (randn(2, 9, 2, 1),)),  # fewer positions than channels in
             # Taps whose every output is cut away by the padding.
             (nn.ConvTranspose1d(2, 3, 5, padding=3), (randn(3, 2, 3),)),
             (Call(lambda m, x: m(x.flatten(0, 1)).unflatten(0, (-1, 2)), nn.ConvTranspose2d(3, 4, 3)), (randn(3, 2, 3, 3, 2),)),
