@@ -72,7 +72,7 @@ def _called(node: fx.Node, *args: Any, **kwargs: Any) -> Any:
     """The node's value. A linear map of many positions is one product, as it is where the weight has a gradient.
 
     Of inputs that are not contiguous torch makes a product per row of the batch otherwise (attention's first map, sequence
-    first, 64 x 16 x 256 by 768 on a CPU: 3.1 ms, one product 2.0).
+    first, 64 x 16 x 256 by 768 on a CPU: 3.1 ms and 0.4 for the bias, one product 2.3).
     """
     if node.target is torch.ops.aten.linear.default and args[0].dim() > 2 and args[1].dim() == 2:
         x, *rest = args
