@@ -13,6 +13,7 @@ the examples, does that.
 
 from __future__ import annotations
 
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ CHANNELS_LAST = "eager, channels last"  # what "auto" may find fastest beside th
 # Of the eager step's time on a CPU: what gains less alone loses in a training loop (AlexNet laid out channels last took 1.19,
 # eager 1.12 of the ordinary step; ResNet-18 at 32 pixels by Inductor 1.24, eager 1.18).
 WORTH = 0.95
+ROUNDS, SPEND = (10, 60), 1.0  # at least and at most so many turns; no more than the least behind so many seconds
 Step = Callable[..., Sequence[Any]]
 
 
@@ -102,19 +104,24 @@ def _no_grad(call: Callable[..., Any]) -> Step:
     return run
 
 
-def _seconds(calls: dict[str, Step], inputs: list[Tensor], rounds: int = 7) -> dict[str, float]:
-    """Returns the least seconds of every call, taken in turns: another program only ever adds, and to all alike."""
+def _seconds(calls: dict[str, Step], inputs: list[Tensor]) -> dict[str, float]:
+    """Returns seconds of every call, taken in turns: the eager call's median, the others' by their rounds' ratios to it.
+
+    A machine that changes its speed changes both sides of a ratio; the least of each call may be of different minutes.
+    """
     def wait() -> None:
         if inputs and inputs[0].is_cuda:
             torch.cuda.synchronize()
 
-    best = dict.fromkeys(calls, float("inf"))
-    for _ in range(rounds + 1):  # the first round warms up
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    begun = time.perf_counter()
+    while len(taken["eager"]) < ROUNDS[0] or (len(taken["eager"]) < ROUNDS[1] and time.perf_counter() - begun < SPEND):
         for name, call in calls.items():
             wait()
             start = time.perf_counter()
             call(*inputs)
             wait()
-            took = time.perf_counter() - start
-            best[name] = min(best[name], took)
-    return best
+            taken[name].append(time.perf_counter() - start)
+    eager = taken["eager"][1:]  # the first round warms up
+    base = statistics.median(eager)
+    return {name: base * statistics.median(t / e for t, e in zip(each[1:], eager, strict=True)) for name, each in taken.items()}

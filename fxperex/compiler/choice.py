@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from fxperex.step_graph import readable
 
-VERSION = 4  # of what is measured against what, and who wins
+VERSION = 5  # of what is measured against what, and who wins
 
 
 def recall(graph: fx.GraphModule, inputs: list[Tensor]) -> str | None:
