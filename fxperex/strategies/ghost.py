@@ -104,5 +104,7 @@ def _shifting(d: Dims) -> float:
 
 
 def _wide(d: Dims) -> float:
-    """Pixels of an image and its padding."""
-    return (d.pixels**0.5 + d.taps**0.5 - 1) ** 2
+    """Pixels that the windows of an image reach over, its padding included."""
+    out, inside = d.T**0.5, d.pixels**0.5
+    stride = max(round(inside / out), 1)
+    return max(inside, stride * (out - 1) + d.taps**0.5) ** 2
