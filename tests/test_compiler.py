@@ -249,6 +249,26 @@ def test_the_fastest_of_those_that_are_worth_it_is_taken() -> None:
     assert backends._fastest({"eager": 1.0, backends.CHANNELS_LAST: 0.8, "inductor": 0.7}, backends.WORTH) == "inductor"
 
 
+def test_backends_are_compared_round_by_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine doubles its speed between the turns of one late round: the least of each call would favour the other one."""
+    now, turns = [0.0], {"eager": 0, "inductor": 0}
+
+    def call(name: str, cost: float) -> backends.Step:
+        def run(*args: Tensor) -> Sequence[Any]:
+            turns[name] += 1
+            fast = turns[name] == 9 and name == "eager"
+            now[0] += cost / (2 if fast else 1)
+            return ()
+        return run
+
+    monkeypatch.setattr(backends.time, "perf_counter", lambda: now[0])
+    taken = backends._seconds({"eager": call("eager", 1.0), "inductor": call("inductor", 0.8)}, [])
+    monkeypatch.undo()
+    assert turns == dict.fromkeys(turns, backends.ROUNDS[0])
+    assert taken == {"eager": 1.0, "inductor": pytest.approx(0.8)}
+    assert backends._fastest(taken, backends.WORTH) == "inductor"
+
+
 def test_auto_takes_channels_last_where_it_is_fastest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seconds = {"eager": 1.0, "inductor": 1.0, backends.CHANNELS_LAST: 0.5}
     timed = _pretend(monkeypatch, seconds, tmp_path)
