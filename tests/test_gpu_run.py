@@ -44,15 +44,14 @@ def _rehearsed(folder: Path, *options: str) -> tuple[int, str, dict[str, Any]]:
 def test_kernels_are_held_to_their_references_and_written_down(tmp_path: Path) -> None:
     code, text, summary = _rehearsed(tmp_path, "--only", "machine,kernels", "--seconds", "900")
     assert code == 0, text
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["kernels.json", "summary.json"]
+    files = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert files == ["kernels.json", "summary.json"]
     (machine,) = summary["machine"]["parts"].values()
-    assert {"date", "device", "versions"} <= set(machine) and machine["rows"]["copy"][
-        "GB_per_s"
-    ] > 0
+    assert {"date", "device", "versions"} <= set(machine)
+    assert machine["rows"]["copy"]["GB_per_s"] > 0
     (kernels,) = json.loads((tmp_path / "out" / "kernels.json").read_text())["parts"].values()
-    assert len(kernels["rows"]) == 13 and all(
-        row["cases"] > 0 for name, row in kernels["rows"].items() if name != "chacha"
-    )
+    cases = [row["cases"] for name, row in kernels["rows"].items() if name != "chacha"]
+    assert len(cases) == 12 and min(cases) > 0
     assert all(len(line) <= 100 for line in text.splitlines()) and "kernels" in text
 
 

@@ -29,7 +29,7 @@ WORKLOADS = ("resnet18", "gpt2", "vit", "vgg16", "alexnet", "resnet50", "bert")
 @dataclass(frozen=True)
 class Stage:
     """`module` has `run(setting, part, rows)`; its `phases` run one after the other, `rehearsed` in
-    their place with small shapes. `limit`: seconds at most; `reserve`: what earlier stages leave."""
+    their place with small shapes. `limit`: seconds at most; `reserve`: left by earlier ones."""
 
     module: str
     limit: float
