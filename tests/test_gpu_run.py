@@ -133,6 +133,13 @@ def test_the_exit_code_tells_wrong_values_from_failures(
     assert ("a row" in report.table({"steps": stage})) == (state != "ended")
 
 
+def test_what_was_wrong_before_a_row_was_cut_off_is_wrong(stages: Any) -> None:
+    row = {"state": "begun", "wrong": ["(1, 5, 3, 2): off by 1"]}
+    stage = {"seconds": 1.0, "parts": {"linear": {"state": "out of time", "rows": {"seed 0": row}}}}
+    report = stages("report")
+    assert report.code({"kernels": stage}) == 1 and "off by 1" in report.table({"kernels": stage})
+
+
 def test_the_parts_of_the_stages_are_those_that_their_modules_know(stages: Any) -> None:
     module = importlib.import_module("gpu_stages")
     assert tuple(stages("small_models").SMALL) == module.MODELS

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton writes the kernels"),
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not there"),
     pytest.mark.skipif(torch.version.cuda is None, reason="torch was built without CUDA")]
 SECONDS = 3000  # for all of them, on a machine that does other things too
 
