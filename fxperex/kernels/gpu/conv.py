@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fxperex.kernels.conv import Shape
 from fxperex.kernels.device import interpreting, power, splits
-from fxperex.kernels.gpu.linear import finish
-from fxperex.kernels.gpu.tuning import OPTIONS, capability, tile, tuned
+from fxperex.kernels.gpu.linear import finish, store_square
+from fxperex.kernels.gpu.tuning import OPTIONS, alike, tile, tuned
 
 
 @triton.jit
@@ -67,10 +67,10 @@ def conv_kernel(x, g, grads, squares, T, D, P, groups, chunk, parts, tiles, tile
                  (ps[:, None] < P) & (ds[None, :] < D))
         total = held.to(tl.float32)
     if SQUARE:
-        tl.store(squares + row * tiles + tile, tl.sum(tl.sum(total * total, 1).to(tl.float64), 0))
+        store_square(squares + row * tiles + tile, total, BLOCK_P)
 
 
-conv_tuned = tuned(["T", "D", "P", "KX", "STORE", "PRECISION", "CHANNELS_LAST"], (32, 64))(conv_kernel)
+conv_tuned = tuned(["T", "D", "P", "KX", "STORE", "PRECISION", "CHANNELS_LAST"])(conv_kernel)
 
 
 def launch(x: Tensor, g: Tensor, shape: Shape, store: torch.dtype | None, precision: str,
@@ -80,7 +80,8 @@ def launch(x: Tensor, g: Tensor, shape: Shape, store: torch.dtype | None, precis
     groups, taps = shape.groups, torch.Size(shape.kernel).numel()
     outputs, columns = g.shape[2] // groups, channels // groups * taps
     positions = images * g.shape[3:].numel()
-    largest = tile(x.dtype, precision, capability(x.device))
+    x, g = alike(x, g)
+    largest = tile(x, precision, columns=True)
     block_p, block_d = power(outputs, 16, largest[0]), power(columns, 16, largest[1])
     across = triton.cdiv(columns, block_d)
     tiles = triton.cdiv(outputs, block_p) * across
