@@ -189,9 +189,8 @@ def gpt2(setting: Setting) -> dict[str, Any]:
 
 def swin(setting: Setting) -> dict[str, Any]:
     models = import_module("torchvision.models")
-    model = models.SwinTransformer(
-        [4, 4], 24, [1], [2], [4, 4], num_classes=5, stochastic_depth_prob=0.0
-    )
+    model = models.SwinTransformer([4, 4], 16, [1, 1], [2, 2], [4, 4], num_classes=5,
+                                   stochastic_depth_prob=0.0)
     return _waits(model.to(setting.device), (torch.randn(ROWS, 3, 32, 32, device=setting.device),))
 
 
