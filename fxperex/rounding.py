@@ -32,13 +32,11 @@ import torch
 from torch import Tensor
 
 from fxperex.config import LONGEST, SLACK, accumulator
-from fxperex.numerics import wide
+from fxperex.numerics import BLOCK, wide
 from fxperex.registry import Site
 
 # What is multiplied into float32 norms that were read from squares: their blocks may have lost 34 u.
 READING = 24 * 2.0**-24
-# What such squares may have lost: 64 additions and the square, by the 2 of a vector's own lanes.
-BLOCKED = 70 * 2.0**-24
 # What a product's operands are rounded by. TF32 keeps ten bits after the leading one, and GPUs may cut the others off.
 PRECISIONS = {"tf32": 2.0**-10, "bf16": 2.0**-8}
 # The names of oneDNN's own setting in the environment, which PyTorch's flags do not show.
@@ -131,7 +129,10 @@ def upper(found: Tensor, count: int) -> Tensor:
 
 def upper_squares(squared: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     """Returns squares that `numerics.sq_norm` read, of `count` numbers of `dtype`, as upper bounds; float64."""
-    return squared if dtype == torch.float64 else squared * (1 + BLOCKED) + count * LOST**2
+    if dtype == torch.float64:
+        return squared
+    # The additions of a block and of a vector's lanes, and the squares themselves.
+    return squared * (1 + (min(count, BLOCK) + 6) * 2.0**-24) + count * LOST**2
 
 
 def raised(sites: Iterable[Site]) -> float:
