@@ -169,8 +169,9 @@ class PerGroup(Clip):
         left = [n for n, group in zip(names, made, strict=True) if group < 0]
         idle = [glob for i, (glob, _) in enumerate(self.bounds) if i not in made]
         if left or idle:
-            raise ConfigError(f"clip per group: no glob matches {left or 'nothing'}; nothing is left for the globs {idle}. "
-                              f"The parameters are {', '.join(names)}")
+            reasons = [f"no glob matches {', '.join(left)}"] * bool(left)
+            reasons += [f"nothing is left for the globs {', '.join(idle)}"] * bool(idle)
+            raise ConfigError(f"clip per group: {'; '.join(reasons)}. The parameters are {', '.join(names)}")
         return tuple(made)
 
     def factors(self, norms: Tensor, *inputs: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from fxperex.marks import tagged
 from fxperex.numerics import sq_norm
 from fxperex.passes import join_views, raise_norms, recompute, schedule, stack_slices, tidy
 from fxperex.planner import Plan
+from fxperex.rounding import raised
 from fxperex.show import show
 from fxperex.step_graph import StepGraph
 from fxperex.strides import forget_strides
@@ -109,7 +110,7 @@ def _graph(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
             squares = emit.squares(mask)
             if want == "norms":
                 return (squares.sum(1).sqrt(),)
-            norms, factors, valid = _clip(clip, squares, mask, args[len(capture.inputs):-1])
+            norms, factors, valid = _clip(clip, squares, mask, args[len(capture.inputs):-1], raised(analysis.sites))
             sums = emit.sums(factors, valid)
             params = dict(zip((k for _, k in capture.inputs.values()), args, strict=False))
             made = [sums[n] if n in sums else torch.zeros_like(params[n]) for n in order]
@@ -140,19 +141,23 @@ def _naive(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
                                    .sum(0) for k in sorted(set(groups))], 1)
             if want == "norms":
                 return (squares.sum(1).sqrt(),)
-            norms, factors, valid = _clip(clip, squares, mask, args[len(names):-1])
+            norms, factors, valid = _clip(clip, squares, mask, args[len(names):-1], raised(analysis.sites))
             sums = [by_factors(g.unsqueeze(0), factors[:, k], valid) for g, k in zip(grads, groups, strict=True)]
             return (loss.detach(), norms, _told(factors), *sums, *buffers)
 
     return step
 
 
-def _clip(clip: Clip, squares: Tensor, mask: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns norms `[B]`, factors `[B, K]` and the rows `[B]` that count: unmasked, with a gradient that can be clipped."""
+def _clip(clip: Clip, squares: Tensor, mask: Tensor, inputs: tuple[Tensor, ...],
+          raised: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns norms `[B]`, factors `[B, K]` and the rows `[B]` that count: unmasked, with a gradient that can be clipped.
+
+    Factors are those of norms `raised` by what reading them may have lost.
+    """
     norms = squares.sum(1).sqrt()
     norms = torch.where(norms > LONGEST, torch.inf, norms)
     valid = mask & torch.isfinite(norms)
-    return norms, torch.where(valid[:, None], clip.apply(squares.sqrt(), *inputs), 0.0), valid
+    return norms, torch.where(valid[:, None], clip.apply(raised * squares.sqrt(), *inputs), 0.0), valid
 
 
 def _told(factors: Tensor) -> Tensor:

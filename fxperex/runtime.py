@@ -27,6 +27,7 @@ from fxperex.liveness import listing, peak
 from fxperex.planner import Plan
 from fxperex.planner.alternatives import Alternative, explained
 from fxperex.rewriter import parameter_order, rewrite
+from fxperex.rounding import operands
 from fxperex.step_graph import StepGraph
 
 
@@ -58,6 +59,7 @@ class PerExampleModule:
         self._order = parameter_order(capture, trainable)
         self.parameters: dict[str, nn.Parameter] = {n: named[n] for n in self._order}
         self._state = _state(model)
+        self._operands = operands(batch[0].device)
         self.step_graph: StepGraph = rewrite(capture, analysis, plan, clip)
         self._others: dict[str, Step] = {}
         self._lid = reserve(self._own_bytes) if self._spec[0][2].type == "cpu" else None
@@ -228,8 +230,15 @@ class PerExampleModule:
         self.check_model()
 
     def check_model(self) -> None:
-        """Raises StateError if parameters, buffers or training modes are no longer those that were transformed."""
+        """Raises StateError if parameters, buffers or training modes are no longer those that were transformed.
+
+        And if float32 products may round their operands more than they did then, which no norm of this step covers.
+        """
         _compare(self._state, _state(self.model))
+        now = operands(self._spec[0][2])
+        if any(n > was for n, was in zip(now, self._operands, strict=True)):
+            raise StateError(f"float32 products and convolutions may now round their operands by {now}, relative; this step "
+                             f"was made for {self._operands}. Set TF32 and matmul precision before transform")
 
 
 def _told(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> str:
