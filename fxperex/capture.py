@@ -135,10 +135,19 @@ def _export(whole: nn.Module, batch: tuple[Tensor, ...], *, symbolic: bool) -> A
             exported = torch.export.export(whole, batch, dynamic_shapes=shapes, strict=False)
         _detach_no_grad(exported.graph_module)
         take_bags_apart(exported.graph_module)
-        exported = exported.run_decompositions(dict(DECOMPOSITIONS))
+        exported = exported.run_decompositions(DECOMPOSITIONS | {torch.ops.aten.copy.default: _written})
         no_writes(exported)
         forget_strides(exported.graph_module)
         return exported
+
+
+def _written(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """What a write of `source` leaves in `target`: `aten.copy`, which has no derivative, says no more.
+
+    Contiguous, as what was written into is: later lines may view it.
+    """
+    made = source.to(target.device, target.dtype).expand_as(target)
+    return made.clone(memory_format=torch.contiguous_format)
 
 
 @contextlib.contextmanager
