@@ -57,8 +57,7 @@ class Bilinear:
         return (_outer(g, x).t() @ z).reshape(uses.site.shape)
 
     def _inputs(self, uses: Uses) -> tuple[Tensor, Tensor]:
-        one, two = (_tokens(uses.args[i], uses.axes[i], uses.site.rows) for i in (0, 1))
-        return one, two
+        return tuple(_tokens(uses.args[i], uses.axes[i], uses.site.rows) for i in (0, 1))
 
     def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
         from fxperex.testing import Call

@@ -63,7 +63,7 @@ class Conv:
         return uses.cache["patches"], self.outputs(uses)
 
     def products(self, uses: Uses, images: int) -> Tensor:
-        """Returns `g_b^T a_b` `[B,G,P,D]` of one image an example, from patches of so many images at a time."""
+        """Returns `g_b^T a_b` `[B,G,P,D]`, one image per example, from patches of `images` images at a time."""
         shape = self.live(uses.node)
         image, seen = self.ordered(uses.args[0], uses.grad)
         return kernels.products_of_patches(image, seen.flatten(2), shape.kernel, shape.stride, shape.dilation, shape.before,
@@ -161,17 +161,17 @@ def _per_example(x: Tensor, axis: BatchAxis | None, rows: int) -> Tensor:
 
 
 def pixel_gram(d: Dims) -> bool:
-    """True where the pixels' Gram matrix and its shifted copies are less work than that of the patches.
+    """Returns True if the pixels' Gram matrix and its shifted copies are less work than that of the patches.
 
-    Of few positions the sum is formed from patches anyway, and their Gram matrix is next to nothing.
+    For few positions the sum is formed from patches anyway, and their Gram matrix costs almost nothing.
     """
     return 0 < d.pixels**2 <= d.T**2 * d.taps and (d.T > SMALL or d.G > 1)
 
 
 def patches_folded(d: Dims) -> bool:
-    """True where a sum of products takes its patches in the weight's order, all taps of the kernel among them.
+    """Returns True if a sum of products takes its patches in the weight's order, with all taps.
 
-    They are fewer numbers than the product then, which would have to be put in that order and spread over those taps.
+    The patches are then smaller than the product, which would otherwise have to be reordered and spread.
     """
     return d.B * d.T < d.P
 
@@ -183,6 +183,7 @@ def weight_gradient(x: Tensor, g: Tensor, weight: Tensor, shape: Geometry) -> Te
         x, shape = padded(x, shape), replace(shape, before=none, after=none)
     for i, (k, full) in enumerate(zip(shape.kernel, shape.whole, strict=True)):
         weight = weight if k == full else weight.narrow(2 + i, 0, k)
-    found = torch.ops.aten.convolution_backward(g, x, weight, None, shape.stride, shape.before, shape.dilation, False,
-                                                [0] * len(shape.kernel), shape.groups, [False, True, False])[1]
-    return whole_kernel(found, shape)
+    gradient = torch.ops.aten.convolution_backward(
+        g, x, weight, None, shape.stride, shape.before, shape.dilation, False,
+        [0] * len(shape.kernel), shape.groups, [False, True, False])[1]
+    return whole_kernel(gradient, shape)
