@@ -82,7 +82,7 @@ class LoadedStep(PerExampleModule):
 
     def __init__(self, model: nn.Module, manifest: dict[str, Any], constants: dict[str, Tensor], run: Any) -> None:
         self.model, self.clip, self.manifest = model, _clip_from(manifest["clip"]), manifest
-        self.backend = "package"
+        self.backend, self._check = "package", None
         self._rows = manifest["rows"]
         self._spec = [(tuple(shape), _dtype(dtype), torch.device(device)) for shape, dtype, device in manifest["batch"]]
         none = tuple(torch.empty((0, *shape), dtype=dtype, device=device) for shape, dtype, device in self._spec)
