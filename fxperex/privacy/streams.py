@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,10 @@ class Secret:
             raise ConfigError(f"a secret has {SECRET_BYTES} bytes; got {len(value)}")
         fresh = secrets.token_bytes(SECRET_BYTES) if seed is None else hashlib.sha256(f"fxperex {seed}".encode()).digest()
         self._value = fresh if value is None else value
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise PrivacyError("a secret is not copied or pickled: who reads the copy can subtract the "
+                           "noise. value() hands it out on purpose")
 
     @property
     def told(self) -> str:
