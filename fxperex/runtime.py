@@ -16,18 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxperex import batches
 from fxperex.analysis.sites import Analysis
+from fxperex.blame import blamed
 from fxperex.capture import Capture
 from fxperex.clipping import Clip
 from fxperex.compiler import Step, compile_step, guarded
 from fxperex.devices import profile, reserve
-from fxperex.errors import BackendWarning, ShapeError, StateError
+from fxperex.errors import BackendWarning, FxperexError
 from fxperex.frame import trace_frames
 from fxperex.liveness import listing, peak
+from fxperex.model_state import compare, state
 from fxperex.planner import Plan
 from fxperex.planner.alternatives import Alternative, explained
 from fxperex.rewriter import parameter_order, rewrite
 from fxperex.step_graph import StepGraph
+from fxperex.writes import write
 
 
 @dataclass(frozen=True)
@@ -53,15 +57,21 @@ class PerExampleModule:
         self._capture, self._analysis, self._backend = capture, analysis, backend
         self._rows = 1 if plan.whole == "naive" else plan.rows
         self._spec = [(tuple(x.shape[1:]), x.dtype, x.device) for x in batch]
+        self._filler = batches.filler(batch, self._spec)
         named = dict(model.named_parameters(remove_duplicate=False))
         trainable = {p for s in analysis.sites for p in s.params} | set(analysis.unused)
         self._order = parameter_order(capture, trainable)
         self.parameters: dict[str, nn.Parameter] = {n: named[n] for n in self._order}
-        self._state = _state(model)
+        self._state = state(model)
         self.step_graph: StepGraph = rewrite(capture, analysis, plan, clip)
         self._others: dict[str, Step] = {}
         self._lid = reserve(self._own_bytes) if self._spec[0][2].type == "cpu" else None
         self._step, self.backend = self._compile(self.step_graph)
+
+    @property
+    def proved(self) -> bool:
+        """True: in this process every operation of `capture` was proved not to mix examples. False for a loaded step."""
+        return True
 
     @property
     def capture(self) -> fx.GraphModule:
@@ -113,10 +123,10 @@ class PerExampleModule:
     def step(self, *batch: Tensor) -> StepResult:
         """Returns StepResult of `batch`; adds the clipped SUM of its per-example gradients to each `.grad`.
 
-        Any number of rows, zero included. Raises ShapeError or StateError before anything is written.
+        Any number of rows, zero included. Raises ShapeError, DataError or StateError; then nothing is written.
         """
-        result, sums = self.sums(*batch)
-        self._write(sums)
+        result, sums, buffers = self._summed(batch)
+        write([(n, self.parameters[n], s) for n, s in zip(self._order, sums, strict=True)], buffers)
         return result
 
     def sums(self, *batch: Tensor) -> tuple[StepResult, list[Tensor]]:
@@ -124,21 +134,39 @@ class PerExampleModule:
 
         Writes no `.grad`: for who must not round the sum to the parameters' dtype before noise. Raises as `step`.
         """
+        result, sums, buffers = self._summed(batch)
+        write((), buffers)
+        return result, sums
+
+    def _summed(self, batch: tuple[Tensor, ...]) -> tuple[StepResult, list[Tensor], list[tuple[str, Tensor, Tensor]]]:
+        """Result, sums and (name, buffer, its new value) of `batch`; writes nothing."""
         self.check(*batch)
         sums: list[Tensor] | None = None
         parts: list[list[Tensor]] = [[], [], []]
         buffers: Sequence[Any] = ()
-        for rows, mask, count in self._physical(batch):
-            outputs = self._step(*self._inputs(rows), mask)
+        for rows, mask, count in batches.physical(batch, self._rows, self._filler):
+            outputs = self._attempt(self._step, rows, mask)
             found = outputs[3:3 + len(self._order)]
             buffers = outputs[3 + len(self._order):]
             sums = self._keep(found) if sums is None else [s.add_(f) for s, f in zip(sums, found, strict=True)]
             for part, value in zip(parts, outputs[:3], strict=True):
                 part.append(value[:count].clone())
         named = dict(self.model.named_buffers(remove_duplicate=False))
-        for name, value in zip(self._capture.mutated, buffers, strict=False):
-            named[name].copy_(value)
-        return StepResult(*(torch.cat(p) for p in parts)), sums or []
+        changed = [(n, named[n], value) for n, value in zip(self._capture.mutated, buffers, strict=False)]
+        return StepResult(*(torch.cat(p) for p in parts)), sums or [], changed
+
+    def _attempt(self, step: Step, rows: tuple[Tensor, ...], mask: Tensor) -> Sequence[Any]:
+        """The outputs of `step`. Raises DataError for what torch raises of the batch's values."""
+        inputs = [*self._inputs(rows), mask]
+        try:
+            return step(*inputs)
+        except FxperexError:
+            raise
+        except Exception as error:  # each operation fails in its own way
+            raise blamed(error, self._program, inputs[:len(self._capture.inputs)], rows) from error
+
+    def _program(self) -> fx.GraphModule:
+        return self._capture.at(self._rows).graph
 
     def _keep(self, found: Sequence[Tensor]) -> list[Tensor]:
         # A CUDA graph writes the same memory at every replay; elsewhere the outputs are ours.
@@ -157,8 +185,8 @@ class PerExampleModule:
         if want not in self._others:
             graph = rewrite(self._capture, self._analysis, self.plan, self.clip, want)
             self._others[want] = compile_step(graph, [], "eager")[0]
-        parts = [[value[:count] for value in self._others[want](*self._inputs(rows), mask)]
-                 for rows, mask, count in self._physical(batch)]
+        parts = [[value[:count] for value in self._attempt(self._others[want], rows, mask)]
+                 for rows, mask, count in batches.physical(batch, self._rows, self._filler)]
         return [torch.cat(values) for values in zip(*parts, strict=True)]
 
     def _compile(self, graph: StepGraph) -> tuple[Step, str]:
@@ -195,71 +223,11 @@ class PerExampleModule:
             values.append(value.detach())
         return values + [x.to(rows[0].device) for x in self.clip.inputs()]
 
-    def _physical(self, batch: tuple[Tensor, ...]) -> list[tuple[tuple[Tensor, ...], Tensor, int]]:
-        """Physical batches: (padded tensors, mask, rows that count). An empty batch is one, all mask."""
-        total, made = len(batch[0]), []
-        for start in range(0, max(total, 1), self._rows):
-            rows = tuple(_pad(x[start:start + self._rows], self._rows) for x in batch)
-            count = min(total - start, self._rows)
-            mask = torch.arange(self._rows, device=rows[0].device) < count
-            made.append((rows, mask, count))
-        return made
-
-    def _write(self, sums: list[Tensor]) -> None:
-        with torch.no_grad():
-            # Every conversion that might not fit comes before the first write.
-            values = [v.to(self.parameters[n].dtype) for n, v in zip(self._order, sums, strict=True)]
-            for name, value in zip(self._order, values, strict=True):
-                p = self.parameters[name]
-                p.grad = value if p.grad is None else p.grad.add_(value)
-
     def check(self, *batch: Tensor) -> None:
         """Raises ShapeError unless `batch` is what the step takes, StateError as `check_model`; runs nothing."""
-        if len(batch) != len(self._spec):
-            raise ShapeError(f"step takes {len(self._spec)} tensors, as at transform; got {len(batch)}")
-        for i, (x, (shape, dtype, device)) in enumerate(zip(batch, self._spec, strict=True)):
-            if not isinstance(x, Tensor) or x.dim() == 0:
-                raise ShapeError(f"batch[{i}] must be a tensor with the examples first; got {type(x).__name__}")
-            if tuple(x.shape[1:]) != shape or x.dtype != dtype or x.device != device:
-                raise ShapeError(f"batch[{i}] is {_told(x.shape[1:], x.dtype, x.device)}; this step was made for "
-                                 f"{_told(shape, dtype, device)}. Transform again for another")
-        if len({len(x) for x in batch}) != 1:
-            raise ShapeError(f"batch tensors have different numbers of examples: {[len(x) for x in batch]}")
+        batches.check(batch, self._spec)
         self.check_model()
 
     def check_model(self) -> None:
         """Raises StateError if parameters, buffers or training modes are no longer those that were transformed."""
-        _compare(self._state, _state(self.model))
-
-
-def _told(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> str:
-    return f"[B, {', '.join(map(str, shape))}] {str(dtype).removeprefix('torch.')} on {device}"
-
-
-def _pad(x: Tensor, rows: int) -> Tensor:
-    if len(x) == rows:
-        return x
-    # A repeated row is ordinary data; zeros might be outside what the model can digest.
-    filler = x[:1].expand(rows - len(x), *x.shape[1:]) if len(x) else x.new_zeros((rows, *x.shape[1:]))
-    return torch.cat([x, filler])
-
-
-State = dict[str, dict[str, Any]]
-
-
-def _state(model: nn.Module) -> State:
-    """What a step relies on: which parameters, where, trainable or not; which modules train."""
-    named = {n: (id(p), tuple(p.shape), p.dtype, p.device, p.requires_grad)
-             for n, p in model.named_parameters(remove_duplicate=False)}
-    buffers = {n: (tuple(b.shape), b.dtype, b.device) for n, b in model.named_buffers(remove_duplicate=False)}
-    return {"parameter": named, "buffer": buffers, "training mode of module": {n: m.training for n, m in model.named_modules()}}
-
-
-def _compare(before: State, now: State) -> None:
-    for what, items in before.items():
-        for name in [*items, *(n for n in now[what] if n not in items)]:
-            if items.get(name) != now[what].get(name):
-                raise StateError(f"{what} {name!r} changed since transform: {items.get(name)} -> {now[what].get(name)}. "
-                                 "Transform again; the compiled step belongs to the model as it was")
-
-
+        compare(self._state, state(self.model))

@@ -96,8 +96,8 @@ MUTANTS = [
            "return torch.where(spread(valid | True, axis, x.dim()), x,", (BAD_ROW + "[nan-ghost]",)),
     Mutant("padding tokens add to the norm", "layers/embedding.py", "return ids, g if padding < 0 else",
            "return ids, g if True else", (KIND + "[embedding-1-float64]",)),
-    Mutant("one padded row counts", "runtime.py", "mask = torch.arange(self._rows, device=rows[0].device) < count",
-           "mask = torch.arange(self._rows, device=rows[0].device) <= count", (ROWS + "[auto]",)),
+    Mutant("one padded row counts", "batches.py", "mask = torch.arange(rows, device=padded[0].device) < count",
+           "mask = torch.arange(rows, device=padded[0].device) <= count", (ROWS + "[auto]",)),
     Mutant("only the last physical batch is summed", "runtime.py", "sums = self._keep(found) if sums is None else [",
            "sums = self._keep(found) if sums is None or True else [", (ROWS + "[auto]",)),
 ]
