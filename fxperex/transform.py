@@ -16,6 +16,7 @@ from fxperex.capture import Capture, capture
 from fxperex.clipping import Clip, as_rule
 from fxperex.compiler import BACKENDS
 from fxperex.devices import profile
+from fxperex.distributed import refuse_distributed
 from fxperex.errors import ConfigError, CoverageError, ShapeError
 from fxperex.frame import trace_frames
 from fxperex.planner import Plan, make_plan, parse_memory
@@ -143,6 +144,7 @@ def _check_batch(batch: object) -> torch.device:
 def _check_model(model: object, device: torch.device) -> set[str]:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    refuse_distributed(model)
     trainable = {n: p for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     if not trainable:
         raise CoverageError("the model has no trainable parameter (requires_grad=True): nothing to train privately")

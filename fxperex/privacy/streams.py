@@ -51,6 +51,10 @@ class Secret:
         fresh = secrets.token_bytes(SECRET_BYTES) if seed is None else hashlib.sha256(f"fxperex {seed}".encode()).digest()
         self._value = fresh if value is None else value
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise PrivacyError("a secret is not copied or pickled: who reads the copy can subtract the "
+                           "noise. value() hands it out on purpose")
+
     @property
     def told(self) -> str:
         """How the randomness is made, for people."""
