@@ -22,7 +22,7 @@ from fxperex.capture import Capture
 from fxperex.clipping import Clip
 from fxperex.compiler import Check, Step, compile_step, guarded, tries
 from fxperex.devices import profile, reserve
-from fxperex.errors import BackendWarning, FxperexError
+from fxperex.errors import BackendWarning, FxperexError, StateError
 from fxperex.frame import trace_frames
 from fxperex.liveness import listing, peak
 from fxperex.model_state import compare, state
