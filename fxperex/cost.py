@@ -91,8 +91,10 @@ def _bmm(node: fx.Node, given: list[Tensor], out: list[Tensor]) -> tuple[Work, .
 
 
 def _attention(products: int) -> Any:
+    """Two products forward, five backward, where the output's gradient stands in front of query and key."""
     def rule(node: fx.Node, given: list[Tensor], out: list[Tensor]) -> tuple[Work, ...]:
-        q, k = [t for t in given if t.dim() == 4][-3 if products == 2 else 1:][:2]
+        place = 0 if products == 2 else 1
+        q, k = (n.meta["val"] for n in node.args[place:place + 2])
         count, t, d, s = q.shape[0] * q.shape[1], q.shape[2], q.shape[3], k.shape[2]
         return (Work("bmm", (count, t, d, s), 2.0 * count * t * d * s, products, _dtype(q)),)
 
@@ -101,7 +103,7 @@ def _attention(products: int) -> Any:
 
 RULES: dict[str, Any] = {"convolution": _convolution, "convolution_backward": _convolution_backward, "mm": _mm, "addmm": _mm,
                          "bmm": _bmm, "baddbmm": _bmm}
-for _name in ("efficient", "flash"):
+for _name in ("efficient", "flash", "cudnn"):
     RULES |= {f"_scaled_dot_product_{_name}_attention": _attention(2),
               f"_scaled_dot_product_{_name}_attention_backward": _attention(5)}
 RULES |= {"_scaled_dot_product_flash_attention_for_cpu": _attention(2),

@@ -126,13 +126,16 @@ def backward(capture: Capture, analysis: Analysis, run: Run, graph: fx.GraphModu
     except (RuntimeError, NotImplementedError) as error:
         raise underivable(error, graph) from error
     grads = {id(t): g for t, g in zip(flat, found, strict=True)}
+    of_nodes: dict[str, dict[str, Any]] = {}
 
     def one(site: Site) -> Uses | None:
         outs = [t for t in pytree.tree_leaves(run.env[nodes[site.node]]) if isinstance(t, Tensor)]
         mine = [grads.get(id(t)) for t in outs]
         if all(g is None for g in mine):
             return None
-        return uses_of(site, nodes[site.node], run, analysis.axes, mine, at_proof, twins, (capture.main.rows, rows))
+        made = uses_of(site, nodes[site.node], run, analysis.axes, mine, at_proof, twins, (capture.main.rows, rows))
+        made.cache["node"] = of_nodes.setdefault(site.node, {})
+        return made
 
     with torch.no_grad():
         return {s.name: made for s in analysis.sites if (made := join_uses(s, [one(use) for use in s.each]))}

@@ -139,7 +139,8 @@ class Uses:
     """Values of one site while the step graph is traced.
 
     `node`: the captured node; `args`: its evaluated flat arguments (weights included); `axes`: their batch
-    axes; `grad`: gradient of the summed loss with respect to the node's (first) output; `out_axis`.
+    axes; `grad`: gradient of the summed loss with respect to the node's (first) output; `out_axis`; `cache`: what is
+    formed once for the site, and under `"node"` what is formed once for all sites of the node.
     A site with parts has them here too, and neither arguments nor gradients of its own.
     """
 

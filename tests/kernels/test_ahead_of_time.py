@@ -6,10 +6,11 @@ odd ones, for the GPUs of five generations.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,24 @@ def test_every_configuration_compiles(sm: int, tmp_path: Path, monkeypatch: pyte
             if kernel.hash not in compiled_so_far:
                 compiled_so_far.add(kernel.hash)
                 _check(launch, sm, False, tmp_path)
+
+
+def test_kernels_go_to_the_gpu_of_their_operands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not to the current one, which another part of the program may have set."""
+    current: list[Any] = []
+
+    @contextlib.contextmanager
+    def device_of(x: Tensor) -> Iterator[None]:
+        current.append(x.device)
+        yield
+        current.pop()
+
+    def during() -> None:
+        assert current == [torch.device("meta")]
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    names = {launch.name for _, run, _ in CASES for launch in recorded(monkeypatch, 90, run, during)}
+    assert names == set(KERNELS) and not current
 
 
 @pytest.mark.parametrize("name", ["linear", "conv", "gram"])

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fxperex.kernels.conv import Shape
-from fxperex.kernels.device import interpreting, power, splits
+from fxperex.kernels.device import interpreting, on_its_device, power, splits
 from fxperex.kernels.gpu.linear import finish, store_square
 from fxperex.kernels.gpu.tuning import OPTIONS, alike, tile, tuned
 
@@ -73,6 +73,7 @@ def conv_kernel(x, g, grads, squares, T, D, P, groups, chunk, parts, tiles, tile
 conv_tuned = tuned(["T", "D", "P", "KX", "STORE", "PRECISION", "CHANNELS_LAST"])(conv_kernel)
 
 
+@on_its_device
 def launch(x: Tensor, g: Tensor, shape: Shape, store: torch.dtype | None, precision: str,
            parts: int | None = None) -> tuple[Tensor | None, Tensor]:
     """Returns (gradients `[B,O,C/G,*K]` in dtype `store`, or None; squared norms `[B]`, float64)."""

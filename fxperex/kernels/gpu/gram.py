@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fxperex.kernels.device import power
+from fxperex.kernels.device import on_its_device, power
 from fxperex.kernels.gpu.tuning import OPTIONS, SHORT, square, tuned
 
 
@@ -45,6 +45,7 @@ def gram_kernel(a, g, sums, T, D, P, groups, blocks, a_b, a_g, a_t, a_d, g_b, g_
 gram_tuned = tuned(["T", "D", "P"], SHORT, "BLOCK_K")(gram_kernel)
 
 
+@on_its_device
 def launch(a: Tensor, g: Tensor) -> Tensor:
     """Returns squared norms `[B]`, float64. Operands of 16 bits are widened here.
 

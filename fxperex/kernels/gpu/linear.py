@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fxperex.kernels.device import interpreting, power, splits
+from fxperex.kernels.device import interpreting, on_its_device, power, splits
 from fxperex.kernels.gpu.tuning import OPTIONS, alike, tile, tuned
 from fxperex.numerics import sq_norm
 
@@ -59,6 +59,7 @@ def linear_kernel(a, g, grads, squares, T, D, P, groups, chunk, parts, tiles, ti
 linear_tuned = tuned(["T", "D", "P", "STORE", "PRECISION"])(linear_kernel)
 
 
+@on_its_device
 def launch(a: Tensor, g: Tensor, store: torch.dtype | None, precision: str,
            parts: int | None = None) -> tuple[Tensor | None, Tensor]:
     """Returns (gradients `[B,G,P,D]` in dtype `store`, or None; squared norms `[B]`, float64)."""
