@@ -44,15 +44,14 @@ def _rehearsed(folder: Path, *options: str) -> tuple[int, str, dict[str, Any]]:
 def test_kernels_are_held_to_their_references_and_written_down(tmp_path: Path) -> None:
     code, text, summary = _rehearsed(tmp_path, "--only", "machine,kernels", "--seconds", "900")
     assert code == 0, text
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["kernels.json", "summary.json"]
+    files = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert files == ["kernels.json", "summary.json"]
     (machine,) = summary["machine"]["parts"].values()
-    assert {"date", "device", "versions"} <= set(machine) and machine["rows"]["copy"][
-        "GB_per_s"
-    ] > 0
+    assert {"date", "device", "versions"} <= set(machine)
+    assert machine["rows"]["copy"]["GB_per_s"] > 0
     (kernels,) = json.loads((tmp_path / "out" / "kernels.json").read_text())["parts"].values()
-    assert len(kernels["rows"]) == 13 and all(
-        row["cases"] > 0 for name, row in kernels["rows"].items() if name != "chacha"
-    )
+    cases = [row["cases"] for name, row in kernels["rows"].items() if name != "chacha"]
+    assert len(cases) == 12 and min(cases) > 0
     assert all(len(line) <= 100 for line in text.splitlines()) and "kernels" in text
 
 
@@ -132,6 +131,13 @@ def test_the_exit_code_tells_wrong_values_from_failures(
     report = stages("report")
     assert report.code({"steps": stage}) == code
     assert ("a row" in report.table({"steps": stage})) == (state != "ended")
+
+
+def test_what_was_wrong_before_a_row_was_cut_off_is_wrong(stages: Any) -> None:
+    row = {"state": "begun", "wrong": ["(1, 5, 3, 2): off by 1"]}
+    stage = {"seconds": 1.0, "parts": {"linear": {"state": "out of time", "rows": {"seed 0": row}}}}
+    report = stages("report")
+    assert report.code({"kernels": stage}) == 1 and "off by 1" in report.table({"kernels": stage})
 
 
 def test_the_parts_of_the_stages_are_those_that_their_modules_know(stages: Any) -> None:

@@ -29,7 +29,7 @@ WORKLOADS = ("resnet18", "gpt2", "vit", "vgg16", "alexnet", "resnet50", "bert")
 @dataclass(frozen=True)
 class Stage:
     """`module` has `run(setting, part, rows)`; its `phases` run one after the other, `rehearsed` in
-    their place with small shapes. `limit`: seconds at most; `reserve`: what earlier stages leave."""
+    their place with small shapes. `limit`: seconds at most; `reserve`: left by earlier ones."""
 
     module: str
     limit: float
@@ -44,10 +44,10 @@ class Stage:
 
 STAGES = {
     "machine": Stage("machine", 40),
-    "kernels": Stage("kernels", 80, (Phase(("chacha", *KERNELS), 14, 0.8), Phase(("memcheck",)))),
+    "kernels": Stage("kernels", 100, (Phase(("chacha", *KERNELS), 14, 0.8), Phase(("memcheck",)))),
     "steps": Stage("steps", 110, (Phase(MODELS, 8),), (Phase(("conv", "tied")),)),
     "graph": Stage("graph", 60, (Phase(GRAPHS, 4),), (Phase(GRAPHS),)),
-    "engine": Stage("engine", 60),
+    "engine": Stage("engine", 90),
     "calibrate": Stage("calibration", 60),
     # The first phase fills the compilers' caches, side by side.
     "table": Stage("table", 300, (Phase(tuple(f"compile.{name}" for name in WORKLOADS), 4, 0.3),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,9 @@ def run(setting: Setting, part: str, rows: Rows) -> None:
     for family, dtype in every:
         if part == f"{family}.{dtype}" or (part == ALL and dtype != "float16"):
             for seed in (0,) if setting.tiny else (0, 1):
-                rows.run(f"{family} {dtype} seed {seed}", compared, family, dtype, seed, setting)
+                name = f"{family} {dtype} seed {seed}"
+                keep = partial(rows.update, name)
+                rows.run(name, compared, family, dtype, seed, setting, keep)
 
 
 def _untuned() -> None:
@@ -45,8 +49,12 @@ def _untuned() -> None:
             tuned.configs = tuned.configs[:1]
 
 
-def compared(family: str, dtype: str, seed: int, setting: Setting) -> dict[str, Any]:
-    """Returns the relative errors of every case; what is above its limit, or raises, is wrong."""
+def compared(family: str, dtype: str, seed: int, setting: Setting,
+             keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Returns the relative errors of every case; what is above its limit, or raises, is wrong.
+
+    `keep` takes what is known after every case: the first launch of a kernel compiles it.
+    """
     torch.manual_seed(seed)
     errors: dict[str, float] = {}
     wrong: list[str] = []
@@ -62,6 +70,7 @@ def compared(family: str, dtype: str, seed: int, setting: Setting) -> dict[str, 
             errors[f"{name} [{i}]"] = size = error(value, truth) if value.numel() else 0.0
             if not size <= limit:
                 wrong.append(f"{name} [{i}]: off by {size:.1e}, at most {limit:.1e}")
+        keep({"errors": errors, "wrong": wrong})
     return {"cases": len(errors), "largest": max(errors.values(), default=0.0), "errors": errors,
             "wrong": wrong}
 

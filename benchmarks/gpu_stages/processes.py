@@ -23,8 +23,12 @@ OUT_OF_TIME = "out of time"
 class Part:
     """One process at a time, for the rows of one part of a stage."""
 
-    def __init__(self, stage: str, name: str, asked: argparse.Namespace, folder: Path) -> None:
+    def __init__(self, stage: str, name: str, asked: argparse.Namespace, folder: Path,
+                 jobs: int) -> None:
         self.name = name
+        # Processes side by side share the cores that compilers take.
+        threads = str(max((os.cpu_count() or 1) // jobs, 1))
+        self.environment = {"TORCHINDUCTOR_COMPILE_THREADS": threads, **os.environ}
         self.file, self.log = (folder / f"{stage}.{name}.{end}" for end in ("json", "log"))
         script = Path(__file__).parents[1] / "gpu_run.py"
         self.command = [
@@ -37,7 +41,7 @@ class Part:
     def _start(self) -> None:
         with self.log.open("a") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log,
-                                            start_new_session=True)
+                                            env=self.environment, start_new_session=True)
 
     def body(self) -> dict[str, Any]:
         try:
@@ -99,7 +103,8 @@ class StageRun:
         waiting, running = list(phase.parts), list[Part]()
         while waiting or running:
             while waiting and len(running) < phase.jobs and time.monotonic() < end:
-                running.append(Part(self.name, waiting.pop(0), self.asked, self.folder))
+                part = Part(self.name, waiting.pop(0), self.asked, self.folder, phase.jobs)
+                running.append(part)
                 self.parts.append(running[-1])
             time.sleep(TURN)
             running = [part for part in running if part.runs()]

@@ -20,13 +20,8 @@ LAUNCHES = (
     "cudaMemcpyAsync",
     "cudaMemsetAsync",
 )
-WAITS = (
-    "cudaStreamSynchronize",
-    "cudaDeviceSynchronize",
-    "cudaEventSynchronize",
-    "aten::_local_scalar_dense",
-    "aten::item",
-)
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize",
+         "aten::_local_scalar_dense")
 
 
 def profile(call: Callable[[], Any], setting: Setting) -> list[Any]:

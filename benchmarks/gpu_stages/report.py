@@ -25,7 +25,8 @@ def unended(stage: dict[str, Any]) -> dict[str, str]:
 
 def state(stage: dict[str, Any]) -> str:
     """Returns "wrong", "failed", or "ended": parts that ran to their end without either."""
-    states = {row["state"] for row in rows(stage).values()}
+    # What is wrong stays wrong, whether or not the row came to its end.
+    states = {WRONG if row.get("wrong") else row["state"] for row in rows(stage).values()}
     if WRONG in states:
         return WRONG
     return FAILED if unended(stage) or not stage["parts"] or states & {FAILED, BEGUN} else ENDED

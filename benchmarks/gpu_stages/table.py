@@ -131,7 +131,8 @@ class Side:
 
     def compiled(self) -> Call:
         """Returns forward and backward of `torch.compile`, on a GPU recorded as one CUDA graph."""
-        step = self.ordinary(torch.compile(self.model))  # type: ignore[arg-type]
+        backend = "inductor" if self.setting.backend == "inductor" else "aot_eager"
+        step = self.ordinary(torch.compile(self.model, backend=backend))  # type: ignore[arg-type]
         step()
         if not self.setting.on_gpu:
             return step

@@ -66,10 +66,18 @@ def test_the_step_compiles_for_a_gpu_and_is_little_more_than_the_ordinary_one(
     _held_to_its_layouts(name, affine, program, base)
 
 
+def test_a_kernel_that_does_not_compile_is_named() -> None:
+    source = "import triton\nraise ValueError('no such layout')\n"
+    text = f"triton_poi_0 = async_compile.triton('triton_poi_0', '''{source}''', device_str='cuda')"
+    failed = machine_code(Written(text, 0, (), (), 0))
+    assert failed == {"triton_poi_0": "ValueError: no such layout"}
+
+
 def _held_to_its_layouts(name: str, affine: int, program: Written, base: Written) -> None:
     in_front = [readers for readers in program.copies
                 if any(reader.startswith("fxperex.") for reader in readers)]
     assert len(in_front) <= IN_FRONT.get(name, 0), in_front
+    # Beyond those, one more than the ordinary step's at most: attention's gradients.
     assert len(program.copies) - len(in_front) <= len(base.copies) + 1, program.copies
     # An affine pass reads input, gradient and two statistics, which the ordinary step forms inside
     # other kernels.
