@@ -23,7 +23,16 @@ from fxperex.errors import CaptureError, FxperexError
 from fxperex.lines import Lines, kept, source_line
 from fxperex.masks import unseen
 from fxperex.recurrent import DECOMPOSITIONS
-from fxperex.refusals import data_dependent, explain, explained, no_custom_backward, no_writes, same_numbers
+from fxperex.refusals import (
+    data_dependent,
+    explain,
+    explained,
+    no_backward_hooks,
+    no_custom_backward,
+    no_writes,
+    nothing_unseen,
+    same_constants,
+)
 from fxperex.strides import distinct, forget_strides
 
 Forward = Callable[..., Tensor]
@@ -31,10 +40,14 @@ Forward = Callable[..., Tensor]
 
 @dataclass
 class Program:
-    """One functional graph at a fixed number of examples; `meta["val"]` holds fake values."""
+    """One functional graph at a fixed number of examples; `meta["val"]` holds fake values.
+
+    `constants`: the tensors that its placeholders of that kind stand for, by name of the placeholder.
+    """
 
     graph: fx.GraphModule
     rows: int
+    constants: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -77,12 +90,13 @@ class _Whole(nn.Module):
         self.run = forward
 
     def forward(self, *batch: Tensor) -> Tensor:
-        with same_numbers(self.model), Lines(_Whole.forward.__code__):
+        with nothing_unseen(self.model, self.run), Lines(_Whole.forward.__code__):
             return no_custom_backward(self.run(self.model, *batch))
 
 
 def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows: int) -> Capture:
     """Returns the Capture of `forward(model, *batch)`. Raises CaptureError with the user's line."""
+    no_backward_hooks(model)
     size = max(rows, 2)  # one example has no visible batch axis
     whole, fakes = _Whole(model, forward), FakeTensorMode(allow_non_fake_inputs=True)
     try:
@@ -105,7 +119,10 @@ def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows:
         source = fixed[count] if exported is None else exported
         with explained("a value read out of a tensor (.item(), .tolist(), float()) cannot be captured: the step would depend "
                        "on the batch through Python"):
-            return Program(_specialise(source, model, _resize(batch, count), fakes, count), count)
+            graph = _specialise(source, model, _resize(batch, count), fakes, count)
+            inputs, constants = _inputs(source)
+            named = {k: constants[key] for k, (kind, key) in inputs.items() if kind == "constant"}
+            return Program(graph, count, named)
 
     main, twin = make(size), make(size + 1)
     _same(main, twin)
@@ -243,6 +260,7 @@ def _same(one: Program, two: Program) -> None:
         raise CaptureError(f"the model runs another program with {one.rows} examples than with {two.rows}: they "
                            f"part at {at}. A private step needs one program for every batch size. A loop over the batch "
                            "does this, and a recurrent layer that takes the batch for its time steps (see batch_first).")
+    same_constants(one, two)
 
 
 def _inputs(source: Any) -> tuple[dict[str, tuple[str, Any]], dict[str, Tensor]]:
