@@ -40,7 +40,7 @@ class PrivacyEngine:
     noise_multiplier or epsilon: the noise in units of the bound, or what the whole run may spend at `delta`;
     budget: with noise_multiplier, an epsilon at which to stop, before the step that would pass it reads data.
     relation: "add-or-remove", "zero-out" or "replace" one example; sampling: "poisson", "shuffled" or a Sampler.
-    noise: "gaussian", or "discrete" on an integer grid; account: "pld" or "rdp". secure: ChaCha20 (the default).
+    noise: "gaussian", or "discrete" on an integer grid; account: "pld", "rdp" or the "smaller" of both. secure: ChaCha20 (the default).
     seed: for reproducible science only; without it every key is the operating system's.
     folder: where ledger and checkpoints go, one every `checkpoint_every` steps; a run found there
     is gone on with. same_data: also binds the folder to the data's shapes and a few rows' values.
@@ -58,7 +58,7 @@ class PrivacyEngine:
     def __init__(self, private: PerExampleModule, optimizer: torch.optim.Optimizer, dataset: Any, *, expected_batch: float,
                  epochs: float, delta: float, noise_multiplier: float | None = None, epsilon: float | None = None,
                  budget: float | None = None, relation: str = "add-or-remove", sampling: str | Sampler = "poisson",
-                 noise: str = "gaussian", account: str = "pld", secure: bool | None = None, seed: int | None = None,
+                 noise: str = "gaussian", account: str = "smaller", secure: bool | None = None, seed: int | None = None,
                  folder: str | Path | None = None, checkpoint_every: int = 50, workers: int = 0,
                  counter: Counter | None = None, same_data: bool = False) -> None:
         setup.check_private(private)
@@ -148,7 +148,7 @@ class PrivacyEngine:
         return LogicalStep(self, self._release)
 
     def epsilon(self, delta: float | None = None, method: str | None = None) -> float:
-        """Returns the epsilon spent so far at `delta` (default: the run's), by account "pld" or "rdp". Raises ConfigError."""
+        """Returns the epsilon spent so far at `delta` (default: the run's), by the run's account or `method`. Raises ConfigError."""
         return accountant.epsilon_of(self.sampler, self.noise_multiplier, self.delta if delta is None else delta,
                                      self.books.units, method=method or self.account, relation=self.mechanism.relation)
 

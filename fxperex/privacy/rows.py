@@ -23,6 +23,8 @@ from fxperex.errors import PrivacyError, SamplingError, ShapeError
 from fxperex.privacy.checks import whole
 
 OURS = "the account holds for the engine's own sampler alone. Pass the map-style data set itself"
+STANDS = ("The step's sum is cleared and its debit stands; step() takes the same step with the same "
+          "rows again, after leave_out() without those that fail")
 Batch = tuple[Tensor, ...]
 
 
@@ -130,9 +132,7 @@ class Unread:
 
     def error(self) -> PrivacyError:
         """Returns the error to raise in the middle of a step."""
-        error = PrivacyError(f"{self.text}. The step's sum is cleared and its debit stands; "
-                             "step() takes the same step with the same rows again, after "
-                             "leave_out() without those that fail")
+        error = PrivacyError(f"{self.text}. {STANDS}")
         error.__cause__ = self.cause
         return error
 

@@ -59,6 +59,10 @@ def check_private(private: object) -> None:
     if not isinstance(private, PerExampleModule):
         raise ConfigError("the engine's first argument must be what fxperex.transform returned; "
                           f"got {type(private).__name__}")
+    if not private.proved:
+        raise ConfigError("a loaded step holds no proof that examples do not mix, and its bound is "
+                          "the file's word: no guarantee could be stated for what the engine "
+                          "spends. Make the step here with fxperex.transform")
 
 
 def check_files(folder: object, secure: object, counter: object, same_data: object) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fxperex.errors import FxperexError, LedgerError, PrivacyError, ShapeError
 from fxperex.privacy.checks import whole
+from fxperex.privacy.rows import STANDS
 from fxperex.runtime import StepResult
 
 if TYPE_CHECKING:
@@ -166,16 +167,21 @@ class LogicalStep:
 
     def _sums(self, batch: Batch) -> tuple[StepResult, list[Tensor]]:
         try:
-            return self._engine.private.sums(*batch)
-        except Exception as e:
+            return self._sums_of(batch)
+        except Exception as e:  # whatever the user's model raises
             self.failed = True
-            if self._shortened and len(batch[0]):
-                return self._alone(batch)
             if isinstance(e, FxperexError):
+                e.add_note(f"Step {self.step}: {STANDS}")
                 raise
-            raise PrivacyError(f"step {self.step} raised {type(e).__name__}: {e}. Its sum is "
-                               "cleared and its debit stands; step() takes the same step with the "
-                               "same rows again, after leave_out() without those that fail") from e
+            raise PrivacyError(f"step {self.step} raised {type(e).__name__}: {e}. {STANDS}") from e
+
+    def _sums_of(self, batch: Batch) -> tuple[StepResult, list[Tensor]]:
+        if not self._shortened:
+            return self._engine.private.sums(*batch)
+        try:
+            return self._engine.private.sums(*batch)
+        except Exception:
+            return self._alone(batch)
 
     def _alone(self, batch: Batch) -> tuple[StepResult, list[Tensor]]:
         """Returns what the rows of `batch` add that the step takes by themselves.
