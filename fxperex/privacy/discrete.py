@@ -1,21 +1,23 @@
 """The discrete Gaussian on the integers, exactly: P(x) proportional to exp(-x^2 / 2 sigma^2).
 
-Against floating-point attacks (Mironov 2012): sum and noise live on one integer grid, so the set of values that can
-come out does not depend on the data.
+Against floating-point attacks (Mironov 2012): sum and noise live on one integer grid, so the set of
+values that can come out does not depend on the data.
 
 A candidate is x = base + low. `base` is half a discrete Gaussian on multiples of a power of two
 (`fxperex.privacy.coarse`), `low` is uniform below that power. It is accepted with probability
-exp(-low (low + 2 base) / 2 sigma^2), and is negative with half a chance (-0 is refused, or 0 would come twice). That is
-rejection sampling, as by Canonne, Kamath and Steinke (2020) from a discrete Laplace, from a proposal so near that 97 of
-100 candidates are accepted.
+exp(-low (low + 2 base) / 2 sigma^2), and is negative with half a chance (-0 is refused, or 0 would
+come twice). That is rejection sampling, as by Canonne, Kamath and Steinke (2020) from a discrete
+Laplace, from a proposal so near that 97 of 100 candidates are accepted.
 
-Coins are tossed in float64 over whole arrays. Each that float64 cannot be sure of, one in 2^39, is tossed again with as
-many digits and further bits as it takes. So no rounding is in the distribution; the one thing asked of the machine is
-that its exp() is right to a relative 2^-41, where a good one is right to 2^-52.
+Coins are tossed in float64 over whole arrays. Each that float64 cannot be sure of, one in 2^39, is
+tossed again with as many digits and further bits as it takes. So no rounding is in the
+distribution; the one thing asked of the machine is that its exp() is right to a relative 2^-41,
+where a good one is right to 2^-52.
 
-Layout: numbers are cut into blocks of 2^13. Block b reads the words from 2^16 b on, three for each candidate: for
-`base`, for `low` (lowest bits) and the sign (highest bit), and for the coin. Its numbers are the accepted candidates in
-order. So any block can be drawn alone, and one stream has 2^32 numbers.
+Layout: numbers are cut into blocks of 2^13. Block b reads the words from 2^16 b on, three for each
+candidate: for `base`, for `low` (lowest bits) and the sign (highest bit), and for the coin. Its
+numbers are the accepted candidates in order. So any block can be drawn alone, and one stream has
+2^32 numbers.
 """
 
 from __future__ import annotations
@@ -34,13 +36,15 @@ from fxperex.privacy.streams import Streams
 from fxperex.privacy.workers import share
 
 LARGEST = 2.0**48  # standard deviation at which sums of it are still exact in float64
-BLOCK, RESERVED = 2**13, 2**16  # numbers of a block; words set apart for it, for 2.7 candidates a number
+# Numbers of a block, and the words set apart for it: for 2.7 candidates a number.
+BLOCK, RESERVED = 2**13, 2**16
 WORDS = 3
 ROUND = BLOCK + BLOCK // 8  # candidates drawn together
 DOUBTFUL = 2.0**24  # of 2^64, on either side of a coin's probability: 2^-40
 
 
-def discrete_gaussian(sigma: float, count: int, streams: Streams, step: int, item: int = 0, start: int = 0) -> Tensor:
+def discrete_gaussian(sigma: float, count: int, streams: Streams, step: int, item: int = 0,
+                      start: int = 0) -> Tensor:
     """Returns numbers `start` to `start + count` of the stream (step, item): integers, as float64.
 
     Raises ConfigError for a sigma outside 1 to 2^48, and PrivacyError past the stream's length.
@@ -66,11 +70,13 @@ def _coarse(sigma: float) -> Coarse:
 
 
 class Integers:
-    """Draws parts of the streams of one step; holds the room for one part, and belongs to one thread. Raises ConfigError."""
+    """Draws parts of the streams of one step; holds the room for one part, and belongs to one
+    thread. Raises ConfigError."""
 
     def __init__(self, sigma: float, streams: Streams, step: int) -> None:
         if not 1 <= sigma <= LARGEST:
-            raise ConfigError(f"a grid on which the noise has standard deviation {sigma:g} is of no use; it must be 1 to 2^48")
+            raise ConfigError(f"a grid on which the noise has standard deviation {sigma:g} is of no "
+                              "use; it must be 1 to 2^48")
         self._streams, self._step = streams, step
         self._sigma, self._coarse = sigma, _coarse(sigma)
         self._words = np.empty(WORDS * ROUND, dtype=np.uint64)
@@ -94,7 +100,8 @@ class Integers:
             lack = count - have
             size = min(ROUND, -(-(lack + lack // 16 + 8) // 8) * 8)
             if WORDS * (tried + size) > RESERVED:
-                raise PrivacyError(f"of {tried} candidates for noise {have} were accepted: the key stream is not random")
+                raise PrivacyError(f"of {tried} candidates for noise {have} were accepted: the key "
+                                   "stream is not random. Draw from another secret")
             accepted = self._candidates(item, block, tried, size)[:lack]
             numbers[have:have + len(accepted)] = accepted
             have, tried = have + len(accepted), tried + size
@@ -107,7 +114,8 @@ class Integers:
         value, low, surplus = (row[:size] for row in self._floats.numpy())
         room = self._room[:size]
         unknown = self._coarse.lookup(words[::WORDS], room, value)
-        np.bitwise_and(words[1::WORDS], np.uint64(2**self._coarse.shift - 1), out=room.view(np.uint64))
+        mask = np.uint64(2**self._coarse.shift - 1)
+        np.bitwise_and(words[1::WORDS], mask, out=room.view(np.uint64))
         np.copyto(low, room)
         # The coin's probability less its word, in units of 2^-64: accepted above 0.
         np.multiply(value, 2, out=surplus)
@@ -135,7 +143,8 @@ class Integers:
         return value[accepted]
 
     def _exactly(self, words: list[int], *place: int) -> tuple[bool, float]:
-        """Whether the candidate of `words` is accepted, and its size: with as many further bits as both questions need."""
+        """Whether the candidate of `words` is accepted, and its size: with as many further bits as
+        both questions need."""
         base = self._coarse.exactly(words[0], self._bits(words[0], 0, *place)) * self._coarse.step
         low = float(words[1] & 2**self._coarse.shift - 1)
         # As above: the coin is the word taken as signed, so its upper bit is the other way round.
@@ -143,7 +152,8 @@ class Integers:
         return below(coin, chance(low, base, self._sigma)), base + low
 
     def _bits(self, word: int, *place: int) -> Callable[[int], int]:
-        """The first n bits of the uniform number that begins with `word`, for n of at least 64, as a function of n."""
+        """The first n bits of the uniform number that begins with `word`, for n of at least 64, as
+        a function of n."""
         def bits(count: int) -> int:
             size = -(-(count - 64) // 8)
             further = int.from_bytes(self._streams.further(size, self._step, *place), "big")

@@ -1,9 +1,11 @@
-"""Noise on the clipped sum: float64, one stream per (generation, step, tensor), each used once ever.
+"""Noise on the clipped sum: float64, one stream per (generation, step, tensor), each used once
+ever.
 
-Float64, because a float32 normal has no tail beyond 5.77 standard deviations: Box-Muller on 64 random bits reaches
-9.4. Added and divided in float64 and rounded once at the end: half a bfloat16 sum's noise would vanish in rounding.
-The noise of a tensor's element is a function of (secret, generation, step, tensor, place in it), so that any part of
-it can be drawn anywhere: threads share a step's tensors out in parts that stay in a core's cache.
+Float64, because a float32 normal has no tail beyond 5.77 standard deviations: Box-Muller on 64
+random bits reaches 9.4. Added and divided in float64 and rounded once at the end: half a bfloat16
+sum's noise would vanish in rounding. The noise of a tensor's element is a function of (secret,
+generation, step, tensor, place in it), so that any part of it can be drawn anywhere: threads share
+a step's tensors out in parts that stay in a core's cache.
 """
 
 from __future__ import annotations
@@ -32,13 +34,17 @@ class Noise:
         self._last = {"sum": (-1, -1), "count": (-1, -1)}
 
     def release(self, sums: Sequence[Tensor], step: int, generation: int = 0) -> list[Tensor]:
-        """Returns `(sum + noise) / divisor` for each of `sums`: the private mean, float64, on its device.
+        """Returns `(sum + noise) / divisor` for each of `sums`: the private mean, float64, on its
+        device.
 
-        Raises PrivacyError unless (generation, step) is above every earlier one: the same noise twice can be subtracted.
+        Raises PrivacyError unless (generation, step) is above every earlier one: the same noise
+        twice can be subtracted.
         """
         streams = self._streams("sum", step, generation)
-        means = [torch.empty(total.shape, dtype=torch.float64, device=total.device) for total in sums]
-        flat = [(mean.view(-1), total.detach().reshape(-1)) for mean, total in zip(means, sums, strict=True)]
+        means = [torch.empty(total.shape, dtype=torch.float64, device=total.device)
+                 for total in sums]
+        flat = [(mean.view(-1), total.detach().reshape(-1))
+                for mean, total in zip(means, sums, strict=True)]
         size = BLOCK if self.mechanism.grid else CHUNK
         parts = [(item, *part) for item, (_, total) in enumerate(flat) if on_host(total.device)
                  for part in cut(total.numel(), size)]
@@ -60,12 +66,14 @@ class Noise:
         return means
 
     def count(self, centred: float, step: int, generation: int = 0) -> float:
-        """Returns the noised share of an adaptive rule's centred count, about 0 to 1. Raises as `release`."""
+        """Returns the noised share of an adaptive rule's centred count, about 0 to 1. Raises as
+        `release`."""
         z = gaussian(self._streams("count", step, generation), 1, step, COUNT)
         return (centred + self.mechanism.count_std * float(z)) / self.mechanism.divisor + 0.5
 
     def _drawer(self, streams: Streams, step: int, size: int) -> Callable[[int, int, int], Tensor]:
-        """Returns what draws numbers `a` to `b` of tensor `item` on the CPU, at most `size`, for one thread."""
+        """Returns what draws numbers `a` to `b` of tensor `item` on the CPU, at most `size`, for
+        one thread."""
         if self.mechanism.grid:
             return Integers(self.mechanism.std / self.mechanism.grid, streams, step).draw
         return Normals(streams, step, size).draw
@@ -81,7 +89,8 @@ class Noise:
         """Turns standard normals, or integers on the grid, into `(total + noise) / divisor`."""
         grid = self.mechanism.grid
         if grid:
-            # Sum and noise are whole multiples of a power of two: float64 adds them exactly below 2^53.
+            # Sum and noise are whole multiples of a power of two: float64 adds them exactly below
+            # 2^53.
             noise.add_(total.double().div(grid).round_()).mul_(grid)
         else:
             noise.mul_(self.mechanism.std).add_(total)

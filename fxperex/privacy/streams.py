@@ -1,9 +1,11 @@
-"""Random bits of the privacy modules: one 256-bit secret, one stream per (purpose, generation, step, item).
+"""Random bits of the privacy modules: one 256-bit secret, one stream per (purpose, generation,
+step, item).
 
-Secure streams are ChaCha20 (RFC 8439): the key is HMAC-SHA256(secret, purpose and generation), the 96-bit nonce is
-(item, step), the block counter starts at 0; no two streams of a secret ever meet. Fast streams are Philox4x64 with
-the counter words (0, 0, item, step), not cryptographic. No global seed of torch, numpy or random reaches either.
-A stream is its 64-bit words by number, and any part of it can be read alone.
+Secure streams are ChaCha20 (RFC 8439): the key is HMAC-SHA256(secret, purpose and generation), the
+96-bit nonce is (item, step), the block counter starts at 0; no two streams of a secret ever meet.
+Fast streams are Philox4x64 with the counter words (0, 0, item, step), not cryptographic. No global
+seed of torch, numpy or random reaches either. A stream is its 64-bit words by number, and any part
+of it can be read alone.
 """
 
 from __future__ import annotations
@@ -32,9 +34,9 @@ LAYOUT = "noise layout 2 (an earlier fxperex drew other noise)"
 class Secret:
     """The root of all randomness of one run.
 
-    seed: None takes 256 bits from the operating system. A whole number makes a run repeatable, for science only:
-    who knows the seed can subtract the noise. secure: ChaCha20; else Philox. A seeded run is never secure.
-    Raises ConfigError.
+    seed: None takes 256 bits from the operating system. A whole number makes a run repeatable, for
+    science only: who knows the seed can subtract the noise. secure: ChaCha20; else Philox. A seeded
+    run is never secure. Raises ConfigError.
     """
 
     def __init__(self, seed: int | None = None, secure: bool | None = None, value: bytes | None = None) -> None:
@@ -83,7 +85,8 @@ class Streams:
         self._key, self.secure = key, secure
 
     def bits(self, count: int, step: int, item: int = 0, start: int = 0) -> np.ndarray:
-        """Returns `count` uint64 of the stream (step, item) from word `start` on. Raises PrivacyError past its length."""
+        """Returns `count` uint64 of the stream (step, item) from word `start` on. Raises
+        PrivacyError past its length."""
         _fits(count, start)
         per_count = PER_BLOCK if self.secure else PER_PHILOX
         counter, before = divmod(start, per_count)
@@ -92,7 +95,8 @@ class Streams:
         return self.philox(step, item, counter).random_raw(before + count)[before:]
 
     def fill(self, words: np.ndarray, step: int, item: int = 0, start: int = 0) -> None:
-        """Writes the same into `words`, uint64. Without a copy if `start` is a multiple of 8. Raises PrivacyError."""
+        """Writes the same into `words`, uint64. Without a copy if `start` is a multiple of 8.
+        Raises PrivacyError."""
         if self.secure and start % PER_BLOCK == 0:
             _fits(len(words), start)
             size = words.nbytes
@@ -102,31 +106,39 @@ class Streams:
         else:
             np.copyto(words, self.bits(len(words), step, item, start))
 
-    def words(self, count: int, step: int, item: int, device: torch.device, start: int = 0) -> Tensor:
-        """Returns the same as int64 on `device`, drawn there if it has the kernel. Raises PrivacyError."""
+    def words(self, count: int, step: int, item: int, device: torch.device,
+              start: int = 0) -> Tensor:
+        """Returns the same as int64 on `device`, drawn there if it has the kernel. Raises
+        PrivacyError."""
         if self.secure and kernels.unavailable(device) is None:
             _fits(count, start)
             key = np.frombuffer(self._key + _nonce(step, item), dtype="<i4").astype(np.int32)
             counter, before = divmod(start, PER_BLOCK)
-            return kernels.chacha20(torch.from_numpy(key).to(device), before + count, counter)[before:]
+            on_device = torch.from_numpy(key).to(device)
+            return kernels.chacha20(on_device, before + count, counter)[before:]
         return torch.from_numpy(self.bits(count, step, item, start).view(np.int64)).to(device)
 
     def further(self, size: int, *place: int) -> bytes:
-        """Returns `size` bytes that belong to `place` and to no stream: SHAKE-256 under a key of their own.
+        """Returns `size` bytes that belong to `place` and to no stream: SHAKE-256 under a key of
+        their own.
 
-        More bytes of one place begin with the fewer: for the rare number that needs more bits than its word has.
+        More bytes of one place begin with the fewer: for the rare number that needs more bits than
+        its word has.
         """
         key = hmac.digest(self._key, b"fxperex further bits", "sha256")
-        return hashlib.shake_256(key + b"".join(n.to_bytes(8, "little") for n in place)).digest(size)
+        text = key + b"".join(n.to_bytes(8, "little") for n in place)
+        return hashlib.shake_256(text).digest(size)
 
     def philox(self, step: int, item: int = 0, counter: int = 0) -> np.random.Philox:
         """Returns the fast bit generator of (step, item), before its word `4 * counter`."""
         key = int.from_bytes(self._key[:16], "little")
-        return np.random.Philox(key=key, counter=np.array([counter, 0, item, step], dtype=np.uint64))
+        counters = np.array([counter, 0, item, step], dtype=np.uint64)
+        return np.random.Philox(key=key, counter=counters)
 
 
 def chacha20(key: bytes, nonce: bytes, count: int, counter: int = 0) -> np.ndarray:
-    """Returns `count` uint64 of the ChaCha20 key stream from block `counter` on. Raises PrivacyError past 2^32 blocks."""
+    """Returns `count` uint64 of the ChaCha20 key stream from block `counter` on. Raises
+    PrivacyError past 2^32 blocks."""
     _fits(count, counter * PER_BLOCK)
     stream = _cipher(key, nonce, counter).update(bytes(8 * count))
     return np.frombuffer(stream, dtype="<u8").astype(np.uint64)
@@ -144,4 +156,5 @@ def _nonce(step: int, item: int) -> bytes:
 
 def _fits(count: int, start: int) -> None:
     if start + count > BLOCKS * PER_BLOCK:
-        raise PrivacyError(f"one ChaCha20 stream has {BLOCKS} blocks; {count} words from word {start} do not fit")
+        raise PrivacyError(f"one ChaCha20 stream has {BLOCKS} blocks; {count} words from word "
+                           f"{start} do not fit. Use several smaller tensors")

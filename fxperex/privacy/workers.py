@@ -1,7 +1,9 @@
-"""Threads for work that torch does not share out itself: each takes the next task, and computes it alone.
+"""Threads for work that torch does not share out itself: each takes the next task, and computes it
+alone.
 
-torch's own threads share one operation; between operations on arrays that stay in a core's cache they would do nothing
-but wait for each other. What a task computes must not depend on who computes it, or when.
+torch's own threads share one operation; between operations on arrays that stay in a core's cache
+they would do nothing but wait for each other. What a task computes must not depend on who computes
+it, or when.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ Task = TypeVar("Task")
 
 
 def share(tasks: Sequence[Task], worker: Callable[[], Callable[[Task], None]]) -> None:
-    """Does every task once, on at most as many threads as torch uses here; `worker` is called once in each of them.
+    """Does every task once, on at most as many threads as torch uses here; `worker` is called once
+    in each of them.
 
     Raises what a task raised, after all threads have ended; tasks not begun by then are left out.
     """

@@ -46,7 +46,8 @@ def test_discrete_noise_is_the_discrete_gaussian() -> None:
 
 
 def _exp(x: Fraction) -> Fraction:
-    """exp(x) for x of at most 0 to 60 digits, by its series at a point near 0: no decimals, no library."""
+    """exp(x) for x of at most 0 to 60 digits, by its series at a point near 0: no decimals, no
+    library."""
     halvings = max(0, math.ceil(math.log2(max(1, -x)))) + 8
     small, term, total = x / 2**halvings, Fraction(1), Fraction(0)
     for k in range(40):
@@ -63,14 +64,15 @@ def test_the_table_by_fractions(sigma: float) -> None:
     assert shift == 0 or 16 <= sigma / 2**shift < 32
     size = math.ceil(sigma / 2**shift * 16)
     weights = [_exp(-Fraction(k << shift) ** 2 / (2 * Fraction(sigma) ** 2)) for k in range(size)]
-    total, seen = sum(weights), cumulative(sigma, shift, 40)
+    total, cumulated = sum(weights), cumulative(sigma, shift, 40)
     so_far = Fraction(0)
-    for weight, value in zip(weights, seen, strict=False):
+    for weight, value in zip(weights, cumulated, strict=False):
         so_far += weight
         assert abs(Fraction(value) - so_far / total) < Fraction(1, 10**40)
-    # The words are those in which the cumulative probabilities lie; each k is between the two beside it.
+    # The words are those in which the cumulative probabilities lie; each k is between the two
+    # beside it.
     table = Coarse(sigma)
-    words = [math.floor(Fraction(c) * 2**64) for c in seen]
+    words = [math.floor(Fraction(c) * 2**64) for c in cumulated]
     assert table.thresholds.tolist() == [w for w in words if w < END] + [END]
 
 
@@ -78,7 +80,8 @@ def test_the_table_by_fractions(sigma: float) -> None:
 def test_words_are_looked_up_as_they_lie_in_the_table(sigma: float) -> None:
     table = Coarse(sigma)
     near = [t + d for t in table.thresholds.tolist() for d in (-1, 0, 1) if 0 <= t + d <= END]
-    words = np.concatenate([np.array([*near, 0, END], np.uint64), Secret(1).streams("x").bits(5000, 0)])
+    drawn = Secret(1).streams("x").bits(5000, 0)
+    words = np.concatenate([np.array([*near, 0, END], np.uint64), drawn])
     result, room = np.empty(len(words)), np.empty(len(words), np.int64)
     unknown = set(table.lookup(words, room, result).tolist())
     thresholds = table.thresholds.tolist()
@@ -96,11 +99,13 @@ def test_proposal_times_coin_is_the_discrete_gaussian(sigma: float) -> None:
         k, low = divmod(x, step)
         proposed = (coarse[k] - (coarse[k - 1] if k else 0)) / step
         accepted = proposed * float(chance(low, k * step, sigma)(40))
-        assert accepted == pytest.approx(coarse[0] / step * math.exp(-x**2 / (2 * sigma**2)), rel=1e-9)
+        expected = coarse[0] / step * math.exp(-x**2 / (2 * sigma**2))
+        assert accepted == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("sigma", [1.2, 40.0, 3.3e9, 2.0**48])
-def test_doubtful_coins_are_tossed_with_all_digits(sigma: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doubtful_coins_are_tossed_with_all_digits(
+        sigma: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """All coins in doubt: every decision of float64 is the one that all digits make."""
     streams = Secret(value=bytes(range(32))).streams("noise")
     quick = discrete_gaussian(sigma, 150, streams, 3, 1)
@@ -141,7 +146,8 @@ def test_words_that_leave_the_table_open_are_decided_by_further_bits(sigma: floa
         upper = discrete_gaussian(sigma, 1, _Fixed([word, 0, 2**63], b"\xff" * 16), 0)
         assert float(lower) == k * table.step and float(upper) == (k + 1) * table.step
     # The word at the end is all of the tail: how far out depends on the bits after it.
-    far = [float(discrete_gaussian(sigma, 1, _Fixed([END, 0, 2**63], b"\xff" * n), 0)) / sigma for n in (0, 4, 8, 16)]
+    tails = [_Fixed([END, 0, 2**63], b"\xff" * n) for n in (0, 4, 8, 16)]
+    far = [float(discrete_gaussian(sigma, 1, tail, 0)) / sigma for tail in tails]
     expected = [float(stats.norm.isf(2.0 ** -(65 + 8 * n))) for n in (0, 4, 8, 16)]
     assert far == pytest.approx(expected, abs=1.5 * table.step / sigma)
     assert all(a < b for a, b in pairwise(far))
@@ -156,7 +162,8 @@ def test_a_number_as_near_as_you_like_is_decided_by_the_digit_that_differs() -> 
     for distance in (10, 45, 100, 700):
         for sign in (-1, 1):
             near = third + Fraction(sign, 10**distance)
-            assert below(lambda n, near=near: math.floor(near * 2**n), _decimal(third)) == (sign < 0)
+            bits = lambda n, near=near: math.floor(near * 2**n)  # noqa: E731
+            assert below(bits, _decimal(third)) == (sign < 0)
 
 
 def _decimal(value: Fraction) -> Callable[[int], Decimal]:
@@ -168,6 +175,7 @@ def test_what_cannot_be_drawn_is_refused() -> None:
     for sigma in (0.5, float("nan"), 2.0**49):
         with pytest.raises(ConfigError, match="1 to 2\\^48"):
             discrete_gaussian(sigma, 1, streams, 0)
-    # A generator that is stuck on a coin that is never taken: refused, where a loop would never end.
+    # A generator that is stuck on a coin that is never taken: refused, where a loop would never
+    # end.
     with pytest.raises(PrivacyError, match="not random"):
         discrete_gaussian(40.0, 1, _Fixed([2**63, 1, 2**63 - 1], b""), 0)

@@ -1,4 +1,5 @@
-"""A number of the noise is a function of its place: drawn alone, together, by any number of threads, on any device."""
+"""A number of the noise is a function of its place: drawn alone, together, by any number of
+threads, on any device."""
 
 from __future__ import annotations
 
@@ -19,12 +20,13 @@ from fxperex.privacy.streams import Streams
 from fxperex.privacy.workers import share
 
 VALUE = bytes(range(32))
-STREAMS = {"chacha20": lambda: Secret(value=VALUE).streams("noise"), "philox": lambda: Secret(3).streams("noise")}
+STREAMS = {"chacha20": lambda: Secret(value=VALUE).streams("noise"),
+           "philox": lambda: Secret(3).streams("noise")}
 Draw = Callable[[Streams, int, int], Tensor]
 KINDS: dict[str, Draw] = {
-    "gaussian": lambda streams, start, stop: gaussian(streams, stop - start, 5, 2, start=start),
-    "discrete": lambda streams, start, stop: discrete_gaussian(3.3e9, stop - start, streams, 5, 2, start),
-    "narrow": lambda streams, start, stop: discrete_gaussian(1.2, stop - start, streams, 5, 2, start)}
+    "gaussian": lambda streams, a, b: gaussian(streams, b - a, 5, 2, start=a),
+    "discrete": lambda streams, a, b: discrete_gaussian(3.3e9, b - a, streams, 5, 2, a),
+    "narrow": lambda streams, a, b: discrete_gaussian(1.2, b - a, streams, 5, 2, a)}
 COUNT = 2 * CHUNK + 4321
 
 
@@ -44,7 +46,8 @@ def test_parts_drawn_apart_are_the_whole_drawn_together(streams: Streams, kind: 
 
 @pytest.mark.parametrize("kind", ["gaussian", "discrete"])
 def test_the_released_noise_is_that_of_the_streams(kind: str) -> None:
-    """Every tensor's from its own, whatever its shape and place among the parts that the threads share."""
+    """Every tensor's from its own, whatever its shape and place among the parts that the threads
+    share."""
     sizes = [(3,), (), (0,), (2, CHUNK), (BLOCK, 3), (5, 5)]
     mechanism = Mechanism(Flat(1.0), 1.5, "add-or-remove", 8.0, 10, kind)
     secret = Secret(value=VALUE)
@@ -69,7 +72,8 @@ def threads() -> Iterator[int]:
 
 def test_any_number_of_threads_draws_the_same(streams: Streams, threads: int) -> None:
     def draws() -> list[Tensor]:
-        return [draw(streams, a, b) for draw in KINDS.values() for a, b in ((0, COUNT), (0, 1), (5, 70))]
+        return [draw(streams, a, b) for draw in KINDS.values()
+                for a, b in ((0, COUNT), (0, 1), (5, 70))]
 
     torch.set_num_threads(1)
     alone = draws()
@@ -107,11 +111,11 @@ def test_numbers_past_the_end_of_a_stream_are_refused() -> None:
 
 
 def test_further_bits_are_of_one_place_and_begin_alike() -> None:
-    stream, other = STREAMS["chacha20"](), STREAMS["philox"]()
+    stream, philox = STREAMS["chacha20"](), STREAMS["philox"]()
     long = stream.further(64, 5, 2, 9)
     assert long.startswith(stream.further(16, 5, 2, 9)) and len(long) == 64
-    others = {s.further(16, *place) for s in (stream, other) for place in ((5, 2, 9), (5, 2, 8), (2, 5, 9), (5, 2))}
-    assert len(others) == 8
+    places = ((5, 2, 9), (5, 2, 8), (2, 5, 9), (5, 2))
+    assert len({s.further(16, *place) for s in (stream, philox) for place in places}) == 8
 
 
 @pytest.mark.parametrize("count", [1, 3])
