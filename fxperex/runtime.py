@@ -230,15 +230,16 @@ class PerExampleModule:
         self.check_model()
 
     def check_model(self) -> None:
-        """Raises StateError if parameters, buffers or training modes are no longer those that were transformed.
+        """Raises StateError if parameters, buffers or training modes changed since transform.
 
-        And if float32 products may round their operands more than they did then, which no norm of this step covers.
+        And if float32 products may round their operands more than then: no norm covers that.
         """
         _compare(self._state, _state(self.model))
         now = operands(self._spec[0][2])
         if any(n > was for n, was in zip(now, self._operands, strict=True)):
-            raise StateError(f"float32 products and convolutions may now round their operands by {now}, relative; this step "
-                             f"was made for {self._operands}. Set TF32 and matmul precision before transform")
+            raise StateError(f"float32 products and convolutions may now round their operands by "
+                             f"{now}, relative; this step was made for {self._operands}. "
+                             "Set TF32 and matmul precision before transform")
 
 
 def _told(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> str:
