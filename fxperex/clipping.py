@@ -171,7 +171,8 @@ class PerGroup(Clip):
         if left or idle:
             reasons = [f"no glob matches {', '.join(left)}"] * bool(left)
             reasons += [f"nothing is left for the globs {', '.join(idle)}"] * bool(idle)
-            raise ConfigError(f"clip per group: {'; '.join(reasons)}. The parameters are {', '.join(names)}")
+            raise ConfigError(f"clip per group: {'; '.join(reasons)}. "
+                              f"The parameters are {', '.join(names)}")
         return tuple(made)
 
     def factors(self, norms: Tensor, *inputs: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ def _graph(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
             squares = emit.squares(mask)
             if want == "norms":
                 return (squares.sum(1).sqrt(),)
-            norms, factors, valid = _clip(clip, squares, mask, args[len(capture.inputs):-1], raised(analysis.sites))
+            norms, factors, valid = _clip(clip, squares, mask, args[len(capture.inputs):-1])
             sums = emit.sums(factors, valid)
             params = dict(zip((k for _, k in capture.inputs.values()), args, strict=False))
             made = [sums[n] if n in sums else torch.zeros_like(params[n]) for n in order]
@@ -137,27 +137,25 @@ def _naive(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
             grads = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, found, strict=True)]
             if want == "gradients":
                 return tuple(g.unsqueeze(0) for g in grads)
-            squares = torch.stack([torch.stack([sq_norm(g.unsqueeze(0)) for g, at in zip(grads, groups, strict=True) if at == k])
-                                   .sum(0) for k in sorted(set(groups))], 1)
+            each = [raised(sq_norm(g.unsqueeze(0)), g.dtype) for g in grads]
+            of_groups = [[s for s, at in zip(each, groups, strict=True) if at == k]
+                         for k in sorted(set(groups))]
+            squares = torch.stack([torch.stack(of).sum(0) for of in of_groups], 1)
             if want == "norms":
                 return (squares.sum(1).sqrt(),)
-            norms, factors, valid = _clip(clip, squares, mask, args[len(names):-1], raised(analysis.sites))
+            norms, factors, valid = _clip(clip, squares, mask, args[len(names):-1])
             sums = [by_factors(g.unsqueeze(0), factors[:, k], valid) for g, k in zip(grads, groups, strict=True)]
             return (loss.detach(), norms, _told(factors), *sums, *buffers)
 
     return step
 
 
-def _clip(clip: Clip, squares: Tensor, mask: Tensor, inputs: tuple[Tensor, ...],
-          raised: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns norms `[B]`, factors `[B, K]` and the rows `[B]` that count: unmasked, with a gradient that can be clipped.
-
-    Factors are those of norms `raised` by what reading them may have lost.
-    """
+def _clip(clip: Clip, squares: Tensor, mask: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns norms `[B]`, factors `[B, K]` and the rows `[B]` that count: unmasked, with a gradient that can be clipped."""
     norms = squares.sum(1).sqrt()
     norms = torch.where(norms > LONGEST, torch.inf, norms)
     valid = mask & torch.isfinite(norms)
-    return norms, torch.where(valid[:, None], clip.apply(raised * squares.sqrt(), *inputs), 0.0), valid
+    return norms, torch.where(valid[:, None], clip.apply(squares.sqrt(), *inputs), 0.0), valid
 
 
 def _told(factors: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
 `fused`: `|g_b^T a_b|^2` accumulated tile by tile and thrown away, the sum by one ordinary weight gradient. On a CPU the
 tiles are products that fit its cache, of linear maps alone: what is never written to memory is never read from it. Norm and
-sum are rounded apart, so the norm is the certified bound of `fxperex.rounding` for two products. `fused_stored`: the tiles are
-kept, in the operands' dtype; norm and sum both read what was kept, so any precision of the product is covered. Blueprint:
-FlashDP (arXiv 2507.01154).
+sum are rounded apart, so the norm is the certified bound of `fxperex.rounding` for two products.
+`fused_stored`: the tiles are kept, in the operands' dtype; norm and sum both read what was kept, so
+any precision of the product is covered. Blueprint: FlashDP (arXiv 2507.01154).
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class Fused:
     def illegal(self, site: Site) -> str | None:
         reason = _unsuited(site) or (_uncached(site) if _in_cache(site) else _unavailable(site))
         if reason is None and site.dtype in LOW_PRECISION:
-            return "the streamed products are rounded to 16 bits, which the norm does not cover: fused_stored does"
+            return ("the streamed products are rounded to 16 bits, which the norm does not cover: "
+                    "fused_stored does")
         return reason or rounding.unbounded(site)
 
     def cost(self, site: Site) -> Cost:
@@ -95,7 +96,8 @@ class Fused:
     def sq_norm(self, uses: Uses) -> Tensor:
         if not convolves(uses.site):
             a, g = kind_of(uses.site).factors(uses)
-            squared, inputs, outputs = kernels.linear_sq_norm(a, g), rounding.lengths(a, 3), rounding.lengths(g, 3)
+            squared = kernels.linear_sq_norm(a, g)
+            inputs, outputs = rounding.lengths(a, 3), rounding.lengths(g, 3)
         else:
             x, g, shape = images(uses)
             squared = kernels.conv_sq_norm(x, g, *shape)
@@ -103,7 +105,9 @@ class Fused:
             each = _patch_lengths(uses), rounding.lengths(seen.unflatten(1, (shape.groups, -1)), 2)
             inputs, outputs = (_by_example(v, uses.out_axis, uses.site.rows) for v in each)
         rho = rounding.rho(uses.site, uses.dtype)
-        return rounding.certified(squared, rounding.spread(inputs, outputs, uses.dtype), rho, read=rho)
+        squared = rounding.upper_squares(squared, uses.site.size, uses.dtype)
+        spread = rounding.spread(inputs, outputs, uses.dtype)
+        return rounding.certified(squared, spread, rho, read=rho)
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         return kind_of(uses.site).weighted_sum(uses, factors, valid)

@@ -1,14 +1,14 @@
 """`|g_b^T a_b|^2 = <a_b a_b^T, g_b g_b^T>`: norms from Gram matrices, the sum by one ordinary weight gradient.
 
 Ghost clipping (arXiv 2110.05679), mixed (2205.10683) and book-keeping (2210.00038). The Gram form cancels, so it
-is formed in float64 and raised to the certified bound of `fxperex.rounding`, never below what the weighted sum can emit.
-Embedding: `<a_t, a_s> = [id_t = id_s]` needs no Gram matrix: equal tokens are added up, which is linear in T; both
-roundings, of norm and sum, are certified there, and each row of the table has an S of its own.
+is formed in float64 and raised to the certified bound of `fxperex.rounding`, never below what the
+weighted sum can emit. Embedding: `<a_t, a_s> = [id_t = id_s]` needs no Gram matrix: equal tokens
+are added up, which is linear in T; both roundings, of norm and sum, are certified there, and each
+row of the table has an S of its own.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fxperex import kernels, rounding
@@ -74,7 +74,8 @@ class Ghost:
             ids, g = kind.tokens(uses)
             spread = kernels.by_token(ids, rounding.lengths(g, 2)[..., None]).sqrt()
             rho = rounding.rho(uses.site, g.dtype)
-            return rounding.certified(kernels.by_token(ids, g), spread, rho, read=rho)
+            squared = rounding.upper_squares(kernels.by_token(ids, g), g[:1].numel(), g.dtype)
+            return rounding.certified(squared, spread, rho, read=rho)
         if kernels.unavailable(uses.site.device) is None and uses.dtype in DTYPES and offers(uses.site, "fold"):
             a, g = kind.factors(uses)
             squared, inputs, outputs = kernels.gram_sq_norm(a, g), a.double().square().sum(3), g.double().square().sum(3)
@@ -83,14 +84,15 @@ class Ghost:
             squared = (same * outer).sum(3).sum((1, 2)).clamp(min=0)
             inputs, outputs = (gram.diagonal(dim1=2, dim2=3).clamp(min=0) for gram in (same, outer))
         spread = rounding.spread(inputs.sqrt(), outputs.sqrt(), uses.dtype)
-        return rounding.certified(squared, spread, rounding.rho(uses.site, uses.dtype), gram=_gram_rounding(uses.site))
+        rho = rounding.rho(uses.site, uses.dtype)
+        return rounding.certified(squared, spread, rho, gram=_gram_rounding(uses.site))
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         return kind_of(uses.site).weighted_sum(uses, factors, valid)
 
 
 def _gram_rounding(site: Site) -> float:
-    """By how much of `S^2` float64 Gram matrices and the sum over their products are low at most, in any order."""
+    """By how much of `S^2` float64 Gram matrices and the sum of their products are low at most."""
     assert site.dims is not None
     d = site.dims
     return (d.D + d.P + d.G * d.T * (2 if kernels.unavailable(site.device) else d.T) + 8) * 2.0**-53

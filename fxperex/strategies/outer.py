@@ -36,14 +36,15 @@ class Outer:
         a, g = kind_of(uses.site).factors(uses)
         inputs, outputs = _squares(a), _squares(g)
         spread = rounding.spread(inputs.sqrt(), outputs.sqrt(), uses.dtype)
-        return rounding.certified((inputs * outputs).sum((1, 2)), spread, rounding.rho(uses.site, uses.dtype))
+        squared, rho = (inputs * outputs).sum((1, 2)), rounding.rho(uses.site, uses.dtype)
+        return rounding.certified(squared, spread, rho)
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         return kind_of(uses.site).weighted_sum(uses, factors, valid)
 
 
 def _squares(x: Tensor) -> Tensor:
-    """Returns squared lengths `[B, G, 1]` of `x [B, G, 1, N]`, float64, never low: the squares of their product are not."""
+    """Returns squared lengths `[B, G, 1]` of `x [B, G, 1, N]`, float64, never low."""
     groups, count = x.shape[:2], x.shape[3]
     squared = sq_norm(x.reshape(-1, count)).reshape(*groups, 1)
     return rounding.upper_squares(squared, count, x.dtype)
