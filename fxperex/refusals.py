@@ -7,7 +7,6 @@ ATen (a backward of its own, numbers kept on modules, values read out of tensors
 from __future__ import annotations
 
 import contextlib
-import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.utils import _pytree as pytree
 
-from fxperex.errors import CaptureError, CoverageError, FxperexError, MutationError
-from fxperex.lines import is_users, source_line
+from fxperex.errors import CaptureError, CoverageError, MutationError
+from fxperex.lines import source_line
 
 STATE = (int, float, str)
 
@@ -63,27 +62,3 @@ def same_numbers(model: nn.Module) -> Iterator[None]:
         path, _, name = changed[0]
         raise CaptureError(f"forward changes {path + '.' if path else ''}{name}: Python state, which the step would hold at its "
                            "first value. Make it a buffer that does not depend on the batch, or leave it out of forward")
-
-
-@contextlib.contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turns whatever torch raises inside into a CaptureError that says `what` and where."""
-    try:
-        yield
-    except FxperexError:  # from the user's forward, where it is one of this library's
-        raise
-    except Exception as error:  # export raises many unrelated classes
-        raise explain(error, what) from error
-
-
-def data_dependent(error: Exception) -> bool:
-    names = {"GuardOnDataDependentSymNode", "DataDependentOutputException", "PendingUnbackedSymbolNotFound"}
-    return type(error).__name__ in names or "data-dependent" in str(error)
-
-
-def explain(error: Exception, what: str) -> CaptureError:
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if is_users(f.filename)]
-    at = f' at {own[-1].filename}:{own[-1].lineno} "{own[-1].line}"' if own else ""
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return CaptureError(f"{what}{at}: {first}")
