@@ -18,7 +18,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxperex.errors import CaptureError, CoverageError, FxperexError, MutationError
+from fxperex.errors import CaptureError, CoverageError, MutationError
 from fxperex.lines import is_users, source_line
 from fxperex.unwatched import DRAWS, watched
 
@@ -119,27 +119,3 @@ def _hooked(what: str) -> CoverageError:
     return CoverageError(f"{what}: Python in the backward pass, which a captured graph does not hold, so gradients would be "
                          "others. Remove it, or write it as a part of forward: h * 0.1 + h.detach() * 0.9 has a tenth of "
                          "the gradient of h")
-
-
-@contextlib.contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turns whatever torch raises inside into a CaptureError that says `what` and where."""
-    try:
-        yield
-    except FxperexError:  # from the user's forward, where it is one of this library's
-        raise
-    except Exception as error:  # export raises many unrelated classes
-        raise explain(error, what) from error
-
-
-def data_dependent(error: Exception) -> bool:
-    names = {"GuardOnDataDependentSymNode", "DataDependentOutputException", "PendingUnbackedSymbolNotFound"}
-    return type(error).__name__ in names or "data-dependent" in str(error)
-
-
-def explain(error: Exception, what: str) -> CaptureError:
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if is_users(f.filename)]
-    at = f' at {own[-1].filename}:{own[-1].lineno} "{own[-1].line}"' if own else ""
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return CaptureError(f"{what}{at}: {first}")
