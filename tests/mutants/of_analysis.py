@@ -48,7 +48,7 @@ MUTANTS = [
            "(aten.index.Tensor, (self.copies[weight], [ids])), kept))", "(aten.index.Tensor, (self.copies[weight], [ids])), 1))",
            ("analysis/test_losses.py::test_a_coupling_normaliser_becomes_the_examples_own",
            PROMISE + "test_weights_with_ignored_positions_are_the_examples_own")),
-    Mutant("isometry is not checked", "analysis/sites.py", "origins[arg].isometric, True,", "True, True,",
+    Mutant("isometry is not checked", "analysis/sites.py", "origin.isometric and real, True,", "True, True,",
            ("test_runtime.py::test_shared_and_derived_weights",)),
     Mutant("every site is alone on its parameter", "analysis/sites.py", "return not others or (", "return True or (",
            (PROMISE + "test_a_parameter_and_a_piece_of_it_have_one_norm",)),
