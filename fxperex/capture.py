@@ -41,7 +41,8 @@ Forward = Callable[..., Tensor]
 class Program:
     """One functional graph at a fixed number of examples; `meta["val"]` holds fake values.
 
-    `constants`: the tensors that its placeholders of that kind stand for, by name of the placeholder.
+    `constants`: the tensors that its placeholders of that kind stand for, by name of the
+    placeholder.
     """
 
     graph: fx.GraphModule
