@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxperex.bags import take_bags_apart
+from fxperex.elsewhere import Elsewhere
 from fxperex.errors import CaptureError, FxperexError
 from fxperex.lines import Lines, kept, source_line
 from fxperex.masks import unseen
@@ -81,12 +82,14 @@ class _Whole(nn.Module):
             return no_custom_backward(self.run(self.model, *batch))
 
 
-def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows: int) -> Capture:
-    """Returns the Capture of `forward(model, *batch)`. Raises CaptureError with the user's line."""
+def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows: int,
+            elsewhere: Elsewhere | None = None) -> Capture:
+    """Returns the Capture of `forward(model, *batch)`, exported `elsewhere`. Raises CaptureError with the user's line."""
     size = max(rows, 2)  # one example has no visible batch axis
-    whole, fakes = _Whole(model, forward), FakeTensorMode(allow_non_fake_inputs=True)
+    whole = _Whole(model if elsewhere is None else elsewhere.model(model), forward)
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        exported = _export(whole, _resize(batch, distinct(model, batch)), symbolic=True)
+        exported = _export(whole, _resize(batch, distinct(model, batch)), elsewhere, symbolic=True)
         # Taking operations apart may fix the size, without a word; then each size is exported by itself.
         exported = exported if exported.range_constraints else None
     except FxperexError:  # from the user's forward, where it is one of this library's
@@ -101,7 +104,7 @@ def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows:
         if exported is None and count not in fixed:
             with explained(f"the model could not be captured with {count} examples; "
                            "does it hard-code its batch size or branch on data?"):
-                fixed[count] = _export(whole, _resize(batch, count), symbolic=False)
+                fixed[count] = _export(whole, _resize(batch, count), elsewhere, symbolic=False)
         source = fixed[count] if exported is None else exported
         with explained("a value read out of a tensor (.item(), .tolist(), float()) cannot be captured: the step would depend "
                        "on the batch through Python"):
@@ -127,10 +130,11 @@ def _resize(batch: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:
     return tuple(one(x.detach()) for x in batch)
 
 
-def _export(whole: nn.Module, batch: tuple[Tensor, ...], *, symbolic: bool) -> Any:
+def _export(whole: nn.Module, batch: tuple[Tensor, ...], elsewhere: Elsewhere | None, *, symbolic: bool) -> Any:
     rows = torch.export.Dim("B", min=2)
     shapes = (tuple({0: rows} for _ in batch),) if symbolic else None
-    with _quiet(), unseen():
+    batch = batch if elsewhere is None else tuple(map(elsewhere.tensor, batch))
+    with _quiet(), unseen(), contextlib.nullcontext() if elsewhere is None else elsewhere.casting():
         with kept():
             exported = torch.export.export(whole, batch, dynamic_shapes=shapes, strict=False)
         _detach_no_grad(exported.graph_module)
@@ -138,7 +142,7 @@ def _export(whole: nn.Module, batch: tuple[Tensor, ...], *, symbolic: bool) -> A
         exported = exported.run_decompositions(dict(DECOMPOSITIONS))
         no_writes(exported)
         forget_strides(exported.graph_module)
-        return exported
+        return exported if elsewhere is None else elsewhere.back(exported)
 
 
 @contextlib.contextmanager
