@@ -179,6 +179,8 @@ def gpt2(setting: Setting) -> dict[str, Any]:
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
     )
     model = transformers.GPT2LMHeadModel(config).to(setting.device)
     ids = torch.randint(50, (ROWS, 16), device=setting.device)
