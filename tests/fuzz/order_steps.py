@@ -184,12 +184,19 @@ def norms(tape: Tape, rng: random.Random, pool: Pool) -> None:
 # --- what may let examples meet ---
 
 
+def flagged(tape: Tape, rng: random.Random, x: Value, alike: Value) -> Value:
+    """A value joined with rows that are all alike: its own order stays."""
+    if rng.random() < 0.4:
+        return join(tape, rng, x, alike)
+    return tape(aten.einsum.default, "nk,nk->nk", [x, alike])
+
+
 def crosses(tape: Tape, rng: random.Random, pool: Pool) -> None:
     """Joins values of one shape in two orders: right only if one of them has all rows alike."""
     at, other = rng.choice([("e", "t"), ("t", "e")])
     x = newest(rng, pool, at)
     y = rng.choice([lambda: newest(rng, pool, other), lambda: table(tape, rng, other), lambda: fresh(tape, rng, other),
-                    lambda: join(tape, rng, newest(rng, pool, other), fresh(tape, rng, other, 0)),
+                    lambda: flagged(tape, rng, newest(rng, pool, other), fresh(tape, rng, other, 0)),
                     lambda: merged_fresh(tape, rng)])()
     if y.shape == x.shape:
         put(pool, at, join(tape, rng, x, y))
@@ -197,11 +204,11 @@ def crosses(tape: Tape, rng: random.Random, pool: Pool) -> None:
 
 def crossed_scores(tape: Tape, rng: random.Random, pool: Pool) -> None:
     """Scores in one order, classes in the other."""
-    at, other = rng.choice([("e", "t"), ("t", "e")])
-    x = fresh(tape, rng, at, 0.6) if rng.random() < 0.6 else newest(rng, pool, at)
-    if rng.random() < 0.5:
+    at, other = rng.choice([("e", "t"), ("e", "t"), ("t", "e")])
+    x = fresh(tape, rng, at, 0.3) if rng.random() < 0.8 else newest(rng, pool, at)
+    if rng.random() < 0.3:
         x = tape(aten.mul.Tensor, x, tape["v"])
-    put(pool, rng.choice([at, other]), scored(tape, rng, x, target(tape, rng, other)))
+    put(pool, rng.choice([at, at, at, other]), scored(tape, rng, x, target(tape, rng, other)))
 
 
 def places(tape: Tape, rng: random.Random, pool: Pool) -> None:
@@ -254,7 +261,7 @@ def numbers(tape: Tape, rng: random.Random, pool: Pool) -> None:
 
 
 PLAIN: list[Step] = [moves, moves, moves, maps, maps, maps, constants, constants, joins, scores, own_rows, norms]
-RISKY: list[Step] = [*[crosses] * 5, *[crossed_scores] * 3, *[places] * 3, trains, trains, partly, wrong_view, over_batch,
+RISKY: list[Step] = [*[crosses] * 5, *[crossed_scores] * 4, *[places] * 3, trains, trains, partly, wrong_view, over_batch,
                      numbers]
 
 
