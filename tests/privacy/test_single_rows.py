@@ -30,7 +30,7 @@ from fxperex.runtime import PerExampleModule
 from fxperex.testing import Bare
 from fxperex.transform import outline
 
-CLIP = 0.37
+CLIP = 1.0
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 DTYPES = [F64, F32, BF16, F16]
 UNSTORED = ("ghost", "outer", "fused")
