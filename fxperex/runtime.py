@@ -22,13 +22,14 @@ from fxperex.capture import Capture
 from fxperex.clipping import Clip
 from fxperex.compiler import Check, Step, compile_step, guarded, tries
 from fxperex.devices import profile, reserve
-from fxperex.errors import BackendWarning, FxperexError
+from fxperex.errors import BackendWarning, FxperexError, StateError
 from fxperex.frame import trace_frames
 from fxperex.liveness import listing, peak
 from fxperex.model_state import compare, state
 from fxperex.planner import Plan
 from fxperex.planner.alternatives import Alternative, explained
 from fxperex.rewriter import parameter_order, rewrite
+from fxperex.rounding import operands
 from fxperex.step_graph import StepGraph
 from fxperex.step_result import StepResult
 from fxperex.writes import write
@@ -51,6 +52,7 @@ class PerExampleModule:
         self._order = parameter_order(capture, trainable)
         self.parameters: dict[str, nn.Parameter] = {n: named[n] for n in self._order}
         self._state = state(model)
+        self._operands = operands(batch[0].device)
         self.step_graph: StepGraph = rewrite(capture, analysis, plan, clip)
         self._others: dict[str, Step] = {}
         self._lid = reserve(self._own_bytes) if self._spec[0][2].type == "cpu" else None
@@ -246,5 +248,14 @@ class PerExampleModule:
         self.check_model()
 
     def check_model(self) -> None:
-        """Raises StateError if parameters, buffers or training modes are no longer those that were transformed."""
+        """Raises StateError if the model or the precision of products is not as it was at transform.
+
+        Parameters, buffers and training modes must be those that were transformed. Float32 products must
+        not round their operands more than they did then: no norm of this step covers that.
+        """
         compare(self._state, state(self.model))
+        current = operands(self._spec[0][2])
+        if any(error > before for error, before in zip(current, self._operands, strict=True)):
+            raise StateError(f"float32 products and convolutions may now round their operands by {current}, "
+                             f"relative; this step was made for {self._operands}. Set TF32 and matmul "
+                             "precision before transform")
