@@ -36,14 +36,14 @@ def thresholds(dims: Dims) -> Thresholds:
 def node_cost(node: fx.Node) -> Cost:
     """Returns the Cost of one captured or traced ATen node, from the shapes in its `meta`; a view costs nothing."""
     out = _tensors(node.meta.get("val"))
-    given = [t for n in node.all_input_nodes for t in _tensors(n.meta.get("val"))]
-    known = {t.untyped_storage()._cdata for t in given}
-    if not out or all(t.untyped_storage()._cdata in known for t in out):
+    inputs = [t for n in node.all_input_nodes for t in _tensors(n.meta.get("val"))]
+    storages = {t.untyped_storage()._cdata for t in inputs}
+    if not out or all(t.untyped_storage()._cdata in storages for t in out):
         return Cost(launches=0)
     rule = RULES.get(packet(node))
     if rule is not None:
-        return Cost(rule(node, given, out), launches=0)
-    return Cost((), float(sum(t.numel() * t.element_size() for t in given + out)), launches=1)
+        return Cost(rule(node, inputs, out), launches=0)
+    return Cost((), float(sum(t.numel() * t.element_size() for t in inputs + out)), launches=1)
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -64,7 +64,7 @@ def _convolution(node: fx.Node, given: list[Tensor], out: list[Tensor]) -> tuple
 def _convolution_backward(node: fx.Node, given: list[Tensor], out: list[Tensor]) -> tuple[Work, ...]:
     g, x, weight = given[0], given[1], given[2]
     mask: Any = node.args[10]
-    kernels = tuple(k for k, wanted in zip(("conv_input", "conv_weight"), mask[:2], strict=True) if wanted)
+    kernels = tuple(k for k, asked in zip(("conv_input", "conv_weight"), mask[:2], strict=True) if asked)
     return _images(weight, x, x if node.args[7] else g, int(node.args[9]), kernels)  # type: ignore[arg-type]
 
 

@@ -19,6 +19,10 @@ class ShapeError(FxperexError, ValueError):
     """A batch or a loss has another shape, dtype or device than it must have."""
 
 
+class DataError(FxperexError, ValueError):
+    """A batch has the right shapes and holds what the model cannot take: a label or an id out of range, another dtype."""
+
+
 class CaptureError(FxperexError):
     """The model could not be turned into one graph: control flow on data, a hard-coded batch size."""
 

@@ -21,11 +21,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxperex import clipping
+from fxperex.batches import filler
 from fxperex.compiler import guarded
 from fxperex.devices import reserve
 from fxperex.errors import ConfigError, PackageError, StateError
+from fxperex.model_state import state
 from fxperex.passes import plainly
-from fxperex.runtime import PerExampleModule, _state
+from fxperex.runtime import PerExampleModule
 from fxperex.step_graph import copied
 
 FORMAT = 2
@@ -80,14 +82,16 @@ class LoadedStep(PerExampleModule):
 
     def __init__(self, model: nn.Module, manifest: dict[str, Any], constants: dict[str, Tensor], run: Any) -> None:
         self.model, self.clip, self.manifest = model, _clip_from(manifest["clip"]), manifest
-        self.backend = "package"
+        self.backend, self._check = "package", None
         self._rows = manifest["rows"]
         self._spec = [(tuple(shape), _dtype(dtype), torch.device(device)) for shape, dtype, device in manifest["batch"]]
+        none = tuple(torch.empty((0, *shape), dtype=dtype, device=device) for shape, dtype, device in self._spec)
+        self._filler = filler(none, self._spec)
         inputs = {name: (kind, key) for name, kind, key in manifest["inputs"]}
         self._capture: Any = SimpleNamespace(inputs=inputs, constants=constants, mutated=manifest["mutated"])
         self._order = manifest["order"]
         self.parameters = {n: p for n, p in model.named_parameters(remove_duplicate=False) if n in self._order}
-        self._state = _state(model)
+        self._state = state(model)
         # What an error message says of the plan; the plan itself is text here.
         self.plan: Any = SimpleNamespace(rows=self._rows, peak=manifest["peak"], choices=())
         self._lid = reserve(manifest["peak"]) if manifest["device"] == "cpu" else None
@@ -97,6 +101,14 @@ class LoadedStep(PerExampleModule):
         """Prints and returns the table of the plan that the step was compiled from."""
         print(self.manifest["plan"])
         return str(self.manifest["plan"])
+
+    @property
+    def proved(self) -> bool:
+        """False: the proof was made where the step was saved, and this process has only the file's word for it."""
+        return False
+
+    def _program(self) -> fx.GraphModule:
+        raise _left_behind("the captured program")
 
     @property
     def capture(self) -> fx.GraphModule:

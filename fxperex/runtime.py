@@ -9,39 +9,32 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from fxperex import batches
 from fxperex.analysis.sites import Analysis
+from fxperex.blame import blamed
 from fxperex.capture import Capture
 from fxperex.clipping import Clip
-from fxperex.compiler import Step, compile_step, guarded
+from fxperex.compiler import Check, Step, compile_step, guarded, tries
 from fxperex.devices import profile, reserve
-from fxperex.errors import BackendWarning, ShapeError, StateError
+from fxperex.errors import BackendWarning, FxperexError, StateError
 from fxperex.frame import trace_frames
 from fxperex.liveness import listing, peak
+from fxperex.model_state import compare, state
 from fxperex.planner import Plan
 from fxperex.planner.alternatives import Alternative, explained
 from fxperex.rewriter import parameter_order, rewrite
+from fxperex.rounding import operands
 from fxperex.step_graph import StepGraph
+from fxperex.step_result import StepResult
+from fxperex.writes import write
 
-
-@dataclass(frozen=True)
-class StepResult:
-    """Per-example `losses`, `norms` and clip `factors`, each `[B]` (factors `[B, K]` for K clip groups). Not private."""
-
-    losses: Tensor
-    norms: Tensor
-    factors: Tensor
-
-    @property
-    def dropped(self) -> int:
-        """Number of examples whose gradient was not finite or longer than 2^64; they added nothing. Waits for the device."""
-        return int((~torch.isfinite(self.norms)).sum())
+__all__ = ["PerExampleModule", "StepResult"]
 
 
 class PerExampleModule:
@@ -53,15 +46,23 @@ class PerExampleModule:
         self._capture, self._analysis, self._backend = capture, analysis, backend
         self._rows = 1 if plan.whole == "naive" else plan.rows
         self._spec = [(tuple(x.shape[1:]), x.dtype, x.device) for x in batch]
+        self._filler = batches.filler(batch, self._spec)
         named = dict(model.named_parameters(remove_duplicate=False))
         trainable = {p for s in analysis.sites for p in s.params} | set(analysis.unused)
         self._order = parameter_order(capture, trainable)
         self.parameters: dict[str, nn.Parameter] = {n: named[n] for n in self._order}
-        self._state = _state(model)
+        self._state = state(model)
+        self._operands = operands(batch[0].device)
         self.step_graph: StepGraph = rewrite(capture, analysis, plan, clip)
         self._others: dict[str, Step] = {}
         self._lid = reserve(self._own_bytes) if self._spec[0][2].type == "cpu" else None
-        self._step, self.backend = self._compile(self.step_graph)
+        self._check: Check | None = None
+        self._step, self.backend = self._compile(batch)
+
+    @property
+    def proved(self) -> bool:
+        """True: in this process every operation of `capture` was proved not to mix examples. False for a loaded step."""
+        return True
 
     @property
     def capture(self) -> fx.GraphModule:
@@ -113,10 +114,10 @@ class PerExampleModule:
     def step(self, *batch: Tensor) -> StepResult:
         """Returns StepResult of `batch`; adds the clipped SUM of its per-example gradients to each `.grad`.
 
-        Any number of rows, zero included. Raises ShapeError or StateError before anything is written.
+        Any number of rows, zero included. Raises ShapeError, DataError or StateError; then nothing is written.
         """
-        result, sums = self.sums(*batch)
-        self._write(sums)
+        result, sums, buffers = self._summed(batch)
+        write([(n, self.parameters[n], s) for n, s in zip(self._order, sums, strict=True)], buffers)
         return result
 
     def sums(self, *batch: Tensor) -> tuple[StepResult, list[Tensor]]:
@@ -124,21 +125,40 @@ class PerExampleModule:
 
         Writes no `.grad`: for who must not round the sum to the parameters' dtype before noise. Raises as `step`.
         """
+        result, sums, buffers = self._summed(batch)
+        write((), buffers)
+        return result, sums
+
+    def _summed(self, batch: tuple[Tensor, ...]) -> tuple[StepResult, list[Tensor], list[tuple[str, Tensor, Tensor]]]:
+        """Result, sums and (name, buffer, its new value) of `batch`; writes nothing."""
         self.check(*batch)
         sums: list[Tensor] | None = None
         parts: list[list[Tensor]] = [[], [], []]
         buffers: Sequence[Any] = ()
-        for rows, mask, count in self._physical(batch):
-            outputs = self._step(*self._inputs(rows), mask)
+        for rows, mask, count in batches.physical(batch, self._rows, self._filler):
+            step = self._step if self._check is None or not count else guarded(self._first, self.plan, lambda: self.peak)
+            outputs = self._attempt(step, rows, mask)
             found = outputs[3:3 + len(self._order)]
             buffers = outputs[3 + len(self._order):]
             sums = self._keep(found) if sums is None else [s.add_(f) for s, f in zip(sums, found, strict=True)]
             for part, value in zip(parts, outputs[:3], strict=True):
                 part.append(value[:count].clone())
         named = dict(self.model.named_buffers(remove_duplicate=False))
-        for name, value in zip(self._capture.mutated, buffers, strict=False):
-            named[name].copy_(value)
-        return StepResult(*(torch.cat(p) for p in parts)), sums or []
+        changed = [(n, named[n], value) for n, value in zip(self._capture.mutated, buffers, strict=False)]
+        return StepResult(*(torch.cat(p) for p in parts)), sums or [], changed
+
+    def _attempt(self, step: Step, rows: tuple[Tensor, ...], mask: Tensor) -> Sequence[Any]:
+        """The outputs of `step`. Raises DataError for what torch raises of the batch's values."""
+        inputs = [*self._inputs(rows), mask]
+        try:
+            return step(*inputs)
+        except (FxperexError, Warning):
+            raise
+        except Exception as error:  # each operation fails in its own way
+            raise blamed(error, self._program, inputs[:len(self._capture.inputs)], rows) from error
+
+    def _program(self) -> fx.GraphModule:
+        return self._capture.at(self._rows).graph
 
     def _keep(self, found: Sequence[Tensor]) -> list[Tensor]:
         # A CUDA graph writes the same memory at every replay; elsewhere the outputs are ours.
@@ -157,24 +177,47 @@ class PerExampleModule:
         if want not in self._others:
             graph = rewrite(self._capture, self._analysis, self.plan, self.clip, want)
             self._others[want] = compile_step(graph, [], "eager")[0]
-        parts = [[value[:count] for value in self._others[want](*self._inputs(rows), mask)]
-                 for rows, mask, count in self._physical(batch)]
+        parts = [[value[:count] for value in self._attempt(self._others[want], rows, mask)]
+                 for rows, mask, count in batches.physical(batch, self._rows, self._filler)]
         return [torch.cat(values) for values in zip(*parts, strict=True)]
 
-    def _compile(self, graph: StepGraph) -> tuple[Step, str]:
-        inputs = self.example_inputs()
+    def _compile(self, batch: tuple[Tensor, ...]) -> tuple[Step, str]:
+        """The step and what runs it, compared with the eager graph on rows that stand in for `batch`; its first batch is too."""
+        names = ["the losses", "the norms", "the factors", *(f"the sum of {n!r}" for n in self._order),
+                 *(f"the buffer {n!r}" for n in self._capture.mutated)]
+        check = Check(self.step_graph, names, 3)
+        compiling = guarded(self._compared, self.plan, lambda: self.peak)
+        step, backend = compiling(check, batch if len(batch[0]) else self._filler)
+        self._check = None if backend == "eager" else check
+        return guarded(step, self.plan, lambda: self.peak), backend
+
+    def _compared(self, check: Check, shown: tuple[Tensor, ...]) -> tuple[Step, str]:
         # Parameters and buffers stay where they are; batch, clip inputs and mask come anew with every step.
         fixed = [kind != "batch" for kind, _ in self._capture.inputs.values()]
-        fixed += [False] * (len(inputs) - len(fixed))
+        fixed += [False] * (len(self.clip.inputs()) + 1)
+        on = [] if self._backend == "eager" else tries(check, shown, self._rows, lambda rows, mask: [*self._inputs(rows), mask])
+        inputs = on[0][1] if on else self.example_inputs()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("default", BackendWarning)
-            step, backend = compile_step(graph, inputs, self._backend, fixed)
-        return guarded(step, self.plan, lambda: self.peak), backend
+            return compile_step(self.step_graph, inputs, self._backend, fixed, check, on)
+
+    def _first(self, *inputs: Tensor) -> Sequence[Any]:
+        """The step's first batch, by the eager graph as well; where they differ the step is eager from here on."""
+        check = self._check
+        assert check is not None
+        text, outputs = check(self._step, inputs, "the first batch")
+        self._check = None
+        if text:
+            other, self.backend = self.backend, "eager"
+            self._step = guarded(check.eager, self.plan, lambda: self.peak)
+            warnings.warn(BackendWarning(f"the step by {other} is not the eager one, it runs eagerly from here on: {text}"),
+                          stacklevel=6)
+        return outputs
 
     def example_inputs(self) -> list[Tensor]:
-        """Returns stand-in inputs of the step graph: the model's own tensors, a batch of zeros, a full mask."""
-        rows = tuple(torch.zeros((self._rows, *shape), dtype=dtype, device=device) for shape, dtype, device in self._spec)
+        """Returns stand-in inputs of the step graph: the model's own tensors, copies of one row, a full mask."""
+        rows = tuple(x.expand(self._rows, *x.shape[1:]).contiguous() for x in self._filler)
         return [*self._inputs(rows), torch.ones(self._rows, dtype=torch.bool, device=rows[0].device)]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -195,71 +238,20 @@ class PerExampleModule:
             values.append(value.detach())
         return values + [x.to(rows[0].device) for x in self.clip.inputs()]
 
-    def _physical(self, batch: tuple[Tensor, ...]) -> list[tuple[tuple[Tensor, ...], Tensor, int]]:
-        """Physical batches: (padded tensors, mask, rows that count). An empty batch is one, all mask."""
-        total, made = len(batch[0]), []
-        for start in range(0, max(total, 1), self._rows):
-            rows = tuple(_pad(x[start:start + self._rows], self._rows) for x in batch)
-            count = min(total - start, self._rows)
-            mask = torch.arange(self._rows, device=rows[0].device) < count
-            made.append((rows, mask, count))
-        return made
-
-    def _write(self, sums: list[Tensor]) -> None:
-        with torch.no_grad():
-            # Every conversion that might not fit comes before the first write.
-            values = [v.to(self.parameters[n].dtype) for n, v in zip(self._order, sums, strict=True)]
-            for name, value in zip(self._order, values, strict=True):
-                p = self.parameters[name]
-                p.grad = value if p.grad is None else p.grad.add_(value)
-
     def check(self, *batch: Tensor) -> None:
         """Raises ShapeError unless `batch` is what the step takes, StateError as `check_model`; runs nothing."""
-        if len(batch) != len(self._spec):
-            raise ShapeError(f"step takes {len(self._spec)} tensors, as at transform; got {len(batch)}")
-        for i, (x, (shape, dtype, device)) in enumerate(zip(batch, self._spec, strict=True)):
-            if not isinstance(x, Tensor) or x.dim() == 0:
-                raise ShapeError(f"batch[{i}] must be a tensor with the examples first; got {type(x).__name__}")
-            if tuple(x.shape[1:]) != shape or x.dtype != dtype or x.device != device:
-                raise ShapeError(f"batch[{i}] is {_told(x.shape[1:], x.dtype, x.device)}; this step was made for "
-                                 f"{_told(shape, dtype, device)}. Transform again for another")
-        if len({len(x) for x in batch}) != 1:
-            raise ShapeError(f"batch tensors have different numbers of examples: {[len(x) for x in batch]}")
+        batches.check(batch, self._spec)
         self.check_model()
 
     def check_model(self) -> None:
-        """Raises StateError if parameters, buffers or training modes are no longer those that were transformed."""
-        _compare(self._state, _state(self.model))
+        """Raises StateError if the model or the precision of products is not as it was at transform.
 
-
-def _told(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> str:
-    return f"[B, {', '.join(map(str, shape))}] {str(dtype).removeprefix('torch.')} on {device}"
-
-
-def _pad(x: Tensor, rows: int) -> Tensor:
-    if len(x) == rows:
-        return x
-    # A repeated row is ordinary data; zeros might be outside what the model can digest.
-    filler = x[:1].expand(rows - len(x), *x.shape[1:]) if len(x) else x.new_zeros((rows, *x.shape[1:]))
-    return torch.cat([x, filler])
-
-
-State = dict[str, dict[str, Any]]
-
-
-def _state(model: nn.Module) -> State:
-    """What a step relies on: which parameters, where, trainable or not; which modules train."""
-    named = {n: (id(p), tuple(p.shape), p.dtype, p.device, p.requires_grad)
-             for n, p in model.named_parameters(remove_duplicate=False)}
-    buffers = {n: (tuple(b.shape), b.dtype, b.device) for n, b in model.named_buffers(remove_duplicate=False)}
-    return {"parameter": named, "buffer": buffers, "training mode of module": {n: m.training for n, m in model.named_modules()}}
-
-
-def _compare(before: State, now: State) -> None:
-    for what, items in before.items():
-        for name in [*items, *(n for n in now[what] if n not in items)]:
-            if items.get(name) != now[what].get(name):
-                raise StateError(f"{what} {name!r} changed since transform: {items.get(name)} -> {now[what].get(name)}. "
-                                 "Transform again; the compiled step belongs to the model as it was")
-
-
+        Parameters, buffers and training modes must be those that were transformed. Float32 products must
+        not round their operands more than they did then: no norm of this step covers that.
+        """
+        compare(self._state, state(self.model))
+        current = operands(self._spec[0][2])
+        if any(error > before for error, before in zip(current, self._operands, strict=True)):
+            raise StateError(f"float32 products and convolutions may now round their operands by {current}, "
+                             f"relative; this step was made for {self._operands}. Set TF32 and matmul "
+                             "precision before transform")

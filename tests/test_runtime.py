@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fxperex
 from fxperex.clipping import Automatic
+from fxperex.errors import DataError, FxperexError, ShapeError, StateError
 from fxperex.testing import clipped, error, loop
 
 
@@ -173,3 +174,91 @@ def test_norms_write_nothing() -> None:
     x = torch.randn(4, 5).double()
     private = fxperex.transform(model, (x,), forward=_loss, backend="eager")
     assert error(private.norms(x), private.step(x).norms) <= 1e-12
+
+
+def _counted(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
+    """Ids and labels that count from 1, as many data sets have them: zero is no legal value of either."""
+    return F.cross_entropy(model(ids - 1).flatten(1), labels - 1)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "naive"])
+def test_an_empty_batch_is_filled_with_a_row_that_was_shown(strategy: str) -> None:
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, 3))
+    ids, labels = torch.randint(1, 6, (4, 3)), torch.randint(1, 4, (4,))
+    private = fxperex.transform(model, (ids, labels), forward=_counted, strategy=strategy, backend="eager")
+    shown = [x.clone() for x in (ids, labels)]
+    ids.zero_()  # the row is the module's own
+    result = private.step(ids[:0], labels[:0])
+    assert result.norms.shape == (0,) and all(p.grad is not None and not p.grad.any() for p in model.parameters())
+    assert private.norms(ids[:0], labels[:0]).shape == (0,)
+    for rows in (3, 1):
+        assert torch.isfinite(private.step(shown[0][:rows], shown[1][:rows]).norms).all()
+
+
+def test_shown_no_row_an_empty_batch_is_filled_with_zeros() -> None:
+    model, x = _net(), torch.empty(0, 5).double()
+    private = fxperex.transform(model, (x,), forward=_loss, backend="eager")
+    assert private.step(x).norms.shape == (0,)
+
+
+class _Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(7, 4), nn.Linear(4, 3)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        self.count.add_(1)
+        return self.out(self.embed(ids))
+
+
+def _refused(act: Callable[[], object], model: nn.Module, kind: type[FxperexError], words: str) -> None:
+    """`act` raises, and parameters, buffers and `.grad` are as they were, bit for bit."""
+    before = [v.clone() for v in model.state_dict().values()]
+    grads = [(p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
+    with pytest.raises(kind, match=words):
+        act()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.state_dict().values(), strict=True))
+    for p, (grad, value) in zip(model.parameters(), grads, strict=True):
+        assert p.grad is grad and (grad is None or torch.equal(grad, value))
+
+
+def test_what_raises_inside_a_step_leaves_everything_as_it_was() -> None:
+    model, ids = _Counting(), torch.randint(0, 7, (6, 2))
+    private = fxperex.transform(model, (ids[:2],), forward=_loss, backend="eager")
+    private.step(ids)
+    assert float(model.count) == 1
+    bad = ids.clone()
+    bad[5] = 9  # in the third physical batch
+    _refused(lambda: private.step(bad), model, DataError, r"\[2, 2\] int64 in aten.embedding.*test_runtime.py:\d+.*embed")
+    _refused(lambda: private.sums(bad), model, DataError, "Nothing was written")
+    _refused(lambda: private.gradients(bad), model, DataError, "ids")
+    model.out.bias.grad = torch.zeros(1).expand(3)  # not to be added to
+    _refused(lambda: private.step(ids), model, StateError, "'out.bias'.*Nothing was written")
+
+
+BATCHES: dict[str, tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], str]] = {
+    "sparse": (lambda x, y: (x.to_sparse(), y), "sparse_coo tensor.*to_dense"),
+    "compressed": (lambda x, y: (x.to_sparse_csr(), y), "sparse_csr tensor.*to_dense"),
+    "nested": (lambda x, y: (torch.nested.nested_tensor(list(x), layout=torch.jagged), y), "nested tensor.*to_padded_tensor"),
+    "labels": (lambda x, y: (x, y + 3), r"cross_entropy_loss.*test_runtime.py:\d+.*out of bounds.*labels"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_batch_that_a_step_cannot_take_is_refused(name: str) -> None:
+    change, words = BATCHES[name]
+    model, x, y = nn.Linear(5, 3), torch.randn(4, 5), torch.randint(0, 3, (4,))
+    private = fxperex.transform(model, (x, y), forward=lambda m, v, t: F.cross_entropy(m(v), t), backend="eager")
+    _refused(lambda: private.step(*change(x, y)), model, DataError if name == "labels" else ShapeError, words)
+
+
+def test_a_batch_of_another_dtype_than_the_models_is_refused() -> None:
+    model, x = nn.Linear(5, 3), torch.randn(4, 5).double()
+    private = fxperex.transform(model, (x,), forward=_loss, backend="eager")
+    _refused(lambda: private.step(x), model, DataError, r"\[4, 5\] float64 in aten.*test_runtime.py.*another dtype")
+
+
+def test_a_step_says_that_its_graph_was_proved() -> None:
+    assert fxperex.transform(_net(), (torch.randn(4, 5).double(),), forward=_loss, backend="eager").proved

@@ -34,7 +34,7 @@ def save(folder: Path, number: int, tensors: dict[str, Tensor], state: dict[str,
     mac = _mac(held, told, key)
     try:
         shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir()
+        writing.mkdir(0o700)
         for name, data in ((TENSORS, held), (STATE, told), (MAC, mac)):
             put(writing / name, data)
         sync(writing)

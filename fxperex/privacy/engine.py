@@ -13,10 +13,9 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fxperex.errors import BudgetError, LedgerError, PrivacyError
-from fxperex.privacy import accountant, interrupts, setup, state
+from fxperex.privacy import accountant, facts, interrupts, setup, state
 from fxperex.privacy.books import Books
 from fxperex.privacy.checks import whole
 from fxperex.privacy.folder import Folder
@@ -41,26 +40,39 @@ class PrivacyEngine:
     noise_multiplier or epsilon: the noise in units of the bound, or what the whole run may spend at `delta`;
     budget: with noise_multiplier, an epsilon at which to stop, before the step that would pass it reads data.
     relation: "add-or-remove", "zero-out" or "replace" one example; sampling: "poisson", "shuffled" or a Sampler.
-    noise: "gaussian", or "discrete" on an integer grid; account: "pld" or "rdp". secure: ChaCha20 (the default).
+    noise: "gaussian", or "discrete" on an integer grid. secure: ChaCha20 (the default).
+    account: "pld", "rdp", or "smaller" (the default): the smaller of these two bounds.
     seed: for reproducible science only; without it every key is the operating system's.
-    folder: where ledger and checkpoints go, one every `checkpoint_every` steps; a run found there is gone on with.
+    folder: where ledger and checkpoints go, one every `checkpoint_every` steps; a run found there
+    is gone on with. same_data: also binds the folder to the data's shapes and a few rows' values.
     workers: processes that read a Dataset; counter: see `fxperex.privacy.ledger`.
     Raises an FxperexError before anything is trained.
+
+    When a step raises, its sum is cleared, its debit stands, and the next call takes it again with
+    the same rows and noise. If it always raises, `leave_out` lets the run go on: the step is taken
+    without those rows that fail by themselves. That is as private as any step, since what a row
+    adds stays a function of this row and earlier releases alone. To pass over the whole step, or to
+    release noise alone, would not be: one row would then take away what all others add. That a row
+    failed is itself not private: errors, ledger and run time tell it, the parameters do not.
     """
 
     def __init__(self, private: PerExampleModule, optimizer: torch.optim.Optimizer, dataset: Any, *, expected_batch: float,
                  epochs: float, delta: float, noise_multiplier: float | None = None, epsilon: float | None = None,
                  budget: float | None = None, relation: str = "add-or-remove", sampling: str | Sampler = "poisson",
-                 noise: str = "gaussian", account: str = "pld", secure: bool | None = None, seed: int | None = None,
+                 noise: str = "gaussian", account: str = "smaller", secure: bool | None = None, seed: int | None = None,
                  folder: str | Path | None = None, checkpoint_every: int = 50, workers: int = 0,
-                 counter: Counter | None = None) -> None:
+                 counter: Counter | None = None, same_data: bool = False) -> None:
+        setup.check_private(private)
+        setup.check_files(folder, secure, counter, same_data)
         wish = setup.Wish(expected_batch, epochs, delta, noise_multiplier, epsilon, budget, relation, sampling, noise, account)
         self.private, self.delta, self.account = private, wish.delta, account
+        self._wish, self._same_data = wish, same_data
         self.rows = Rows(dataset, workers)
         self._fits()
         self._every = whole(checkpoint_every, "checkpoint_every", 1)
         self.steps_done = self.generation = 0
         self._open: LogicalStep | None = None
+        self._failed: tuple[int, int] | None = None
         self._gate = Gate(optimizer, private.parameters)
         self._folder: Folder | None = None
         try:
@@ -85,6 +97,10 @@ class PrivacyEngine:
         return self._secret
 
     @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self._gate.optimizer
+
+    @property
     def noise_multiplier(self) -> float:
         return self.mechanism.noise_multiplier
 
@@ -104,9 +120,11 @@ class PrivacyEngine:
                 self.checkpoint()
 
     def step(self) -> StepResult:
-        """Returns the StepResult of one logical step, taken. Raises BudgetError past the end, having read no data.
+        """Returns the StepResult of one logical step, taken.
 
-        If anything raises before noise was drawn, the sum is cleared and the next call takes the same step again.
+        Raises BudgetError past the end, having read no data, and PrivacyError for what reading the
+        rows or the model on them raises. If anything raises before noise was drawn, the sum is
+        cleared and the next call takes the same step again.
         """
         try:
             return self._step()
@@ -115,12 +133,26 @@ class PrivacyEngine:
             self.generation = self.books.next_generation
             return self._step()
 
+    def leave_out(self) -> None:
+        """Has the step that raised taken, by the next call, without the rows that fail.
+
+        It is recorded in the ledger, and a replay after a crash does the same. Rows are tried once
+        more, then each by itself. Raises LedgerError unless a step has just failed over its rows.
+        """
+        if self._failed != (self.steps_done, self.generation):
+            raise LedgerError("leave_out() is for a step that has just raised while its rows were "
+                              "read or run; no such step waits. Call step()")
+        self.books.leave_out(self.steps_done, self.generation)
+
     def logical_step(self) -> LogicalStep:
         """Returns the next step as a context, for loops of your own; see `LogicalStep`."""
         return LogicalStep(self, self._release)
 
     def epsilon(self, delta: float | None = None, method: str | None = None) -> float:
-        """Returns the epsilon spent so far at `delta` (default: the run's), by account "pld" or "rdp". Raises ConfigError."""
+        """Returns the epsilon spent so far at `delta` (default: the run's).
+
+        method: another account than the run's. Raises ConfigError.
+        """
         return accountant.epsilon_of(self.sampler, self.noise_multiplier, self.delta if delta is None else delta,
                                      self.books.units, method=method or self.account, relation=self.mechanism.relation)
 
@@ -152,6 +184,11 @@ class PrivacyEngine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise PrivacyError("an engine cannot be copied or pickled: two that go on with one run "
+                           "would draw the same noise. Make it with folder=..., and again in the "
+                           "other process after this one is closed")
+
     def begin(self, step: LogicalStep) -> None:
         """Debits `step`; for LogicalStep. Raises an FxperexError before that where the step could not be taken: nothing is
         read or spent."""
@@ -173,6 +210,8 @@ class PrivacyEngine:
         """Closes `step`; for LogicalStep."""
         if self._open is step:
             self._open = None
+            if step.failed:
+                self._failed = step.step, step.generation
 
     def _step(self) -> StepResult:
         with self.logical_step() as step:
@@ -212,18 +251,14 @@ class PrivacyEngine:
         found = hashlib.blake2b(key=self._secret.key("sum", step.generation), digest_size=32)
         counted = [] if self.mechanism.adaptive is None else [torch.tensor(self.mechanism.adaptive.below(step.result.norms))]
         for total in [*step.sums, *counted]:
-            found.update(_bytes(total))
+            found.update(facts.raw(total))
         return found.hexdigest()
 
     def _resume(self) -> None:
         if self._folder is None:
             return
-        facts = {"mechanism": self.mechanism.describe(), "sampler": self.sampler.describe() | {"steps": self.sampler.steps},
-                 "model": hashlib.sha256(self.private.capture.print_readable(False).encode()).hexdigest(),
-                 "parameters": {n: [list(p.shape), str(p.dtype)] for n, p in self.private.parameters.items()},
-                 "optimizer": type(self._gate.optimizer).__name__, "randomness": self._secret.told}
         found = self._folder.load()
-        self._folder.claim(facts)
+        self._folder.claim(facts.facts(self, self._wish, self._same_data))
         if found is not None:
             tensors, plain = found
             state.restore(self.private.model, self._gate.optimizer, tensors, plain["optimizer"])
@@ -235,8 +270,7 @@ class PrivacyEngine:
     def _fits(self) -> None:
         """Raises ShapeError now, and not after a debit, if the data set is not what the step takes."""
         device = next(iter(self.private.parameters.values())).device
-        (none,) = self.rows.parts(torch.empty(0, dtype=torch.int64), 1)
-        self.private.check(*(x.to(device) for x in none))
+        self.private.check(*(x.to(device) for x in self.rows.nothing))
 
     def _left(self) -> bool:
         return self.steps_done < self.sampler.steps and self.books.fits(self.steps_done, self.generation)
@@ -244,7 +278,3 @@ class PrivacyEngine:
 
 class _Differs(LedgerError):
     """A replayed step summed to something else."""
-
-
-def _bytes(total: Tensor) -> bytes:
-    return total.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fxperex.errors import LedgerError
 from fxperex.privacy import checkpoint
+from fxperex.privacy.facts import differences
 from fxperex.privacy.ledger import Counter, Ledger
 from fxperex.privacy.streams import SECRET_BYTES, Secret
 
@@ -23,7 +24,7 @@ class Folder:
     def __init__(self, path: Path, seed: int | None, secure: bool | None, counter: Counter | None) -> None:
         self.path = path
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.secret = self._secret(seed, secure)
         except OSError as e:
             raise LedgerError(f"the run folder {path} cannot be used: {e.strerror}; nothing was spent") from e
@@ -37,10 +38,10 @@ class Folder:
         if first is None:
             self.ledger.append("run", facts=facts)
             return
-        for name, value in facts.items():
-            if first["facts"].get(name) != value:
-                raise LedgerError(f"the folder {self.path} belongs to another run: its {name} is "
-                                  f"{first['facts'].get(name)!r}, this engine's {value!r}. {ANOTHER}")
+        differ = differences(first["facts"], facts)
+        if differ:
+            raise LedgerError(f"the folder {self.path} belongs to another run: its "
+                              f"{'; its '.join(differ)}. {ANOTHER}")
 
     def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Writes a checkpoint that names the ledger as it is now. Raises LedgerError."""
@@ -74,6 +75,7 @@ class Folder:
         path = self.path / SECRET
         if path.exists():
             value = path.read_bytes()
+            _check_mode(path)
             if len(value) != SECRET_BYTES:
                 raise LedgerError(f"{path} is damaged: a secret has {SECRET_BYTES} bytes, this has {len(value)}")
             return Secret(seed, secure, value)
@@ -90,3 +92,12 @@ class Folder:
         finally:
             draft.unlink(missing_ok=True)
         return made
+
+
+def _check_mode(secret: Path) -> None:
+    """Raises LedgerError for a secret that others may read, as ssh does for a key."""
+    mode = secret.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise LedgerError(f"{secret} may be read or written by others (mode {mode:04o}): who reads "
+                          "it can subtract the noise. If nobody did, `chmod 600` it; if somebody "
+                          "may have, start a new run in another folder")

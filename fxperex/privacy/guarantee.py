@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from fxperex.privacy import accountant
 from fxperex.privacy.units import Units
 
 if TYPE_CHECKING:
@@ -20,10 +21,16 @@ RESTS_ON = (
     "every step drew its rows by the sampler named here and by nothing else",
     "the ledger is whole and was not put back to an older copy",
     "the operating system's random source is good and the run's secret stayed secret",
-    "nothing else derived from the data was released: losses, norms, factors and batch sizes are not private",
+    "nothing else derived from the data was released: losses, norms, factors, batch sizes and errors "
+    "are not private",
+    "no other engine spent on the same rows: what several spend adds up",
 )
 ROWS = "one row of the data set is one unit: a unit of several rows is not bounded (fxperex.privacy.Units bounds it)"
 UNITS = "one unit is all rows under one id, and the ids are right: {count} units, of each at most {most} rows take part"
+CUT = ("no records were cut off the ledger's end: those before the last checkpoint, which was at step "
+       "{last}, would be missed; later ones only by a counter kept elsewhere (counter=)")
+LEFT_OUT = ("rows that the step raised for were left out of {count} steps: the parameters are as private "
+            "as ever, but errors, run time and ledger tell that there were some")
 NOT_COVERED = (
     "choosing hyper-parameters, stopping early or choosing a checkpoint by looking at private data",
     "statistics of the data used to prepare it (means, vocabularies), unless they came from public data",
@@ -32,7 +39,8 @@ NOT_COVERED = (
 SUMS = ("rounding of the sum itself: each example adds at most the bound, but floating-point addition is not associative, so "
         "one example can move how the others' sum is rounded (arXiv 2207.10635)")
 FLOATING_POINT = "floating-point attacks on the noise (Mironov 2012): the noise is float64 on no grid; noise=\"discrete\" has one"
-COINS = "the discrete noise's coins are rounded to float64: each probability is right to a relative 2^-50"
+COINS = ("a machine whose exp() is wrong by more than a relative 2^-41: the discrete noise is exactly the discrete "
+         "Gaussian with any better one")
 FAST = "an attacker who predicts Philox, which is not cryptographic"
 SEEDED = "anyone who knows or guesses the seed: the noise can be subtracted. This run is for science only"
 
@@ -68,19 +76,23 @@ class Guarantee:
 def guarantee(engine: PrivacyEngine) -> Guarantee:
     """Returns the guarantee of a run as far as it has come. Raises ConfigError."""
     mechanism, private, books = engine.mechanism, engine.private, engine.books
+    spent = accountant.bound(engine.sampler, engine.noise_multiplier, engine.delta, books.units,
+                             engine.account, mechanism.relation)
     graph = private.capture.print_readable(False)
     return Guarantee({
-        "epsilon": engine.epsilon(), "delta": engine.delta, "mechanism": mechanism.describe(),
+        "epsilon": spent.epsilon, "delta": engine.delta, "mechanism": mechanism.describe(),
         "sampler": engine.sampler.describe(),
-        "account": {"method": engine.account, "steps taken": engine.steps_done, "steps planned": engine.sampler.steps,
-                    "units debited": books.units, "units allowed": books.most, "extra steps": books.extra},
+        "account": {"method": spent.method, "asked": engine.account,
+                    "steps taken": engine.steps_done, "steps planned": engine.sampler.steps,
+                    "units debited": books.units, "units allowed": books.most, "extra steps": books.extra,
+                    "steps with rows left out": books.shortened},
         "randomness": engine.randomness.told,
         "ledger": {"folder": str(engine.folder) if engine.folder else None, "records": len(books.ledger.records),
                    "head": books.ledger.head, "external counter": books.ledger.counter is not None},
         "isolation": {"proof": "every operation of the captured graph was proved not to mix examples",
                       "graph": hashlib.sha256(graph.encode()).hexdigest()},
         "strategies": {c.site.name: c.strategy for c in private.plan.choices}, "backend": private.backend,
-        "versions": versions(), "rests on": [_unit(engine), *RESTS_ON], "not covered": _not_covered(engine)})
+        "versions": versions(), "rests on": [_unit(engine), *RESTS_ON, *_cut(engine)], "not covered": _not_covered(engine)})
 
 
 def versions() -> dict[str, str]:
@@ -101,7 +113,18 @@ def _unit(engine: PrivacyEngine) -> str:
 
 def _not_covered(engine: PrivacyEngine) -> list[str]:
     randomness = [] if engine.randomness.secure else [FAST if engine.randomness.seed is None else SEEDED]
-    return [*randomness, COINS if engine.mechanism.grid else FLOATING_POINT, SUMS, *NOT_COVERED]
+    count = engine.books.shortened
+    left_out = [LEFT_OUT.format(count=count)] if count else []
+    return [*randomness, *left_out, COINS if engine.mechanism.grid else FLOATING_POINT, SUMS, *NOT_COVERED]
+
+
+def _cut(engine: PrivacyEngine) -> list[str]:
+    """What a ledger in a file needs beyond what it can see by itself."""
+    ledger = engine.books.ledger
+    if ledger.path is None or ledger.counter is not None:
+        return []
+    last = max((r["step"] for r in ledger.of("checkpoint")), default=0)
+    return [CUT.format(last=last)]
 
 
 def _told(value: object) -> str:

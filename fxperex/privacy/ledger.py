@@ -85,6 +85,8 @@ class Ledger:
         try:
             self._file = path.open("a+b", buffering=0)
             _opened.add(self)
+            if os.fstat(self._file.fileno()).st_mode & 0o077:  # new, or of an earlier version
+                os.fchmod(self._file.fileno(), 0o600)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read()
         except BlockingIOError as e:

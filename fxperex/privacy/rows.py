@@ -1,68 +1,178 @@
-"""The examples by number: a tuple of tensors or a map-style data set, read by this process or by workers."""
+"""The examples by number: a tuple of tensors or a map-style data set, read here or by workers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Sampler,
+    default_collate,
+    get_worker_info,
+)
 
 from fxperex.errors import PrivacyError, SamplingError, ShapeError
 from fxperex.privacy.checks import whole
 
 OURS = "the account holds for the engine's own sampler alone. Pass the map-style data set itself"
+STANDS = ("The step's sum is cleared and its debit stands; step() takes the same step with the same "
+          "rows again, after leave_out() without those that fail")
+Batch = tuple[Tensor, ...]
 
 
 class Rows:
-    """Rows of a data set. Raises SamplingError for anything that draws by itself, ShapeError where there are no rows."""
+    """Rows of a data set.
+
+    Raises SamplingError for anything that draws by itself, ShapeError where there are no rows.
+    """
 
     def __init__(self, dataset: Any, workers: int = 0) -> None:
         self._tensors = dataset if isinstance(dataset, tuple) else None
         self.dataset, self._workers = dataset, whole(workers, "workers")
         if isinstance(dataset, DataLoader | Sampler | BatchSampler):
-            raise SamplingError(f"dataset is a {type(dataset).__name__}, which draws its own batches; {OURS}")
+            kind = type(dataset).__name__
+            raise SamplingError(f"dataset is a {kind}, which draws its own batches; {OURS}")
         if isinstance(dataset, IterableDataset):
-            raise SamplingError(f"dataset is an IterableDataset: no example has a number to be drawn by; {OURS}")
+            raise SamplingError("dataset is an IterableDataset: no example has a number to be "
+                                f"drawn by; {OURS}")
         if self._tensors is not None:
             _check_tensors(self._tensors)
         elif not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-            raise ShapeError(f"dataset must have __len__ and __getitem__; got {type(dataset).__name__}")
+            raise ShapeError("dataset must be a tuple of tensors, or have __len__ and __getitem__; "
+                             f"got {type(dataset).__name__}")
         self.size = len(dataset[0]) if self._tensors is not None else len(dataset)
         if self.size == 0:
             raise ShapeError("dataset has no examples")
 
-    def parts(self, rows: Tensor, most: int) -> Iterator[tuple[Tensor, ...]]:
-        """Yields the batches of `rows`, at most `most` at a time; one empty batch for no rows. Raises PrivacyError."""
-        pieces = rows.split(most)
-        if self._tensors is not None:
-            yield from (tuple(x[piece.to(x.device)] for x in self._tensors) for piece in pieces)
+    @functools.cached_property
+    def nothing(self) -> Batch:
+        """A batch of no rows. Reads row 0 of a data set once, for its shapes.
+
+        Raises ShapeError or PrivacyError.
+        """
+        batch = next(self._batches([torch.tensor([0])]))
+        if isinstance(batch, Unread):
+            raise PrivacyError(f"{batch.text}. It was read for its shapes; nothing was spent")
+        return tuple(x[:0] for x in batch)
+
+    def parts(self, rows: Tensor, most: int) -> Iterator[Batch]:
+        """Yields the batches of `rows`, at most `most` at a time; one empty batch for no rows.
+
+        Raises PrivacyError, which names the row that could not be read, or ShapeError.
+        """
+        if not len(rows):
+            yield self.nothing
             return
         try:
-            if self._workers and len(rows):
-                yield from self._loaded([p.tolist() for p in pieces])
-            else:
-                yield from (self._item(default_collate([self.dataset[i] for i in p.tolist() or [0]]), len(p)) for p in pieces)
-        except ShapeError:
+            for batch in self._batches(rows.split(most)):
+                if isinstance(batch, Unread):
+                    raise batch.error()
+                yield batch
+        except (PrivacyError, ShapeError, GeneratorExit):
             raise
+        except Exception as e:  # whatever workers may raise
+            raise Unread(f"the data could not be read: {_text(e)}", e).error() from e
+
+    def readable(self, rows: Tensor, most: int) -> Iterator[tuple[int, Batch | None]]:
+        """Yields (number of rows, their batch), as `parts` but for rows that cannot be read.
+
+        A part that cannot be read is read row by row; the batch of a row that cannot be is None.
+        """
+        for piece in rows.split(most) if len(rows) else ():
+            batch = self._attempt(piece)
+            if batch is not None:
+                yield len(piece), batch
+                continue
+            for row in piece.split(1):
+                yield 1, self._attempt(row)
+
+    def _attempt(self, rows: Tensor) -> Batch | None:
+        try:
+            batch = next(self._batches([rows]))
+        except Exception:  # a worker that died, an item that is no tuple of tensors
+            return None
+        return None if isinstance(batch, Unread) else batch
+
+    def _batches(self, pieces: Sequence[Tensor]) -> Iterator[Batch | Unread]:
+        """Yields the batch of each of `pieces`. Raises ShapeError, and what workers raise."""
+        if self._tensors is not None:
+            for piece in pieces:
+                yield tuple(x[piece.to(x.device)] for x in self._tensors)
+            return
+        source, numbers = _Numbered(self.dataset), [piece.tolist() for piece in pieces]
+        batches: Any = (_collated([source[i] for i in piece]) for piece in numbers)
+        if self._workers:
+            count = min(self._workers, len(pieces))
+            batches = DataLoader(source, batch_sampler=numbers, num_workers=count,
+                                 collate_fn=_collated)
+        for batch in batches:
+            yield batch if isinstance(batch, Unread) else self._item(batch)
+
+    def _item(self, batch: Any) -> Batch:
+        if isinstance(batch, tuple | list) and all(isinstance(x, Tensor) for x in batch):
+            return tuple(batch)
+        raise ShapeError("an item of the dataset must be a tuple of tensors; got "
+                         f"{type(self.dataset[0]).__name__}")
+
+
+@dataclass
+class Unread:
+    """What a batch is if it could not be read, and why: handed over by workers as a value."""
+
+    text: str
+    cause: Exception | None = None
+
+    def error(self) -> PrivacyError:
+        """Returns the error to raise in the middle of a step."""
+        error = PrivacyError(f"{self.text}. {STANDS}")
+        error.__cause__ = self.cause
+        return error
+
+
+class _Numbered(Dataset[Any]):
+    """A data set whose items say their row instead of raising."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, row: int) -> Any:
+        try:
+            return self._dataset[row]
         except Exception as e:  # whatever reading a user's data may raise
-            raise PrivacyError(f"the data could not be read: {type(e).__name__}: {e}. The step's sum is cleared and its debit "
-                               "stands; calling again takes the same step with the same rows") from e
+            # A worker hands over no exception: few of them can be pickled and made again.
+            cause = e if get_worker_info() is None else None
+            return Unread(f"the data could not be read: row {row}: {_text(e)}", cause)
 
-    def _loaded(self, pieces: list[list[int]]) -> Iterator[tuple[Tensor, ...]]:
-        loader = DataLoader(self.dataset, batch_sampler=pieces, num_workers=min(self._workers, len(pieces)))
-        for piece, batch in zip(pieces, loader, strict=True):
-            yield self._item(batch, len(piece))
 
-    def _item(self, batch: Any, count: int) -> tuple[Tensor, ...]:
-        if not isinstance(batch, tuple | list) or not all(isinstance(x, Tensor) for x in batch):
-            raise ShapeError(f"an item of the dataset must be a tuple of tensors; got {type(self.dataset[0]).__name__}")
-        # An empty batch still needs shapes and dtypes, and nothing else, of some example.
-        return tuple(x[:count] for x in batch)
+def _collated(items: Sequence[Any]) -> Any:
+    unread = next((i for i in items if isinstance(i, Unread)), None)
+    if unread is not None:
+        return unread
+    try:
+        return default_collate(items)
+    except Exception as e:  # rows of several shapes, values that no tensor holds
+        return Unread(f"the rows of one batch could not be put together: {_text(e)}")
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _check_tensors(dataset: tuple[Any, ...]) -> None:
     if not dataset or not all(isinstance(x, Tensor) and x.dim() for x in dataset):
-        raise ShapeError("dataset must be a tuple of tensors with the examples first, or a map-style Dataset")
+        raise ShapeError("dataset must be a tuple of tensors with the examples first, or a "
+                         "map-style Dataset")
     if len({len(x) for x in dataset}) != 1:
-        raise ShapeError(f"dataset tensors have different numbers of examples: {[len(x) for x in dataset]}")
+        raise ShapeError("dataset tensors have different numbers of examples: "
+                         f"{[len(x) for x in dataset]}")

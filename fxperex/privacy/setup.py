@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
-import torch
-
+from fxperex.distributed import world_size
 from fxperex.errors import ConfigError
 from fxperex.privacy import accountant
 from fxperex.privacy.checks import one_of, positive, probability
@@ -48,9 +48,40 @@ class Wish:
         probability(self.delta, "delta")
         one_of(self.relation, "relation", accountant.RELATIONS)
         one_of(self.account, "account", accountant.METHODS)
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            raise ConfigError(f"this engine is for one process, and torch.distributed has {torch.distributed.get_world_size()}: "
-                              "each would add noise and draw rows of its own, and no account would hold")
+        if world_size() > 1:
+            raise ConfigError(f"this engine is for one process, and torch.distributed has "
+                              f"{world_size()}: each would add noise and draw rows of its own, and "
+                              "no account would hold. Train in one process")
+
+
+def check_private(private: object) -> None:
+    """Raises ConfigError unless `private` is a step whose guarantee can be stated."""
+    if not isinstance(private, PerExampleModule):
+        raise ConfigError("the engine's first argument must be what fxperex.transform returned; "
+                          f"got {type(private).__name__}")
+    if not private.proved:
+        raise ConfigError("a loaded step holds no proof that examples do not mix, and its bound is "
+                          "the file's word: no guarantee could be stated for what the engine "
+                          "spends. Make the step here with fxperex.transform")
+
+
+def check_files(folder: object, secure: object, counter: object, same_data: object) -> None:
+    """Raises ConfigError for what is no folder, no choice of a generator or no counter."""
+    if not isinstance(same_data, bool):
+        raise ConfigError(f"same_data must be True or False; got {same_data!r}")
+    if same_data and folder is None:
+        raise ConfigError("same_data binds a folder to its data; give folder too")
+    if folder is not None and not isinstance(folder, str | os.PathLike):
+        raise ConfigError(f"folder must be a path; got {type(folder).__name__}")
+    if secure is not None and not isinstance(secure, bool):
+        raise ConfigError(f"secure must be True, False or None (the default); got {secure!r}")
+    if counter is None:
+        return
+    if folder is None:
+        raise ConfigError("counter counts the records of a folder's ledger; give folder too")
+    if not all(callable(getattr(counter, name, None)) for name in ("read", "write")):
+        raise ConfigError("counter must have read() and write(value), see fxperex.privacy.ledger; "
+                          f"got {type(counter).__name__}")
 
 
 def make_sampler(wish: Wish, size: int, secret: Secret) -> Sampler:

@@ -1,0 +1,67 @@
+"""A batch of any size -> physical batches of a fixed one, filled with rows that the model can digest; what a batch must be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fxperex.errors import ShapeError
+
+Spec = Sequence[tuple[tuple[int, ...], torch.dtype, torch.device]]  # shape of one row, dtype, device, of each tensor
+Rows = tuple[Tensor, ...]
+
+
+def filler(batch: Rows, spec: Spec) -> Rows:
+    """Returns one row `[1, ...]` of each tensor that fills empty batches: a copy of the first of `batch`, or zeros without one.
+
+    Zeros may be no legal value (labels and ids that count from 1), so a row that was shown comes first.
+    """
+    if len(batch[0]):
+        return tuple(x.detach()[:1].clone() for x in batch)
+    return tuple(torch.zeros((1, *shape), dtype=dtype, device=device) for shape, dtype, device in spec)
+
+
+def physical(batch: Rows, rows: int, empty: Rows) -> list[tuple[Rows, Tensor, int]]:
+    """Returns physical batches of `rows`: (padded tensors, mask `[rows]`, rows that count). An empty batch is one, all mask.
+
+    empty: one row of each tensor, as of `filler`; a batch that has rows repeats its own first one.
+    """
+    total, pieces = len(batch[0]), []
+    source = batch if total else empty
+    for start in range(0, max(total, 1), rows):
+        padded = tuple(_pad(x[start:start + rows], rows, like[:1]) for x, like in zip(batch, source, strict=True))
+        count = min(total - start, rows)
+        mask = torch.arange(rows, device=padded[0].device) < count
+        pieces.append((padded, mask, count))
+    return pieces
+
+
+def _pad(x: Tensor, rows: int, row: Tensor) -> Tensor:
+    return x if len(x) == rows else torch.cat([x, row.expand(rows - len(x), *x.shape[1:])])
+
+
+def check(batch: Sequence[object], spec: Spec) -> None:
+    """Raises ShapeError unless `batch` is one tensor for each of `spec`, all with the same number of rows."""
+    if len(batch) != len(spec):
+        raise ShapeError(f"step takes {len(spec)} tensors, as at transform; got {len(batch)}")
+    for i, (x, (shape, dtype, device)) in enumerate(zip(batch, spec, strict=True)):
+        if not isinstance(x, Tensor):
+            raise ShapeError(f"batch[{i}] must be a tensor with the examples first; got {type(x).__name__}")
+        if x.is_nested or x.layout != torch.strided:
+            layout = "a nested" if x.is_nested else f"a {str(x.layout).removeprefix('torch.')}"
+            raise ShapeError(f"batch[{i}] is {layout} tensor; a step takes ordinary (strided) ones. Convert it first, "
+                             "with to_dense() or to_padded_tensor()")
+        if x.dim() == 0:
+            raise ShapeError(f"batch[{i}] must be a tensor with the examples first; got {type(x).__name__}")
+        if tuple(x.shape[1:]) != shape or x.dtype != dtype or x.device != device:
+            raise ShapeError(f"batch[{i}] is {told(x.shape[1:], x.dtype, x.device)}; this step was made for "
+                             f"{told(shape, dtype, device)}. Transform again for another")
+    if len({len(x) for x in batch}) != 1:
+        raise ShapeError(f"batch tensors have different numbers of examples: {[len(x) for x in batch]}")
+
+
+def told(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> str:
+    """Returns what a message says of a tensor whose rows have that shape."""
+    return f"[B, {', '.join(map(str, shape))}] {str(dtype).removeprefix('torch.')} on {device}"
