@@ -38,6 +38,8 @@ def save(private: PerExampleModule, path: str | os.PathLike[str]) -> Path:
     Raises ConfigError where the clipping rule cannot be written down, PackageError where AOTInductor fails; an
     older file at `path` is then left as it was.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"save takes a path; got {type(path).__name__}")
     target = Path(path)
     manifest = _manifest(private)
     with tempfile.TemporaryDirectory() as folder:
@@ -64,6 +66,8 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> LoadedStep:
     **The file holds machine code: load only what you trust.** Everything else is checked before that code is touched:
     raises PackageError if the file is damaged, or was made for another model, dtype, device, torch or format.
     """
+    if not isinstance(path, str | os.PathLike) or not isinstance(model, nn.Module):
+        raise ConfigError(f"load takes a path and a torch.nn.Module; got {type(path).__name__} and {type(model).__name__}")
     source = Path(path)
     manifest, constants, compiled = _read(source)
     _check(manifest, model, source)

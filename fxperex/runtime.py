@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxperex.analysis.sites import Analysis
+from fxperex.arguments import check_dense
 from fxperex.capture import Capture
 from fxperex.clipping import Clip
 from fxperex.compiler import Step, compile_step, guarded
@@ -218,6 +219,8 @@ class PerExampleModule:
         if len(batch) != len(self._spec):
             raise ShapeError(f"step takes {len(self._spec)} tensors, as at transform; got {len(batch)}")
         for i, (x, (shape, dtype, device)) in enumerate(zip(batch, self._spec, strict=True)):
+            if isinstance(x, Tensor):
+                check_dense(x, f"batch[{i}]")
             if not isinstance(x, Tensor) or x.dim() == 0:
                 raise ShapeError(f"batch[{i}] must be a tensor with the examples first; got {type(x).__name__}")
             if tuple(x.shape[1:]) != shape or x.dtype != dtype or x.device != device:

@@ -54,6 +54,7 @@ class PrivacyEngine:
                  noise: str = "gaussian", account: str = "pld", secure: bool | None = None, seed: int | None = None,
                  folder: str | Path | None = None, checkpoint_every: int = 50, workers: int = 0,
                  counter: Counter | None = None) -> None:
+        setup.check(private, folder, secure, counter)
         wish = setup.Wish(expected_batch, epochs, delta, noise_multiplier, epsilon, budget, relation, sampling, noise, account)
         self.private, self.delta, self.account = private, wish.delta, account
         self.rows = Rows(dataset, workers)

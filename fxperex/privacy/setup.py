@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,20 @@ class Wish:
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             raise ConfigError(f"this engine is for one process, and torch.distributed has {torch.distributed.get_world_size()}: "
                               "each would add noise and draw rows of its own, and no account would hold")
+
+
+def check(private: object, folder: object, secure: object, counter: object) -> None:
+    """Raises ConfigError for arguments of an engine that are of another kind than they must be."""
+    if not isinstance(private, PerExampleModule):
+        raise ConfigError(f"private must be what fxperex.transform returned; got {type(private).__name__}")
+    if folder is not None and not isinstance(folder, str | os.PathLike):
+        raise ConfigError(f"folder must be a path or None; got {folder!r}")
+    if secure is not None and not isinstance(secure, bool):
+        raise ConfigError(f"secure must be True, False or None; got {secure!r}")
+    if counter is not None and not (hasattr(counter, "read") and hasattr(counter, "write")):
+        raise ConfigError(f"counter must have read() and write(value); got {counter!r}")
+    if counter is not None and folder is None:
+        raise ConfigError("counter guards the ledger of a folder against being turned back; give folder too")
 
 
 def make_sampler(wish: Wish, size: int, secret: Secret) -> Sampler:
