@@ -60,10 +60,7 @@ def check(batch: Sequence[object], spec: Spec) -> None:
     for i, (x, (shape, dtype, device)) in enumerate(zip(batch, spec, strict=True)):
         if not isinstance(x, Tensor):
             raise ShapeError(f"batch[{i}] must be a tensor with the examples first; got {type(x).__name__}")
-        if x.is_nested or x.layout != torch.strided:
-            layout = "a nested" if x.is_nested else f"a {str(x.layout).removeprefix('torch.')}"
-            raise ShapeError(f"batch[{i}] is {layout} tensor; a step takes ordinary (strided) ones. Convert it first, "
-                             "with to_dense() or to_padded_tensor()")
+        check_dense(x, f"batch[{i}]")
         if x.dim() == 0:
             raise ShapeError(f"batch[{i}] must be a tensor with the examples first; got {type(x).__name__}")
         if tuple(x.shape[1:]) != shape or x.dtype != dtype or not same_device(x.device, device):
@@ -71,6 +68,15 @@ def check(batch: Sequence[object], spec: Spec) -> None:
                              f"{told(shape, dtype, device)}. Transform again for another")
     if len({len(x) for x in batch}) != 1:
         raise ShapeError(f"batch tensors have different numbers of examples: {[len(x) for x in batch]}")
+
+
+def check_dense(x: Tensor, name: str) -> None:
+    """Raises ShapeError for a sparse, nested or quantised tensor."""
+    if x.is_nested or x.layout != torch.strided or x.is_quantized:
+        layout = str(x.layout).removeprefix("torch.")
+        kind = "nested" if x.is_nested else "quantised" if x.is_quantized else layout
+        raise ShapeError(f"{name} is a {kind} tensor, in which an example has no fixed place; give a dense one "
+                         "(to_dense(), dequantize(), to_padded_tensor())")
 
 
 def same_device(one: torch.device, two: torch.device) -> bool:

@@ -48,6 +48,8 @@ def save(private: PerExampleModule, path: str | os.PathLike[str]) -> Path:
     Raises ConfigError where the clipping rule cannot be written down, PackageError where AOTInductor fails; an
     older file at `path` is then left as it was.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"save takes a path; got {type(path).__name__}")
     target = Path(path)
     manifest = _manifest(private)
     with tempfile.TemporaryDirectory() as folder:
@@ -78,6 +80,9 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> LoadedStep:
     give what was recorded when it was saved, and clip as the file says; this takes a second copy of the parameters for a moment.
     """
     try:
+        if not isinstance(path, str | os.PathLike) or not isinstance(model, nn.Module):
+            raise ConfigError("load takes a path and a torch.nn.Module; got "
+                              f"{type(path).__name__} and {type(model).__name__}")
         source = Path(path)
         manifest, constants, recorded, compiled = _read(source)
         check_manifest(manifest, model, source)
