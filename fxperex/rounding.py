@@ -62,6 +62,15 @@ def operands(device: torch.device) -> tuple[float, float]:
     return product, max(convolution, product)
 
 
+def refuse_coarser(before: tuple[float, float], device: torch.device) -> None:
+    """Raises StateError if `operands(device)` are now rounded more than `before`, when the step was made."""
+    current = operands(device)
+    if any(error > limit for error, limit in zip(current, before, strict=True)):
+        raise StateError(f"float32 products and convolutions may now round their operands by {current}, "
+                         f"relative; this step was made for {before}. Set TF32 and matmul precision "
+                         "before transform")
+
+
 def rounds(site: Site) -> float:
     """Returns by how much at most the product that makes the site's sum rounds its operands.
 

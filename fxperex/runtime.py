@@ -22,14 +22,14 @@ from fxperex.capture import Capture
 from fxperex.clipping import Clip
 from fxperex.compiler import Check, Step, compile_step, guarded, tries
 from fxperex.devices import profile, reserve
-from fxperex.errors import BackendWarning, FxperexError, StateError
+from fxperex.errors import BackendWarning, FxperexError
 from fxperex.frame import trace_frames
 from fxperex.liveness import listing, peak
 from fxperex.model_state import compare, state
 from fxperex.planner import Plan
 from fxperex.planner.alternatives import Alternative, explained
 from fxperex.rewriter import parameter_order, rewrite
-from fxperex.rounding import operands
+from fxperex.rounding import operands, refuse_coarser
 from fxperex.step_graph import StepGraph
 from fxperex.step_result import StepResult
 from fxperex.writes import write
@@ -254,8 +254,4 @@ class PerExampleModule:
         not round their operands more than they did then: no norm of this step covers that.
         """
         compare(self._state, state(self.model))
-        current = operands(self._spec[0][2])
-        if any(error > before for error, before in zip(current, self._operands, strict=True)):
-            raise StateError(f"float32 products and convolutions may now round their operands by {current}, "
-                             f"relative; this step was made for {self._operands}. Set TF32 and matmul "
-                             "precision before transform")
+        refuse_coarser(self._operands, self._spec[0][2])
