@@ -4,11 +4,32 @@ model, loss, batch --capture--> Capture --analyse--> Analysis --plan--> Plan --r
 --compile--> PerExampleModule --step--> .grad
 """
 
-from fxperex.errors import FxperexError
+from fxperex.errors import (
+    BackendWarning,
+    BatchMixingError,
+    BudgetError,
+    CaptureError,
+    ConfigError,
+    CoverageError,
+    DivergedError,
+    FxperexError,
+    LedgerError,
+    MemoryLimitError,
+    MutationError,
+    PackageError,
+    PrivacyError,
+    SamplingError,
+    SemanticsWarning,
+    ShapeError,
+    StateError,
+)
 from fxperex.fixes import fix
 from fxperex.package import load
 from fxperex.runtime import PerExampleModule, StepResult
 from fxperex.transform import transform
 
-__all__ = ["FxperexError", "PerExampleModule", "StepResult", "fix", "load", "transform"]
+__all__ = ["BackendWarning", "BatchMixingError", "BudgetError", "CaptureError", "ConfigError", "CoverageError",
+           "DivergedError", "FxperexError", "LedgerError", "MemoryLimitError", "MutationError", "PackageError",
+           "PerExampleModule", "PrivacyError", "SamplingError", "SemanticsWarning", "ShapeError", "StateError",
+           "StepResult", "fix", "load", "transform"]
 __version__ = "0.1.0"

@@ -22,10 +22,10 @@ def take_bags_apart(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if str(node.target) == "aten.embedding_bag.padding_idx" and _width(node) is not None:
             with graph.graph.inserting_before(node):
-                made = _reduced(node, _width(node), graph.graph)
+                reduced = _reduced(node, _width(node), graph.graph)
             for item in list(node.users):  # the bags; what else the operator returns is for its own backward
                 if item.args[1] == 0:
-                    item.replace_all_uses_with(made)
+                    item.replace_all_uses_with(reduced)
                 graph.graph.erase_node(item)
             graph.graph.erase_node(node)
     graph.recompile()
@@ -47,21 +47,21 @@ def _reduced(node: fx.Node, width: int | None, graph: fx.Graph) -> fx.Node:
     padding = -1 if padding is None else padding
 
     def call(target: Any, *args: Any) -> fx.Node:
-        made = graph.call_function(target, args)
-        made.meta.update({k: v for k, v in node.meta.items() if k != "val"})
-        return made
+        result = graph.call_function(target, args)
+        result.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+        return result
 
     bags = call(aten.reshape.default, ids, [-1, width])
-    found = call(aten.embedding.default, table, bags, padding, frequencies, sparse)
+    rows = call(aten.embedding.default, table, bags, padding, frequencies, sparse)
     if weights is not None:
-        found = call(aten.mul.Tensor, found, call(aten.reshape.default, weights, [-1, width, 1]))
-    kept = call(aten.unsqueeze.default, call(aten.ne.Scalar, bags, padding), -1)
+        rows = call(aten.mul.Tensor, rows, call(aten.reshape.default, weights, [-1, width, 1]))
+    unpadded = call(aten.unsqueeze.default, call(aten.ne.Scalar, bags, padding), -1)
     if mode == MAX:
-        most = call(aten.amax.default, call(aten.masked_fill.Scalar, found, call(aten.logical_not.default, kept),
+        largest = call(aten.amax.default, call(aten.masked_fill.Scalar, rows, call(aten.logical_not.default, unpadded),
                                             float("-inf")), [1])
-        empty = call(aten.logical_not.default, call(aten.any.dim, kept, 1))
-        return call(aten.masked_fill.Scalar, most, empty, 0.0)
-    total = call(aten.sum.dim_IntList, call(aten.mul.Tensor, found, kept), [1])
+        empty = call(aten.logical_not.default, call(aten.any.dim, unpadded, 1))
+        return call(aten.masked_fill.Scalar, largest, empty, 0.0)
+    total = call(aten.sum.dim_IntList, call(aten.mul.Tensor, rows, unpadded), [1])
     if mode == MEAN:
-        total = call(aten.div.Tensor, total, call(aten.clamp.default, call(aten.sum.dim_IntList, kept, [1]), 1))
+        total = call(aten.div.Tensor, total, call(aten.clamp.default, call(aten.sum.dim_IntList, unpadded, [1]), 1))
     return total

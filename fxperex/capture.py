@@ -9,21 +9,31 @@ differs between them is the batch's, which is how later stages tell a batch-size
 from __future__ import annotations
 
 import contextlib
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 
 from fxperex.bags import take_bags_apart
+from fxperex.causes import data_dependent, explain, no_ragged, no_scripts
+from fxperex.elsewhere import Elsewhere
 from fxperex.errors import CaptureError, FxperexError
 from fxperex.lines import Lines, kept, source_line
 from fxperex.masks import unseen
+from fxperex.outside import NothingOutside
+from fxperex.quiet import quiet
 from fxperex.recurrent import DECOMPOSITIONS
-from fxperex.refusals import data_dependent, explain, explained, no_custom_backward, no_writes, same_numbers
+from fxperex.refusals import (
+    no_backward_hooks,
+    no_custom_backward,
+    no_writes,
+    nothing_unseen,
+    same_constants,
+)
 from fxperex.strides import distinct, forget_strides
 
 Forward = Callable[..., Tensor]
@@ -31,10 +41,15 @@ Forward = Callable[..., Tensor]
 
 @dataclass
 class Program:
-    """One functional graph at a fixed number of examples; `meta["val"]` holds fake values."""
+    """One functional graph at a fixed number of examples; `meta["val"]` holds fake values.
+
+    `constants`: the tensors that its placeholders of that kind stand for, by name of the
+    placeholder.
+    """
 
     graph: fx.GraphModule
     rows: int
+    constants: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -77,35 +92,54 @@ class _Whole(nn.Module):
         self.run = forward
 
     def forward(self, *batch: Tensor) -> Tensor:
-        with same_numbers(self.model), Lines(_Whole.forward.__code__):
-            return no_custom_backward(self.run(self.model, *batch))
+        with nothing_unseen(self.model, self.run), Lines(_Whole.forward.__code__), NothingOutside():
+            loss = self.run(self.model, *batch)
+            if not any(isinstance(x, Tensor) for x in pytree.tree_leaves(loss)):
+                raise CaptureError("forward and loss must return one tensor, the loss; got "
+                                   f"{type(loss).__name__}. Do not read it out by .item() or float()")
+            return no_custom_backward(loss)
 
 
-def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows: int) -> Capture:
-    """Returns the Capture of `forward(model, *batch)`. Raises CaptureError with the user's line."""
+def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows: int,
+            elsewhere: Elsewhere | None = None) -> Capture:
+    """Returns the Capture of `forward(model, *batch)`, exported `elsewhere`.
+
+    Raises CaptureError or CoverageError with the user's line.
+    """
+    no_backward_hooks(model)
+    no_scripts(model)
     size = max(rows, 2)  # one example has no visible batch axis
-    whole, fakes = _Whole(model, forward), FakeTensorMode(allow_non_fake_inputs=True)
+    whole = _Whole(model if elsewhere is None else elsewhere.model(model), forward)
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        exported = _export(whole, _resize(batch, distinct(model, batch)), symbolic=True)
+        exported = _export(whole, _resize(batch, distinct(model, batch)), elsewhere, symbolic=True)
         # Taking operations apart may fix the size, without a word; then each size is exported by itself.
         exported = exported if exported.range_constraints else None
     except FxperexError:  # from the user's forward, where it is one of this library's
         raise
     except Exception as error:  # export raises many unrelated classes
         if data_dependent(error):
-            raise explain(error, "control flow that depends on data cannot be captured") from error
+            raise explain(error) from error
         exported = None
     fixed: dict[int, Any] = {}  # exports at one size
 
     def make(count: int) -> Program:
-        if exported is None and count not in fixed:
-            with explained(f"the model could not be captured with {count} examples; "
-                           "does it hard-code its batch size or branch on data?"):
-                fixed[count] = _export(whole, _resize(batch, count), symbolic=False)
-        source = fixed[count] if exported is None else exported
-        with explained("a value read out of a tensor (.item(), .tolist(), float()) cannot be captured: the step would depend "
-                       "on the batch through Python"):
-            return Program(_specialise(source, model, _resize(batch, count), fakes, count), count)
+        # Only a number of examples that it was not shown can be the cause by itself.
+        sized = "" if count == len(batch[0]) else (
+            f" with {count} examples, though the batch has {len(batch[0])}; does it hard-code its batch size? Take "
+            "it from the input: x.view(len(x), -1), x.shape[0]")
+        try:
+            if exported is None and count not in fixed:
+                fixed[count] = _export(whole, _resize(batch, count), elsewhere, symbolic=False)
+            source = fixed[count] if exported is None else exported
+            graph = _specialise(source, model, _resize(batch, count), fakes, count)
+            inputs, constants = _inputs(source)
+            named = {name: constants[key] for name, (kind, key) in inputs.items() if kind == "constant"}
+            return Program(graph, count, named)
+        except FxperexError:
+            raise
+        except Exception as error:  # export raises many unrelated classes
+            raise explain(error, sized) from error
 
     main, twin = make(size), make(size + 1)
     _same(main, twin)
@@ -127,34 +161,29 @@ def _resize(batch: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:
     return tuple(one(x.detach()) for x in batch)
 
 
-def _export(whole: nn.Module, batch: tuple[Tensor, ...], *, symbolic: bool) -> Any:
+def _export(whole: nn.Module, batch: tuple[Tensor, ...], elsewhere: Elsewhere | None, *, symbolic: bool) -> Any:
     rows = torch.export.Dim("B", min=2)
     shapes = (tuple({0: rows} for _ in batch),) if symbolic else None
-    with _quiet(), unseen():
+    batch = batch if elsewhere is None else tuple(map(elsewhere.tensor, batch))
+    with quiet(), unseen(), contextlib.nullcontext() if elsewhere is None else elsewhere.casting():
         with kept():
             exported = torch.export.export(whole, batch, dynamic_shapes=shapes, strict=False)
         _detach_no_grad(exported.graph_module)
+        no_ragged(exported.graph_module)
         take_bags_apart(exported.graph_module)
-        exported = exported.run_decompositions(dict(DECOMPOSITIONS))
+        exported = exported.run_decompositions(DECOMPOSITIONS | {torch.ops.aten.copy.default: _written})
         no_writes(exported)
         forget_strides(exported.graph_module)
-        return exported
+        return exported if elsewhere is None else elsewhere.back(exported)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    # Export logs and warns about its own internals; what matters comes back as an exception.
-    import logging
+def _written(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """What a write of `source` leaves in `target`: `aten.copy`, which has no derivative, says no more.
 
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
+    Contiguous, as what was written into is: later lines may view it.
+    """
+    made = source.to(target.device, target.dtype).expand_as(target)
+    return made.clone(memory_format=torch.contiguous_format)
 
 
 def _detach_no_grad(graph: fx.GraphModule) -> None:
@@ -201,7 +230,7 @@ def _specialise(source: Any, model: nn.Module, batch: tuple[Tensor, ...],
         real = batch[key] if kind == "batch" else constants[key] if kind == "constant" else tensors[key]
         args.append(fakes.from_tensor(real.detach(), static_shapes=True))
     shapes = _Shapes(source.graph_module)
-    with fakes, torch.no_grad(), _quiet():
+    with fakes, torch.no_grad(), quiet():
         shapes.run(*args)
     return _copy_with_numbers(source.graph_module, shapes.values)
 
@@ -234,6 +263,7 @@ def _same(one: Program, two: Program) -> None:
         raise CaptureError(f"the model runs another program with {one.rows} examples than with {two.rows}: they "
                            f"part at {at}. A private step needs one program for every batch size. A loop over the batch "
                            "does this, and a recurrent layer that takes the batch for its time steps (see batch_first).")
+    same_constants(one, two)
 
 
 def _inputs(source: Any) -> tuple[dict[str, tuple[str, Any]], dict[str, Tensor]]:

@@ -169,7 +169,9 @@ class PerGroup(Clip):
         left = [n for n, group in zip(names, made, strict=True) if group < 0]
         idle = [glob for i, (glob, _) in enumerate(self.bounds) if i not in made]
         if left or idle:
-            raise ConfigError(f"clip per group: no glob matches {left or 'nothing'}; nothing is left for the globs {idle}. "
+            reasons = [f"no glob matches {', '.join(left)}"] * bool(left)
+            reasons += [f"nothing is left for the globs {', '.join(idle)}"] * bool(idle)
+            raise ConfigError(f"clip per group: {'; '.join(reasons)}. "
                               f"The parameters are {', '.join(names)}")
         return tuple(made)
 

@@ -36,14 +36,14 @@ def thresholds(dims: Dims) -> Thresholds:
 def node_cost(node: fx.Node) -> Cost:
     """Returns the Cost of one captured or traced ATen node, from the shapes in its `meta`; a view costs nothing."""
     out = _tensors(node.meta.get("val"))
-    given = [t for n in node.all_input_nodes for t in _tensors(n.meta.get("val"))]
-    known = {t.untyped_storage()._cdata for t in given}
-    if not out or all(t.untyped_storage()._cdata in known for t in out):
+    inputs = [t for n in node.all_input_nodes for t in _tensors(n.meta.get("val"))]
+    storages = {t.untyped_storage()._cdata for t in inputs}
+    if not out or all(t.untyped_storage()._cdata in storages for t in out):
         return Cost(launches=0)
     rule = RULES.get(packet(node))
     if rule is not None:
-        return Cost(rule(node, given, out), launches=0)
-    return Cost((), float(sum(t.numel() * t.element_size() for t in given + out)), launches=1)
+        return Cost(rule(node, inputs, out), launches=0)
+    return Cost((), float(sum(t.numel() * t.element_size() for t in inputs + out)), launches=1)
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -64,7 +64,7 @@ def _convolution(node: fx.Node, given: list[Tensor], out: list[Tensor]) -> tuple
 def _convolution_backward(node: fx.Node, given: list[Tensor], out: list[Tensor]) -> tuple[Work, ...]:
     g, x, weight = given[0], given[1], given[2]
     mask: Any = node.args[10]
-    kernels = tuple(k for k, wanted in zip(("conv_input", "conv_weight"), mask[:2], strict=True) if wanted)
+    kernels = tuple(k for k, asked in zip(("conv_input", "conv_weight"), mask[:2], strict=True) if asked)
     return _images(weight, x, x if node.args[7] else g, int(node.args[9]), kernels)  # type: ignore[arg-type]
 
 
@@ -91,8 +91,10 @@ def _bmm(node: fx.Node, given: list[Tensor], out: list[Tensor]) -> tuple[Work, .
 
 
 def _attention(products: int) -> Any:
+    """Two products forward, five backward, where the output's gradient stands in front of query and key."""
     def rule(node: fx.Node, given: list[Tensor], out: list[Tensor]) -> tuple[Work, ...]:
-        q, k = [t for t in given if t.dim() == 4][-3 if products == 2 else 1:][:2]
+        place = 0 if products == 2 else 1
+        q, k = (n.meta["val"] for n in node.args[place:place + 2])
         count, t, d, s = q.shape[0] * q.shape[1], q.shape[2], q.shape[3], k.shape[2]
         return (Work("bmm", (count, t, d, s), 2.0 * count * t * d * s, products, _dtype(q)),)
 
@@ -101,7 +103,7 @@ def _attention(products: int) -> Any:
 
 RULES: dict[str, Any] = {"convolution": _convolution, "convolution_backward": _convolution_backward, "mm": _mm, "addmm": _mm,
                          "bmm": _bmm, "baddbmm": _bmm}
-for _name in ("efficient", "flash"):
+for _name in ("efficient", "flash", "cudnn"):
     RULES |= {f"_scaled_dot_product_{_name}_attention": _attention(2),
               f"_scaled_dot_product_{_name}_attention_backward": _attention(5)}
 RULES |= {"_scaled_dot_product_flash_attention_for_cpu": _attention(2),

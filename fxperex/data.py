@@ -68,9 +68,9 @@ def _vision(kind: str, path: str) -> Data:
         from torchvision import datasets
     except ImportError as e:
         raise ConfigError(f'{kind} needs torchvision: pip install "fxperex[models]"') from e
-    made = datasets.MNIST if kind == "mnist" else datasets.CIFAR10
+    dataset = datasets.MNIST if kind == "mnist" else datasets.CIFAR10
     try:
-        train, test = (_tensors(made(path, train=part, download=False)) for part in (True, False))
+        train, test = (_tensors(dataset(path, train=part, download=False)) for part in (True, False))
     except (RuntimeError, OSError) as e:
         raise ConfigError(f"no {kind} under {path!r} (as torchvision.datasets lays it out): {e}") from e
     return Data(train, test, 10, tuple(train[0].shape[1:]))

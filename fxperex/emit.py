@@ -25,6 +25,7 @@ from fxperex.kernels import by_factors
 from fxperex.marks import tagged
 from fxperex.numerics import sq_norm, wide
 from fxperex.registry import Site, Uses, strategies
+from fxperex.rounding import raised
 from fxperex.strategies.stored import small
 
 BESIDE = "side by side"
@@ -39,6 +40,12 @@ def marked(site: str, strategy: str, role: str) -> AbstractContextManager[None]:
 def _several(sites: Sequence[Site]) -> str:
     """What the printed graph calls several sites."""
     return ", ".join([s.name for s in sites[:3]] + [f"{len(sites) - 3} more"] * (len(sites) > 3))
+
+
+def _squared(uses: Uses, name: str) -> Tensor:
+    """Returns upper bounds `[B]` on squared norms, stored gradients' raised by what reading lost."""
+    squared = strategies()[name].sq_norm(uses)
+    return raised(squared, uses.dtype) if strategies()[name].stores else squared
 
 
 def widened(uses: Uses) -> Uses:
@@ -74,16 +81,16 @@ class Emit:
         for site in self._alone:
             name, at = self.chosen[site.name], self._clip_group(site)
             with marked(site.name, name, "norm"):
-                found[at].append(strategies()[name].sq_norm(self.uses[site.name]))
+                found[at].append(_squared(self.uses[site.name], name))
         for key, sites in self._bundled.items():
             self.bundles[key] = self._side_by_side(sites)
             with marked(_several(sites), BESIDE, "norm"):
-                found[key[0]].append(sq_norm(self.bundles[key]))
+                found[key[0]].append(raised(sq_norm(self.bundles[key]), key[1]))
         for group in (g for g in self.analysis.groups if not g[0].direct_norm):
             for param, grads in self._pull([s for s in group if s.name in self.uses]).items():
                 with marked(param, "tied", "norm"):
                     self.pulled[param] = grads
-                    found[self.clip_groups[param]].append(sq_norm(grads))
+                    found[self.clip_groups[param]].append(raised(sq_norm(grads), grads.dtype))
         return torch.stack([torch.stack(of).sum(0) if of else zero for of in found], 1)
 
     def _bundle(self, site: Site) -> Bundle | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from fxperex.analysis.dropped import underivable
 from fxperex.analysis.sites import Analysis
 from fxperex.capture import Capture
 from fxperex.config import LOW_PRECISION
@@ -106,7 +107,7 @@ def _dtypes(value: Any) -> list[torch.dtype]:
 
 
 def _tracked(x: Tensor) -> Tensor:
-    return x if x.requires_grad or not x.dtype.is_floating_point else x.detach().requires_grad_()
+    return x if x.requires_grad or not (x.is_floating_point() or x.is_complex()) else x.detach().requires_grad_()
 
 
 def backward(capture: Capture, analysis: Analysis, run: Run, graph: fx.GraphModule, rows: int) -> dict[str, Uses]:
@@ -120,15 +121,21 @@ def backward(capture: Capture, analysis: Analysis, run: Run, graph: fx.GraphModu
     assert run.loss is not None
     if not run.loss.requires_grad:
         raise CoverageError("the loss does not depend on any trainable parameter")
-    found = torch.autograd.grad(run.loss.sum(), flat, allow_unused=True)
+    try:
+        found = torch.autograd.grad(run.loss.sum(), flat, allow_unused=True)
+    except (RuntimeError, NotImplementedError) as error:
+        raise underivable(error, graph) from error
     grads = {id(t): g for t, g in zip(flat, found, strict=True)}
+    of_nodes: dict[str, dict[str, Any]] = {}
 
     def one(site: Site) -> Uses | None:
         outs = [t for t in pytree.tree_leaves(run.env[nodes[site.node]]) if isinstance(t, Tensor)]
         mine = [grads.get(id(t)) for t in outs]
         if all(g is None for g in mine):
             return None
-        return uses_of(site, nodes[site.node], run, analysis.axes, mine, at_proof, twins, (capture.main.rows, rows))
+        made = uses_of(site, nodes[site.node], run, analysis.axes, mine, at_proof, twins, (capture.main.rows, rows))
+        made.cache["node"] = of_nodes.setdefault(site.node, {})
+        return made
 
     with torch.no_grad():
         return {s.name: made for s in analysis.sites if (made := join_uses(s, [one(use) for use in s.each]))}

@@ -1,7 +1,7 @@
 """The step without its sites: forward and backward to the sites' outputs, as a Listing and a Cost.
 
-The planner hangs every site's norm and weighted sum into this frame to see what a plan needs in memory, in the
-order the step will run, without tracing a step for every plan.
+The planner places every site's norm and weighted sum into this frame, in the order the step will run.
+So it knows the memory of a plan without tracing a step for each plan.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ from fxperex.cost import node_cost
 from fxperex.evaluate import backward, evaluate
 from fxperex.liveness import Instruction, Listing, listing
 from fxperex.marks import tagged
-from fxperex.registry import Cost, reads_inputs
+from fxperex.registry import Cost, Work, reads_inputs
 from fxperex.repeat import repeatable
 
 
 @dataclass(frozen=True)
 class Frame:
-    """At `rows` examples: `listing` in order; `reads`: site -> (buffers of inputs, of output gradients); `costs` by instruction.
+    """Forward and backward at `rows` examples.
 
-    The first `forward` instructions are the forward's; those named in `repeatable` give the same bits again.
+    listing: the instructions in order; costs: one per instruction.
+    reads: site -> (buffers of its inputs, buffers of its output gradients).
+    forward: how many instructions are the forward's; repeatable: those that give the same bits again.
     """
 
     rows: int
@@ -43,43 +45,50 @@ class Frame:
 
     @cached_property
     def ready(self) -> Mapping[str, int]:
-        """Site -> the place in the listing from which on its inputs and output gradients exist."""
-        made = {name: i + 1 for i, step in enumerate(self.listing.instructions) for name in step.makes}
-        return {site: max((made.get(b, 0) for b in inputs + grads), default=0) for site, (inputs, grads) in self.reads.items()}
+        """Site -> the index in the listing after which its inputs and output gradients exist."""
+        exists = {name: i + 1 for i, step in enumerate(self.listing.instructions) for name in step.makes}
+        return {site: max((exists.get(buffer, 0) for buffer in inputs + grads), default=0)
+                for site, (inputs, grads) in self.reads.items()}
 
 
 @dataclass(frozen=True)
 class Frames:
-    """The frame at two sizes: what lies between and beyond is a straight line in the number of examples."""
+    """The frame at two batch sizes. All others are interpolated linearly in the number of examples."""
 
-    one: Frame
-    two: Frame
+    main: Frame
+    twin: Frame
 
     def at(self, rows: int) -> Frame:
         """Returns the Frame at `rows` examples."""
-        if rows in (self.one.rows, self.two.rows):
-            return self.one if rows == self.one.rows else self.two
-        share = (rows - self.one.rows) / (self.two.rows - self.one.rows)
-        pairs = zip(self.one.listing.instructions, self.two.listing.instructions, strict=True)
-        steps = tuple(_between(a, b, share) for a, b in pairs)
-        inputs = self.one.listing.inputs + share * (self.two.listing.inputs - self.one.listing.inputs)
-        costs = tuple(_cost_between(a, b, share) for a, b in zip(self.one.costs, self.two.costs, strict=True))
-        made = replace(self.one.listing, instructions=steps, inputs=inputs)
-        return replace(self.one, rows=rows, listing=made, costs=costs)
+        main, twin = self.main, self.twin
+        if rows in (main.rows, twin.rows):
+            return main if rows == main.rows else twin
+        share = (rows - main.rows) / (twin.rows - main.rows)
+        pairs = zip(main.listing.instructions, twin.listing.instructions, strict=True)
+        steps = tuple(_instruction_between(*pair, share) for pair in pairs)
+        inputs = main.listing.inputs + share * (twin.listing.inputs - main.listing.inputs)
+        costs = tuple(_cost_between(*pair, share) for pair in zip(main.costs, twin.costs, strict=True))
+        listing = replace(main.listing, instructions=steps, inputs=inputs)
+        return replace(main, rows=rows, listing=listing, costs=costs)
 
 
-def _between(one: Instruction, two: Instruction, share: float) -> Instruction:
-    return replace(one, makes={k: max(v + share * (two.makes[k] - v), 0.0) for k, v in one.makes.items()},
-                   transient=max(one.transient + share * (two.transient - one.transient), 0.0))
+def _between(low: float, high: float, share: float) -> float:
+    return max(low + share * (high - low), 0.0)
 
 
-def _cost_between(one: Cost, two: Cost, share: float) -> Cost:
-    def between(a: float, b: float) -> float:
-        return max(a + share * (b - a), 0.0)
+def _instruction_between(low: Instruction, high: Instruction, share: float) -> Instruction:
+    makes = {name: _between(size, high.makes[name], share) for name, size in low.makes.items()}
+    return replace(low, makes=makes, transient=_between(low.transient, high.transient, share))
 
-    work = tuple(replace(a, shape=tuple(max(round(between(i, j)), 1) for i, j in zip(a.shape, b.shape, strict=True)),
-                         amount=between(a.amount, b.amount)) for a, b in zip(one.work, two.work, strict=True))
-    return replace(one, work=work, bytes=between(one.bytes, two.bytes))
+
+def _cost_between(low: Cost, high: Cost, share: float) -> Cost:
+    work = tuple(_work_between(*pair, share) for pair in zip(low.work, high.work, strict=True))
+    return replace(low, work=work, bytes=_between(low.bytes, high.bytes, share))
+
+
+def _work_between(low: Work, high: Work, share: float) -> Work:
+    shape = tuple(max(round(_between(i, j, share)), 1) for i, j in zip(low.shape, high.shape, strict=True))
+    return replace(low, shape=shape, amount=_between(low.amount, high.amount, share))
 
 
 def trace_frames(capture: Capture, analysis: Analysis) -> Frames:
@@ -96,52 +105,56 @@ def trace_frame(capture: Capture, analysis: Analysis, rows: int) -> Frame:
     def run(*args: Tensor) -> tuple[Any, ...]:
         with torch.enable_grad():
             with tagged("part", "forward"):
-                made = evaluate(capture, analysis, graph, args)
-            uses = backward(capture, analysis, made, graph, rows)
+                values = evaluate(capture, analysis, graph, args)
+            uses = backward(capture, analysis, values, graph, rows)
         flat: list[Tensor] = []
         for name, use in uses.items():
-            inputs = [v for one in use.each if reads_inputs(one.site.kind) for v, axis in zip(one.args, one.axes, strict=True)
-                      if axis is not None and isinstance(v, Tensor)]
-            grads = [g for one in use.each for g in one.grads if g is not None]
+            inputs = [arg for part in use.each if reads_inputs(part.site.kind)
+                      for arg, axis in zip(part.args, part.axes, strict=True)
+                      if axis is not None and isinstance(arg, Tensor)]
+            grads = [g for part in use.each for g in part.grads if g is not None]
             order.append((name, len(inputs), len(grads)))
             flat += [v.detach() for v in inputs + grads]
-        assert made.loss is not None
-        return (made.loss.detach(), *made.buffers, *flat)
+        assert values.loss is not None
+        return (values.loss.detach(), *values.buffers, *flat)
 
-    values = [n.meta["val"] for n in program.nodes if n.op == "placeholder"]
+    inputs = [n.meta["val"] for n in program.nodes if n.op == "placeholder"]
     with warnings.catch_warnings(), capture.fakes:
         warnings.simplefilter("ignore")
         with torch.backends.mkldnn.flags(enabled=False):
-            traced = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*values).graph
+            traced = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs).graph
     traced.eliminate_dead_code()
     return _frame(traced, rows, order, len(capture.mutated))
 
 
 def _frame(graph: fx.Graph, rows: int, order: list[tuple[str, int, int]], mutated: int) -> Frame:
     outputs = list(next(n for n in reversed(graph.nodes) if n.op == "output").args[0])  # type: ignore[arg-type]
-    kept = [n for n in outputs[: 1 + mutated] if isinstance(n, fx.Node)]
-    made, buffers = listing(graph, kept)
-    reads, at = {}, 1 + mutated
+    results = [n for n in outputs[: 1 + mutated] if isinstance(n, fx.Node)]
+    program, buffers = listing(graph, results)
+    reads, start = {}, 1 + mutated
     for name, inputs, grads in order:
-        ends = at + inputs, at + inputs + grads
-        reads[name] = (_buffers(outputs[at:ends[0]], buffers), _buffers(outputs[ends[0]:ends[1]], buffers))
-        at = ends[1]
-    shown = _shown(graph, made)
-    steps = tuple(s for s in made.instructions if s.name not in shown)
-    calls = [n for n in graph.nodes if n.op == "call_function" and n.name not in shown]
+        middle, end = start + inputs, start + inputs + grads
+        reads[name] = (_buffers(outputs[start:middle], buffers), _buffers(outputs[middle:end], buffers))
+        start = end
+    ignored = _output_views(graph, program)
+    steps = tuple(s for s in program.instructions if s.name not in ignored)
+    calls = [n for n in graph.nodes if n.op == "call_function" and n.name not in ignored]
     forward = sum(n.meta.get("part") == "forward" for n in calls)
-    again = frozenset(n.name for n in repeatable(calls) if n.meta.get("part") == "forward")
-    return Frame(rows, replace(made, instructions=steps), reads, tuple(map(node_cost, calls)), forward, again)
+    repeats = frozenset(n.name for n in repeatable(calls) if n.meta.get("part") == "forward")
+    return Frame(rows, replace(program, instructions=steps), reads, tuple(map(node_cost, calls)), forward, repeats)
 
 
-def _shown(graph: fx.Graph, made: Listing) -> set[str]:
-    """The views that do nothing but hand values out: they read them behind everything, and no step has such reads."""
-    views = {s.name for s in made.instructions if not s.makes}
-    found = {"output"}
+def _output_views(graph: fx.Graph, program: Listing) -> set[str]:
+    """Returns the views that exist only because the frame returns every value.
+
+    A real step does not have them, so their reads must not count.
+    """
+    views = {s.name for s in program.instructions if not s.makes}
+    only_output = {"output"}
     for node in reversed(graph.nodes):
-        if node.name in views and all(user.name in found for user in node.users):
-            found.add(node.name)
-    return found
+        if node.name in views and all(user.name in only_output for user in node.users):
+            only_output.add(node.name)
+    return only_output
 
 
 def _buffers(nodes: list[Any], buffers: dict[fx.Node, tuple[str, ...]]) -> tuple[str, ...]:

@@ -59,14 +59,14 @@ def is_users(place: str) -> bool:
 
 def source_line(node: fx.Node) -> str:
     """Returns 'file:line "code"' of the user's line that made `node`; of its first user's where it has none of its own."""
-    todo, seen = deque([node]), {node}
+    todo, visited = deque([node]), {node}
     while todo:
-        at = todo.popleft()
-        found = _recorded(at) or _traced(at)
-        if found:
-            return found
-        todo.extend(user for user in at.users if user not in seen)
-        seen.update(at.users)
+        current = todo.popleft()
+        line = _recorded(current) or _traced(current)
+        if line:
+            return line
+        todo.extend(user for user in current.users if user not in visited)
+        visited.update(current.users)
     return f"node {node.name}"
 
 

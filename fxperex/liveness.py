@@ -1,7 +1,7 @@
 """Peak memory of a program in the order it runs: a buffer lives from its maker to its last reader.
 
-An eager fx graph drops every value after its last use; Inductor plans its buffers the same way. Inputs live all along.
-An operation may need more while it runs (`workspace`).
+An eager fx graph drops every value after its last use; Inductor plans its buffers the same way. Inputs
+live during the entire program. An operation may need more memory while it runs (`workspace`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch.utils import _pytree as pytree
 
 from fxperex.workspace import workspace
 
-# Sites whose norms are moved up -> (bytes of the peak then, the site that sets it or "").
+# Sites whose norms run inside the backward -> (bytes of that step's peak, the site that sets it or "").
 Trial = Callable[[list[str]], tuple[float, str]]
-PIECES = 8  # of a program's sites, below which a group that would cost memory is not taken apart
+SMALLEST_GROUP = 1 / 8  # of all sites: a smaller group that would raise the peak is not split further
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """Makes buffers (name -> bytes) from those it reads, needing `transient` bytes beside them while it runs."""
+    """Makes buffers (name -> bytes) from those it reads; needs `transient` more bytes while it runs."""
 
     name: str
     makes: Mapping[str, float] = field(default_factory=dict)
@@ -52,66 +52,70 @@ class Peak:
 def peak(listing: Listing) -> Peak:
     """Returns the Peak of `listing`."""
     steps = listing.instructions
-    last = {name: i for i, step in enumerate(steps) for name in step.reads}
+    final_reads = {name: i for i, step in enumerate(steps) for name in step.reads}
     dies: dict[int, list[str]] = {}
     for i, step in enumerate(steps):
         for name in step.makes:
             if name not in listing.outputs:
-                dies.setdefault(max(last.get(name, i), i), []).append(name)
-    size = {name: b for step in steps for name, b in step.makes.items()}
-    now = worst = 0.0
-    at = 0
+                dies.setdefault(max(final_reads.get(name, i), i), []).append(name)
+    size = {name: count for step in steps for name, count in step.makes.items()}
+    current = worst = 0.0
+    index = 0
     for i, step in enumerate(steps):
-        now += sum(step.makes.values())
-        if now + step.transient > worst:
-            worst, at = now + step.transient, i
-        now -= sum(size[name] for name in dies.get(i, ()))
-    live = _live(steps, last, listing.outputs, at)
-    return Peak(listing.inputs + worst, at, steps[at].name if steps else "", live)
+        current += sum(step.makes.values())
+        if current + step.transient > worst:
+            worst, index = current + step.transient, i
+        current -= sum(size[name] for name in dies.get(i, ()))
+    buffers = _live_at(index, steps, final_reads, listing.outputs)
+    return Peak(listing.inputs + worst, index, steps[index].name if steps else "", buffers)
 
 
-def raised(sites: Sequence[str], first: Collection[str], trial: Trial) -> tuple[list[str], float]:
-    """Returns the sites whose norms to move up into the backward, and the peak then; it is never above that of moving none.
+def raised(sites: Sequence[str], freeing: Collection[str], trial: Trial) -> tuple[list[str], float]:
+    """Returns (the sites whose norms to move into the backward, the peak after that).
 
-    Those of `first` are tried as one, then the others, the last sites' (whose output gradients exist first) before the first
-    ones'; of a group that costs memory its halves, and theirs. Behind that, a norm that sets the peak itself stays behind.
+    The peak is never above that of moving none. The sites in `freeing` are tried together, then all
+    others. A group that would raise the peak is split in halves, and each half is tried again, the
+    later sites first: their output gradients exist earlier. At the end, a norm that sets the peak itself
+    is moved back.
     """
     chosen: list[str] = []
-    limit, at = trial([])
-    todo = [group for group in ([s for s in sites if s not in first], [s for s in sites if s in first]) if group]
-    while todo:
-        some = todo.pop()
-        found, where = trial([*chosen, *some])
-        if found <= limit:
-            chosen, limit, at = [*chosen, *some], found, where
-        elif len(some) > max(len(sites) // PIECES, 1):
-            todo += [some[:len(some) // 2], some[len(some) // 2:]]
-    while at in chosen:
-        fewer = [s for s in chosen if s != at]
-        found, where = trial(fewer)
-        if found >= limit:
+    limit, setter = trial([])
+    groups = [[site for site in sites if site not in freeing], [site for site in sites if site in freeing]]
+    queue = [group for group in groups if group]
+    while queue:
+        group = queue.pop()
+        reached, cause = trial([*chosen, *group])
+        if reached <= limit:
+            chosen, limit, setter = [*chosen, *group], reached, cause
+        elif len(group) > max(int(len(sites) * SMALLEST_GROUP), 1):
+            queue += [group[:len(group) // 2], group[len(group) // 2:]]
+    while setter in chosen:
+        fewer = [site for site in chosen if site != setter]
+        reached, cause = trial(fewer)
+        if reached >= limit:
             break
-        chosen, limit, at = fewer, found, where
+        chosen, limit, setter = fewer, reached, cause
     return chosen, limit
 
 
-def _live(steps: tuple[Instruction, ...], last: dict[str, int], outputs: frozenset[str],
-          at: int) -> tuple[tuple[str, float], ...]:
-    found = [(name, b) for i, step in enumerate(steps[: at + 1]) for name, b in step.makes.items()
-             if name in outputs or last.get(name, i) >= at]
-    if steps and steps[at].transient:
-        found.append((steps[at].name, steps[at].transient))
-    return tuple(sorted(found, key=lambda item: -item[1]))
+def _live_at(index: int, steps: tuple[Instruction, ...], final_reads: dict[str, int],
+             outputs: frozenset[str]) -> tuple[tuple[str, float], ...]:
+    """Returns the buffers in memory at the instruction `index`, largest first."""
+    buffers = [(name, count) for i, step in enumerate(steps[:index + 1]) for name, count in step.makes.items()
+               if name in outputs or final_reads.get(name, i) >= index]
+    if steps and steps[index].transient:
+        buffers.append((steps[index].name, steps[index].transient))
+    return tuple(sorted(buffers, key=lambda buffer: -buffer[1]))
 
 
 def listing(graph: fx.Graph, results: Iterable[fx.Node] | None = None) -> tuple[Listing, dict[fx.Node, tuple[str, ...]]]:
-    """Returns the Listing of a graph with fake values in `meta["val"]`, and the buffers behind every node.
+    """Returns the Listing of a graph with fake values in `meta["val"]`, and the buffers of every node.
 
     Views share the buffer of what they view. `results`: the nodes that outlive the program, default its outputs.
     """
     names: dict[int, str] = {}
     buffers: dict[fx.Node, tuple[str, ...]] = {}
-    made: list[Instruction] = []
+    instructions: list[Instruction] = []
     inputs = 0.0
     for node in graph.nodes:
         storages = [t.untyped_storage() for t in _tensors(node)]
@@ -125,10 +129,11 @@ def listing(graph: fx.Graph, results: Iterable[fx.Node] | None = None) -> tuple[
             inputs += sum(fresh.values())
         elif node.op == "call_function":
             reads = tuple(dict.fromkeys(b for n in node.all_input_nodes for b in buffers[n]))
-            made.append(Instruction(node.name, fresh, reads, workspace(node)))
+            instructions.append(Instruction(node.name, fresh, reads, workspace(node)))
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
-    kept = output.all_input_nodes if results is None else results
-    return Listing(tuple(made), inputs, frozenset(b for n in kept for b in buffers[n])), buffers
+    results = output.all_input_nodes if results is None else results
+    outputs = frozenset(buffer for node in results for buffer in buffers[node])
+    return Listing(tuple(instructions), inputs, outputs), buffers
 
 
 def _tensors(node: fx.Node) -> list[torch.Tensor]:

@@ -14,11 +14,11 @@ def tagged(key: str, value: Any) -> Iterator[None]:
     """Nodes traced inside carry `meta[key] = value`, unless they have one from further inside. Without tracing: nothing."""
     mode = get_proxy_mode()
     graph = mode.tracer.graph if mode is not None else None  # type: ignore[union-attr]
-    last = next(iter(reversed(graph.nodes)), None) if graph else None
+    final = next(iter(reversed(graph.nodes)), None) if graph else None
     yield
     if graph is None:
         return
     for node in reversed(graph.nodes):
-        if node is last:
+        if node is final:
             break
         node.meta.setdefault(key, value)

@@ -43,8 +43,8 @@ def _weights(params: list[Tensor], biases: bool, projected: bool) -> Iterator[tu
     """(w_ih, w_hh, b_ih, b_hh, w_hr) of each layer and direction."""
     size = 2 + 2 * biases + projected
     for i in range(0, len(params), size):
-        some = params[i:i + size]
-        yield (*some[:2], *(some[2:4] if biases else (None, None)), some[-1] if projected else None)
+        weights = params[i:i + size]
+        yield (*weights[:2], *(weights[2:4] if biases else (None, None)), weights[-1] if projected else None)
 
 
 def _direction(cell: Cell, x: Tensor, state: State, weights: tuple[Any, ...], time: int, back: bool) -> tuple[Tensor, State]:
@@ -89,8 +89,8 @@ def _one(cell: Cell) -> Callable[..., Any]:
 
     def run(x: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None) -> Any:
         state = (hx,) if isinstance(hx, Tensor) else tuple(hx)
-        made = cell(F.linear(x, w_ih, b_ih), F.linear(state[0], w_hh, b_hh), state)
-        return made if len(made) > 1 else made[0]
+        output = cell(F.linear(x, w_ih, b_ih), F.linear(state[0], w_hh, b_hh), state)
+        return output if len(output) > 1 else output[0]
 
     return run
 

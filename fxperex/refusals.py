@@ -11,14 +11,16 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import BackwardCFunction
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxperex.errors import CaptureError, CoverageError, FxperexError, MutationError
+from fxperex.errors import CaptureError, CoverageError, MutationError
 from fxperex.lines import is_users, source_line
-
-STATE = (int, float, str)
+from fxperex.unwatched import DRAWS, watched
 
 
 def no_custom_backward(loss: Any) -> Any:
@@ -52,38 +54,71 @@ def no_writes(source: Any) -> None:
 
 
 @contextlib.contextmanager
-def same_numbers(model: nn.Module) -> Iterator[None]:
-    """Raises CaptureError, all put back, where forward changes a number or string that a module holds."""
-    before = {m: {k: v for k, v in vars(m).items() if isinstance(v, STATE)} for m in model.modules()}
+def same_numbers(model: nn.Module, run: Any) -> Iterator[None]:
+    """Raises CaptureError, all put back, if forward changes Python state or draws random numbers
+    outside torch."""
+    before = watched(model, run)
     yield
-    changed = [(path, m, k) for path, m in model.named_modules() for k, v in before.get(m, {}).items() if vars(m).get(k) != v]
-    for _, m, k in changed:
-        vars(m)[k] = before[m][k]
+    changed = before.changed(watched(model, run))
+    if changed and changed[0].startswith(DRAWS):
+        raise CaptureError(f"forward changes {changed[0]}: it draws random numbers outside torch, and the step would use the "
+                           "first draw for ever. Draw for every example with torch: torch.rand(len(x), 1), torch.where")
     if changed:
-        path, _, name = changed[0]
-        raise CaptureError(f"forward changes {path + '.' if path else ''}{name}: Python state, which the step would hold at its "
-                           "first value. Make it a buffer that does not depend on the batch, or leave it out of forward")
+        raise CaptureError(f"forward changes {changed[0]}: Python state, which the step would hold at its first value. Make "
+                           "it a buffer that does not depend on the batch, written between steps, or leave it out of forward")
+
+
+def same_constants(one: Any, two: Any) -> None:
+    """Raises CaptureError if two Programs of one model hold different constants:
+    `torch.tensor(float(len(x)))`."""
+    for name, value in one.constants.items():
+        other = two.constants.get(name)
+        if other is None or not _equal(value, other):
+            node = next(n for n in one.nodes if n.name == name)
+            raise CaptureError(f"a constant at {source_line(node)} is another with {one.rows} examples than with {two.rows}: "
+                               "it holds the batch size, so a gradient would depend on how many examples there are. Make "
+                               "it of numbers that do not depend on the batch, such as torch.tensor(3.0)")
+
+
+def _equal(one: Tensor, two: Tensor) -> bool:
+    if one is two or one.shape != two.shape or one.dtype != two.dtype or one.is_meta or isinstance(one, FakeTensor):
+        return one.shape == two.shape and one.dtype == two.dtype
+    return bool(((one == two) | ((one != one) & (two != two))).all())
 
 
 @contextlib.contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turns whatever torch raises inside into a CaptureError that says `what` and where."""
-    try:
+def nothing_unseen(model: nn.Module, run: Any) -> Iterator[None]:
+    """Within it forward is traced; raises for hooks on its tensors, Python state and random numbers
+    outside torch."""
+    with same_numbers(model, run), NoHooks():
         yield
-    except FxperexError:  # from the user's forward, where it is one of this library's
-        raise
-    except Exception as error:  # export raises many unrelated classes
-        raise explain(error, what) from error
 
 
-def data_dependent(error: Exception) -> bool:
-    names = {"GuardOnDataDependentSymNode", "DataDependentOutputException", "PendingUnbackedSymbolNotFound"}
-    return type(error).__name__ in names or "data-dependent" in str(error)
+def no_backward_hooks(model: nn.Module) -> None:
+    """Raises CoverageError if the model's modules or parameters have hooks on gradients."""
+    hooks = torch.nn.modules.module
+    for name, module in model.named_modules():
+        if module._backward_hooks or module._backward_pre_hooks:
+            raise _hooked(f"module {name or type(module).__name__!r} has a backward hook")
+    if hooks._global_backward_hooks or hooks._global_backward_pre_hooks:
+        raise _hooked("all modules have a global backward hook")
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            raise _hooked(f"parameter {name!r} has a hook on its gradient")
 
 
-def explain(error: Exception, what: str) -> CaptureError:
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if is_users(f.filename)]
-    at = f' at {own[-1].filename}:{own[-1].lineno} "{own[-1].line}"' if own else ""
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return CaptureError(f"{what}{at}: {first}")
+class NoHooks(TorchFunctionMode):
+    """Within it a hook on a tensor's gradient raises CoverageError, with the user's line."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in {"register_hook", "register_post_accumulate_grad_hook"}:
+            frames = [f for f in traceback.extract_stack() if is_users(f.filename)]
+            at = f' at {frames[-1].filename}:{frames[-1].lineno} "{frames[-1].line}"' if frames else ""
+            raise _hooked(f"forward calls {func.__name__}{at}")
+        return func(*args, **(kwargs or {}))
+
+
+def _hooked(what: str) -> CoverageError:
+    return CoverageError(f"{what}: Python in the backward pass, which a captured graph does not hold, so gradients would be "
+                         "others. Remove it, or write it as a part of forward: h * 0.1 + h.detach() * 0.9 has a tenth of "
+                         "the gradient of h")

@@ -19,8 +19,9 @@ from fxperex.errors import ConfigError
 class BatchAxis:
     """Where the examples are: dimension `dim` of size `outer * B * inner`, B-major inside `inner`.
 
-    `fresh`: the rows are exchangeable (zeros, random numbers), so any factorisation holds.
-    `rows`: the values are the row numbers themselves (`arange(B)`).
+    `fresh`: all entries of `dim` are alike (zeros, random numbers) and no example reaches them, so
+    any factorisation holds. `rows`: the values are the row numbers themselves (`arange(B)`).
+    `fxperex.analysis.state` has the definitions.
     """
 
     dim: int
@@ -139,7 +140,8 @@ class Uses:
     """Values of one site while the step graph is traced.
 
     `node`: the captured node; `args`: its evaluated flat arguments (weights included); `axes`: their batch
-    axes; `grad`: gradient of the summed loss with respect to the node's (first) output; `out_axis`.
+    axes; `grad`: gradient of the summed loss with respect to the node's (first) output; `out_axis`; `cache`: what is
+    formed once for the site, and under `"node"` what is formed once for all sites of the node.
     A site with parts has them here too, and neither arguments nor gradients of its own.
     """
 

@@ -22,7 +22,7 @@ def writes(node: fx.Node) -> bool:
 
 
 def storages(node: fx.Node) -> set[int]:
-    """Returns the memory behind a node with fake values in `meta["val"]`."""
+    """Returns the memory of a node with fake values in `meta["val"]`."""
     return {t.untyped_storage()._cdata for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, torch.Tensor)}
 
 
@@ -52,7 +52,7 @@ def repeatable(nodes: Collection[fx.Node]) -> frozenset[fx.Node]:
 class Program:
     """A Listing of a whole step; `phases` of its instructions: FORWARD, BACKWARD and the norms, SUMS.
 
-    In every phase but the first, the buffers of a repeated instruction are made anew in front of their first reader there.
+    In each later phase, a repeated instruction runs again before the phase's first reader of its buffers.
     """
 
     listing: Listing
@@ -60,11 +60,11 @@ class Program:
     last: Mapping[str, int] = field(init=False, repr=False)  # buffer -> last phase that reads it
 
     def __post_init__(self) -> None:
-        found: dict[str, int] = {}
+        latest: dict[str, int] = {}
         for step, phase in zip(self.listing.instructions, self.phases, strict=True):
             for name in step.reads:
-                found[name] = max(phase, found.get(name, FORWARD))
-        object.__setattr__(self, "last", found)
+                latest[name] = max(phase, latest.get(name, FORWARD))
+        object.__setattr__(self, "last", latest)
 
     @cached_property
     def forward(self) -> tuple[Instruction, ...]:
@@ -74,36 +74,36 @@ class Program:
     def repeating(self, names: Collection[str]) -> tuple[Listing, list[str]]:
         """Returns the Listing in which the forward instructions `names` are repeated, and the name of each repetition."""
         maker = {b: (i, s) for i, s in enumerate(self.listing.instructions) if s.name in names for b in s.makes}
-        made: list[Instruction] = []
-        again: list[str] = []
+        instructions: list[Instruction] = []
+        repeated: list[str] = []
         done: set[tuple[int, int]] = set()
         for step, phase in zip(self.listing.instructions, self.phases, strict=True):
             if phase != FORWARD and any(b in maker for b in step.reads):
                 for _, needed in _needed(step, phase, maker, done):
-                    again.append(needed.name)
-                    made.append(_anew(needed, phase, maker))
+                    repeated.append(needed.name)
+                    instructions.append(_repetition(needed, phase, maker))
                 step = replace(step, reads=_reads(step, phase, maker))
-            made.append(step)
-        return replace(self.listing, instructions=tuple(made)), again
+            instructions.append(step)
+        return replace(self.listing, instructions=tuple(instructions)), repeated
 
 
 Makers = Mapping[str, tuple[int, Instruction]]
 
 
 def _needed(step: Instruction, phase: int, maker: Makers, done: set[tuple[int, int]]) -> list[tuple[int, Instruction]]:
-    """Repeated instructions that `step` needs and that `phase` has not repeated yet, in their order; notes them in `done`."""
-    found: dict[int, Instruction] = {}
-    todo = [step]
-    while todo:
-        for index, source in (maker[b] for b in todo.pop().reads if b in maker):
+    """Returns the instructions that `phase` must repeat for `step`, in order, and adds them to `done`."""
+    needed: dict[int, Instruction] = {}
+    queue = [step]
+    while queue:
+        for index, source in (maker[b] for b in queue.pop().reads if b in maker):
             if (index, phase) not in done:
                 done.add((index, phase))
-                found[index] = source
-                todo.append(source)
-    return sorted(found.items())
+                needed[index] = source
+                queue.append(source)
+    return sorted(needed.items())
 
 
-def _anew(step: Instruction, phase: int, maker: Makers) -> Instruction:
+def _repetition(step: Instruction, phase: int, maker: Makers) -> Instruction:
     return replace(step, name=f"{step.name}@{phase}", makes={f"{b}@{phase}": size for b, size in step.makes.items()},
                    reads=_reads(step, phase, maker))
 

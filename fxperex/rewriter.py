@@ -28,6 +28,7 @@ from fxperex.marks import tagged
 from fxperex.numerics import sq_norm
 from fxperex.passes import join_views, raise_norms, recompute, schedule, stack_slices, tidy
 from fxperex.planner import Plan
+from fxperex.rounding import raised
 from fxperex.show import show
 from fxperex.step_graph import StepGraph
 from fxperex.strides import forget_strides
@@ -136,8 +137,10 @@ def _naive(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
             grads = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, found, strict=True)]
             if want == "gradients":
                 return tuple(g.unsqueeze(0) for g in grads)
-            squares = torch.stack([torch.stack([sq_norm(g.unsqueeze(0)) for g, at in zip(grads, groups, strict=True) if at == k])
-                                   .sum(0) for k in sorted(set(groups))], 1)
+            each = [raised(sq_norm(g.unsqueeze(0)), g.dtype) for g in grads]
+            of_groups = [[s for s, at in zip(each, groups, strict=True) if at == k]
+                         for k in sorted(set(groups))]
+            squares = torch.stack([torch.stack(of).sum(0) for of in of_groups], 1)
             if want == "norms":
                 return (squares.sum(1).sqrt(),)
             norms, factors, valid = _clip(clip, squares, mask, args[len(names):-1])

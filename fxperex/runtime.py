@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +20,21 @@ from fxperex.analysis.sites import Analysis
 from fxperex.blame import blamed
 from fxperex.capture import Capture
 from fxperex.clipping import Clip
-from fxperex.compiler import Step, compile_step, guarded
+from fxperex.compiler import Check, Step, compile_step, guarded, tries
 from fxperex.devices import profile, reserve
-from fxperex.errors import BackendWarning, FxperexError
+from fxperex.errors import BackendWarning, FxperexError, StateError
 from fxperex.frame import trace_frames
 from fxperex.liveness import listing, peak
 from fxperex.model_state import compare, state
 from fxperex.planner import Plan
 from fxperex.planner.alternatives import Alternative, explained
 from fxperex.rewriter import parameter_order, rewrite
+from fxperex.rounding import operands
 from fxperex.step_graph import StepGraph
+from fxperex.step_result import StepResult
 from fxperex.writes import write
 
-
-@dataclass(frozen=True)
-class StepResult:
-    """Per-example `losses`, `norms` and clip `factors`, each `[B]` (factors `[B, K]` for K clip groups). Not private."""
-
-    losses: Tensor
-    norms: Tensor
-    factors: Tensor
-
-    @property
-    def dropped(self) -> int:
-        """Number of examples whose gradient was not finite or longer than 2^64; they added nothing. Waits for the device."""
-        return int((~torch.isfinite(self.norms)).sum())
+__all__ = ["PerExampleModule", "StepResult"]
 
 
 class PerExampleModule:
@@ -57,16 +46,18 @@ class PerExampleModule:
         self._capture, self._analysis, self._backend = capture, analysis, backend
         self._rows = 1 if plan.whole == "naive" else plan.rows
         self._spec = [(tuple(x.shape[1:]), x.dtype, x.device) for x in batch]
-        self._filler = batches.filler(batch, self._spec)
+        self._filler, self._ranges = batches.filler(batch, self._spec), batches.ranges(batch)
         named = dict(model.named_parameters(remove_duplicate=False))
         trainable = {p for s in analysis.sites for p in s.params} | set(analysis.unused)
         self._order = parameter_order(capture, trainable)
         self.parameters: dict[str, nn.Parameter] = {n: named[n] for n in self._order}
         self._state = state(model)
+        self._operands = operands(batch[0].device)
         self.step_graph: StepGraph = rewrite(capture, analysis, plan, clip)
         self._others: dict[str, Step] = {}
         self._lid = reserve(self._own_bytes) if self._spec[0][2].type == "cpu" else None
-        self._step, self.backend = self._compile(self.step_graph)
+        self._check: Check | None = None
+        self._step, self.backend = self._compile(batch)
 
     @property
     def proved(self) -> bool:
@@ -145,7 +136,8 @@ class PerExampleModule:
         parts: list[list[Tensor]] = [[], [], []]
         buffers: Sequence[Any] = ()
         for rows, mask, count in batches.physical(batch, self._rows, self._filler):
-            outputs = self._attempt(self._step, rows, mask)
+            step = self._step if self._check is None or not count else guarded(self._first, self.plan, lambda: self.peak)
+            outputs = self._attempt(step, rows, mask)
             found = outputs[3:3 + len(self._order)]
             buffers = outputs[3 + len(self._order):]
             sums = self._keep(found) if sums is None else [s.add_(f) for s, f in zip(sums, found, strict=True)]
@@ -160,7 +152,7 @@ class PerExampleModule:
         inputs = [*self._inputs(rows), mask]
         try:
             return step(*inputs)
-        except FxperexError:
+        except (FxperexError, Warning):
             raise
         except Exception as error:  # each operation fails in its own way
             raise blamed(error, self._program, inputs[:len(self._capture.inputs)], rows) from error
@@ -189,20 +181,43 @@ class PerExampleModule:
                  for rows, mask, count in batches.physical(batch, self._rows, self._filler)]
         return [torch.cat(values) for values in zip(*parts, strict=True)]
 
-    def _compile(self, graph: StepGraph) -> tuple[Step, str]:
-        inputs = self.example_inputs()
+    def _compile(self, batch: tuple[Tensor, ...]) -> tuple[Step, str]:
+        """The step and what runs it, compared with the eager graph on rows that stand in for `batch`; its first batch is too."""
+        names = ["the losses", "the norms", "the factors", *(f"the sum of {n!r}" for n in self._order),
+                 *(f"the buffer {n!r}" for n in self._capture.mutated)]
+        check = Check(self.step_graph, names, 3)
+        compiling = guarded(self._compared, self.plan, lambda: self.peak)
+        step, backend = compiling(check, batch if len(batch[0]) else self._filler)
+        self._check = None if backend == "eager" else check
+        return guarded(step, self.plan, lambda: self.peak), backend
+
+    def _compared(self, check: Check, shown: tuple[Tensor, ...]) -> tuple[Step, str]:
         # Parameters and buffers stay where they are; batch, clip inputs and mask come anew with every step.
         fixed = [kind != "batch" for kind, _ in self._capture.inputs.values()]
-        fixed += [False] * (len(inputs) - len(fixed))
+        fixed += [False] * (len(self.clip.inputs()) + 1)
+        on = [] if self._backend == "eager" else tries(check, shown, self._rows, lambda rows, mask: [*self._inputs(rows), mask])
+        inputs = on[0][1] if on else self.example_inputs()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("default", BackendWarning)
-            step, backend = compile_step(graph, inputs, self._backend, fixed)
-        return guarded(step, self.plan, lambda: self.peak), backend
+            return compile_step(self.step_graph, inputs, self._backend, fixed, check, on)
+
+    def _first(self, *inputs: Tensor) -> Sequence[Any]:
+        """The step's first batch, by the eager graph as well; where they differ the step is eager from here on."""
+        check = self._check
+        assert check is not None
+        text, outputs = check(self._step, inputs, "the first batch")
+        self._check = None
+        if text:
+            other, self.backend = self.backend, "eager"
+            self._step = guarded(check.eager, self.plan, lambda: self.peak)
+            warnings.warn(BackendWarning(f"the step by {other} is not the eager one, it runs eagerly from here on: {text}"),
+                          stacklevel=6)
+        return outputs
 
     def example_inputs(self) -> list[Tensor]:
-        """Returns stand-in inputs of the step graph: the model's own tensors, a batch of zeros, a full mask."""
-        rows = tuple(torch.zeros((self._rows, *shape), dtype=dtype, device=device) for shape, dtype, device in self._spec)
+        """Returns stand-in inputs of the step graph: the model's own tensors, copies of one row, a full mask."""
+        rows = tuple(x.expand(self._rows, *x.shape[1:]).contiguous() for x in (row[:1] for row in self._filler))
         return [*self._inputs(rows), torch.ones(self._rows, dtype=torch.bool, device=rows[0].device)]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -215,13 +230,17 @@ class PerExampleModule:
         return save(self, path)
 
     def _inputs(self, rows: tuple[Tensor, ...]) -> list[Tensor]:
+        """What the step graph takes before the mask, of the model as it is."""
         named = dict(self.model.named_parameters(remove_duplicate=False))
-        named |= dict(self.model.named_buffers(remove_duplicate=False))
+        return self._assembled(named | dict(self.model.named_buffers(remove_duplicate=False)), rows)
+
+    def _assembled(self, named: dict[str, Tensor], rows: tuple[Tensor, ...], *mask: Tensor) -> list[Tensor]:
+        """What the step graph takes, in its order, of parameters and buffers by name, rows and mask."""
         values = []
         for kind, key in self._capture.inputs.values():
             value = rows[key] if kind == "batch" else self._capture.constants[key] if kind == "constant" else named[key]
             values.append(value.detach())
-        return values + [x.to(rows[0].device) for x in self.clip.inputs()]
+        return [*values, *(x.to(rows[0].device) for x in self.clip.inputs()), *mask]
 
     def check(self, *batch: Tensor) -> None:
         """Raises ShapeError unless `batch` is what the step takes, StateError as `check_model`; runs nothing."""
@@ -229,5 +248,14 @@ class PerExampleModule:
         self.check_model()
 
     def check_model(self) -> None:
-        """Raises StateError if parameters, buffers or training modes are no longer those that were transformed."""
+        """Raises StateError if the model or the precision of products is not as it was at transform.
+
+        Parameters, buffers and training modes must be those that were transformed. Float32 products must
+        not round their operands more than they did then: no norm of this step covers that.
+        """
         compare(self._state, state(self.model))
+        current = operands(self._spec[0][2])
+        if any(error > before for error, before in zip(current, self._operands, strict=True)):
+            raise StateError(f"float32 products and convolutions may now round their operands by {current}, "
+                             f"relative; this step was made for {self._operands}. Set TF32 and matmul "
+                             "precision before transform")

@@ -19,10 +19,10 @@ LEVELS = "0 to 4"
 
 def level() -> int:
     """Returns the level that FXPEREX_SHOW asks for, 0 where it is not set. Raises ConfigError for another word."""
-    given = os.environ.get("FXPEREX_SHOW", "0") or "0"
-    if given not in {"0", "1", "2", "3", "4"}:
-        raise ConfigError(f"FXPEREX_SHOW is a level from {LEVELS}; got {given!r}")
-    return int(given)
+    setting = os.environ.get("FXPEREX_SHOW", "0") or "0"
+    if setting not in {"0", "1", "2", "3", "4"}:
+        raise ConfigError(f"FXPEREX_SHOW is a level from {LEVELS}; got {setting!r}")
+    return int(setting)
 
 
 def show(least: int, title: str, value: Any) -> None:

@@ -18,16 +18,16 @@ class StepGraph(fx.GraphModule):
 def copied(graph: fx.GraphModule) -> fx.GraphModule:
     """Returns a copy whose nodes may be changed; modules and constants are shared."""
     new = fx.Graph()
-    made: dict[fx.Node, fx.Node] = {}
+    copies: dict[fx.Node, fx.Node] = {}
     for node in graph.graph.nodes:
-        made[node] = new.node_copy(node, made.__getitem__)
+        copies[node] = new.node_copy(node, copies.__getitem__)
     return fx.GraphModule(graph, new)
 
 
 def readable(graph: fx.Graph) -> str:
     """Returns the graph, one node a line with shape and dtype, under a comment line per site and role."""
     lines: list[str] = ["# inputs: parameters, buffers, batch, mask"]
-    at, summed = "", False
+    group, summed = "", False
     behind: set[fx.Node] = set()  # nodes that a site's norm reaches
     for node in graph.nodes:
         mark = node.meta.get("fxperex")
@@ -35,16 +35,16 @@ def readable(graph: fx.Graph) -> str:
             behind.add(node)
         summed = summed or (mark is not None and mark[2] == "weighted_sum")
         if not node.all_input_nodes:  # a constant belongs to what it stands in
-            part = at or "forward and backward"
+            part = group or "forward and backward"
         elif node.meta.get("part") == "recomputed":
             part = "recomputed forward"
         elif mark is not None:
             part = f"{mark[0]}: {mark[1]} ({mark[2]})"
         else:
             part = "clip factors and totals" if summed or node in behind else "forward and backward"
-        if part != at and node.op == "call_function":
+        if part != group and node.op == "call_function":
             lines.append(f"\n# {part}")
-            at = part
+            group = part
         lines.append(f"{node.name}{_type(node)} = {_call(node)}")
     return "\n".join(lines)
 

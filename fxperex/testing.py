@@ -48,8 +48,8 @@ def loop(model: nn.Module, forward: Callable[..., Tensor], batch: tuple[Tensor, 
     named = {n: p for n, p in exact.named_parameters() if p.requires_grad}
     rows: dict[str, list[Tensor]] = {n: [] for n in named}
     for b in range(len(batch[0])):
-        one = tuple(x[b:b + 1].to(dtype) if x.is_floating_point() else x[b:b + 1] for x in batch)
-        loss = forward(exact, *one).sum()
+        example = tuple(x[b:b + 1].to(dtype) if x.is_floating_point() else x[b:b + 1] for x in batch)
+        loss = forward(exact, *example).sum()
         grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         for (name, p), g in zip(named.items(), grads, strict=True):
             rows[name].append(torch.zeros_like(p) if g is None else g)
@@ -91,9 +91,9 @@ OTHERS: dict[str, Callable[[Tensor], Tensor]] = {
 def replaced(batch: Batch, keep: int, probe: str) -> Batch:
     """Returns `batch` with every example but `keep` replaced, by what `probe` says."""
     def one(x: Tensor) -> Tensor:
-        made = (FLOATS if x.is_floating_point() else OTHERS)[probe](x).clone()
-        made[keep] = x[keep]
-        return made
+        probed = (FLOATS if x.is_floating_point() else OTHERS)[probe](x).clone()
+        probed[keep] = x[keep]
+        return probed
 
     return tuple(one(x) for x in batch)
 
@@ -108,9 +108,9 @@ def moved(gradients: Callable[[Batch], Tensor], batch: Batch, keeps: range | Non
             if after.shape != before.shape:
                 yield probe, keep, float("inf")
                 continue
-            one, two = before[keep], after[keep]
-            size = float(one.norm())
-            far = float((one - two).norm()) / (size or 1.0)
+            old, new = before[keep], after[keep]
+            size = float(old.norm())
+            far = float((old - new).norm()) / (size or 1.0)
             yield probe, keep, far if far == far else float("inf")  # NaN moved it furthest
 
 

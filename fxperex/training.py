@@ -94,8 +94,8 @@ def run(job: Job, *, plain: bool = True, progress: Progress | None = None,
 def accuracy(model: nn.Module, pair: tuple[Tensor, Tensor]) -> float:
     """Returns the share of `pair` = (images in [0, 1], labels) that `model` labels correctly."""
     with torch.no_grad():
-        found = torch.cat([model(standardise(x)).argmax(1) for x in pair[0].split(1024)])
-    return float((found == pair[1]).double().mean())
+        predicted = torch.cat([model(standardise(x)).argmax(1) for x in pair[0].split(1024)])
+    return float((predicted == pair[1]).double().mean())
 
 
 def main(job: Job, seeds: int = 1) -> list[Outcome]:

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from fxperex.analysis import Analysis, find_sites, prove
+from fxperex.arguments import check_batch, check_callable, check_dtypes, check_strategy
 from fxperex.capture import Capture, capture
 from fxperex.clipping import Clip, as_rule
 from fxperex.compiler import BACKENDS
 from fxperex.devices import profile
 from fxperex.distributed import refuse_distributed
-from fxperex.errors import ConfigError, CoverageError, ShapeError
+from fxperex.elsewhere import Elsewhere
+from fxperex.errors import ConfigError, CoverageError
 from fxperex.frame import trace_frames
 from fxperex.planner import Plan, make_plan, parse_memory
 from fxperex.planner.make import check_rows
@@ -95,19 +97,25 @@ def outline(
 
     Model and batch may be on the meta device: planning needs neither weights nor the device that `device` names.
     """
-    budget, here = parse_memory(memory), _check_batch(batch)
+    check_strategy(strategy)
+    budget, here = parse_memory(memory), check_batch(batch)
     trainable = _check_model(model, here)
     rows = _check_rows(physical_batch, batch)
     if loss is not None and forward is not None:
         raise ConfigError("give loss or forward, not both")
+    check_callable(loss, "loss")
+    check_callable(forward, "forward")
     if isinstance(strategy, Plan):
         rows = check_rows(strategy, None if physical_batch is None else rows)
-    run = _autocast(forward or as_forward(loss), autocast, here)
+    run = _autocast(forward or as_forward(loss), autocast, device or here)
+    # The meta device has no autocast: the model is looked at as on the device that the plan is for.
+    elsewhere = Elsewhere(device, here) if autocast and device and here.type == "meta" else None
     logical = max(len(batch[0]), 1)
     with _same_random_state(batch):
         # Code that makes a tensor without saying where means the model's device.
         with here if here.type == "meta" else contextlib.nullcontext():
-            captured = capture(model, run, batch, logical if rows is None else rows)
+            captured = capture(model, run, batch, logical if rows is None else rows, elsewhere)
+        check_dtypes(captured)
         analysis = find_sites(captured, prove(captured), trainable)
         analysis = analysis if device is None else analysis.on(device)
         if not analysis.sites:
@@ -126,19 +134,6 @@ def _same_random_state(batch: object) -> Any:
 
 def _frozen(model: nn.Module, trainable: set[str]) -> tuple[str, ...]:
     return tuple(n for n, p in model.named_parameters() if not p.requires_grad and n not in trainable)
-
-
-def _check_batch(batch: object) -> torch.device:
-    if not isinstance(batch, tuple) or not batch or not all(isinstance(x, Tensor) for x in batch):
-        raise ShapeError(f"batch must be a tuple of tensors, examples first; got {type(batch).__name__}"
-                         + (f" of {[type(x).__name__ for x in batch]}" if isinstance(batch, tuple | list) else ""))
-    if any(x.dim() == 0 for x in batch):
-        raise ShapeError("a batch tensor has no dimensions; every tensor needs the examples in dimension 0")
-    if len({len(x) for x in batch}) != 1:
-        raise ShapeError(f"batch tensors have different numbers of examples: {[list(x.shape) for x in batch]}")
-    if len({x.device for x in batch}) != 1:
-        raise ShapeError(f"batch tensors are on different devices: {[str(x.device) for x in batch]}")
-    return batch[0].device
 
 
 def _check_model(model: object, device: torch.device) -> set[str]:

@@ -39,8 +39,8 @@ def _sites_complete(graph: fx.GraphModule) -> None:
             roles.setdefault(mark[0], set()).add(mark[2])
         elif str(node.target) in WEIGHT_GRADIENTS and _makes_weight_gradient(node):
             raise CoverageError(f"internal: {node.name} computes an ordinary weight gradient outside every site")
-    for site, found in roles.items():
-        if "norm" in found and "weighted_sum" not in found:
+    for site, roles_of_site in roles.items():
+        if "norm" in roles_of_site and "weighted_sum" not in roles_of_site:
             raise CoverageError(f"internal: {site} has a norm and no weighted sum")
 
 
@@ -49,14 +49,14 @@ def _makes_weight_gradient(node: fx.Node) -> bool:
 
 
 def _reaches(start: fx.Node, end: fx.Node) -> bool:
-    seen: set[fx.Node] = set()
+    visited: set[fx.Node] = set()
     todo = [end]
     while todo:
         node = todo.pop()
         if node is start:
             return True
-        if node not in seen:
-            seen.add(node)
+        if node not in visited:
+            visited.add(node)
             todo.extend(node.all_input_nodes)
     return False
 

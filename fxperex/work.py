@@ -113,8 +113,8 @@ def each_by_convolution(site: Site, d: Dims, way: str) -> Work:
     if d.G > 1 and d.taps == d.D:
         return depthwise(site, d, f"depthwise_{way}")
     # The groups of `crb` have one input each, so only their outputs can leave blocks unfilled.
-    rest = "_partial" if partial(d.D // d.taps if way == "vmap" else BLOCK, d.P) else ""
-    return convolutions(site, d, f"conv_{way}{rest}", d.B * d.G, 1)
+    suffix = "_partial" if partial(d.D // d.taps if way == "vmap" else BLOCK, d.P) else ""
+    return convolutions(site, d, f"conv_{way}{suffix}", d.B * d.G, 1)
 
 
 def by_convolution(site: Site) -> bool:

@@ -1,8 +1,9 @@
 """Capture -> where the example axis is in every tensor, or BatchMixingError.
 
 Abstract interpretation. A tensor's state is None (the batch cannot reach it), a `BatchAxis`, or
-`Reduced`: a scalar that sums or averages over the batch, which only a loss may be. Every rule follows
-positions, never sizes. An operation without a rule is an error: nothing is assumed.
+`Reduced`: a scalar that sums or averages over the batch, which only a loss may be;
+`fxperex.analysis.state` says what each promises. Every rule follows positions, never sizes. An
+operation without a rule is an error: nothing is assumed.
 
 Theorem. If every rule holds and the loss has the batch axis at 0, example i's loss does not depend on
 example j's rows, hence neither does its gradient: one example moves the sum of clipped gradients by at
@@ -20,8 +21,8 @@ from torch import fx
 
 from fxperex.analysis.rules import RULES
 from fxperex.analysis.rules.random import refuse_shared_draw
-from fxperex.analysis.rules.table import Rule
-from fxperex.analysis.state import Context, Mixes, Reduced, State
+from fxperex.analysis.rules.table import READS, Rule
+from fxperex.analysis.state import SUMMED, Context, Mixes, Reduced, State, settled
 from fxperex.capture import Capture, module_path
 from fxperex.errors import BatchMixingError, MutationError
 from fxperex.lines import source_line
@@ -32,12 +33,13 @@ Axes = dict[str, Any]
 # Operations that may take the batch size as a number: it says a size, and the result's size is checked.
 SIZED = {f"aten.{op}" for op in (
     "view", "reshape", "_unsafe_view", "_reshape_copy", "view_copy", "unflatten", "expand", "broadcast_to", "repeat",
-    "slice", "narrow", "arange", "zeros", "ones", "empty", "rand", "randn", "new_zeros", "new_ones", "new_empty", "full",
-    "new_full", "randint", "split", "split_with_sizes", "slice_scatter", "add", "sub", "mul", "div", "rsub")}
+    "repeat_interleave", "slice", "narrow", "arange", "zeros", "ones", "empty", "rand", "randn", "new_zeros",
+    "new_ones", "new_empty", "full", "new_full", "randint", "split", "split_with_sizes", "slice_scatter", "add", "sub",
+    "mul", "div", "rsub")}
 # Operations that may see `arange(len(x))`: they move it, or index the batch with it.
 COUNTED = {f"aten.{op}" for op in (
-    "index", "_unsafe_index", "view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "expand", "permute", "transpose",
-    "t", "_to_copy", "to", "clone", "alias", "detach", "contiguous", "lift_fresh_copy", "zeros_like", "ones_like",
+    "index", "_unsafe_index", "view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "expand", "permute",
+    "transpose", "t", "_to_copy", "to", "clone", "alias", "detach", "contiguous", "lift_fresh_copy", "zeros_like", "ones_like",
     "new_zeros", "new_ones", "flatten", "unflatten", "slice")}
 
 
@@ -58,14 +60,19 @@ def prove(capture: Capture) -> Axes:
     """
     states: dict[fx.Node, State] = {}
     twins: dict[fx.Node, State] = {}
-    sizes = capture.main.rows, capture.twin.rows
+    main, other = capture.main.rows, capture.twin.rows
+    owned: set[fx.Node] = set()  # parameters, and what is made of them alone
     for node, twin in zip(capture.main.nodes, capture.twin.nodes, strict=True):
         if node.op == "placeholder":
-            states[node] = twins[twin] = BatchAxis(0) if capture.inputs[node.name][0] == "batch" else None
+            kind = capture.inputs[node.name][0]
+            states[node] = twins[twin] = BatchAxis(0) if kind == "batch" else None
+            owned.update([node] if kind == "parameter" else [])
         elif node.op == "call_function":
-            context = Context(node, twin, states, *sizes)
+            entered = any(n in owned for n in node.all_input_nodes) and not _name(node.target).startswith("aten.new_")
+            context = Context(node, twin, states, main, other, entered)
             states[node] = _apply(context)
-            twins[twin] = _apply(Context(twin, node, twins, *reversed(sizes)))
+            twins[twin] = _apply(Context(twin, node, twins, other, main, entered))
+            owned.update([node] if entered and states[node] is None else [])
             if states[node] != twins[twin]:
                 raise _refusal(context, "the examples end in another place with one example more")
         elif node.op == "output":
@@ -79,7 +86,7 @@ def _apply(context: Context) -> State:
     node = context.node
     try:
         if node.target is operator.getitem:
-            whole = context.state(0)
+            whole = context.state_of(node.args[0])
             return whole[node.args[1]] if isinstance(whole, tuple) else whole
         name = _name(node.target)
         if name not in SIZED:
@@ -89,9 +96,11 @@ def _apply(context: Context) -> State:
             refuse_shared_draw(context)
             return None
         _check_inputs(context, name)
-        state = _rule(node, name)(context)
+        rule = _rule(node, name)
+        context.reads = READS.get(name, READS["pointwise"])
+        state = rule(context)
         _check_output(context, name, state)
-        return state
+        return settled(state) if context.site else state
     except Mixes as refusal:
         raise _refusal(context, str(refusal)) from None
 
@@ -106,7 +115,8 @@ def _rule(node: fx.Node, name: str) -> Rule:
 
 
 def _check_inputs(context: Context, name: str) -> None:
-    counts = [s for n in context.node.all_input_nodes if isinstance(s := context.states.get(n), BatchAxis) and s.rows]
+    states = map(context.states.get, context.node.all_input_nodes)
+    counts = any(isinstance(s, BatchAxis) and s.rows for s in states)
     if counts and name not in COUNTED:
         raise Mixes("it computes with an example's place in the batch, torch.arange(len(x)), which changes with "
                     "every other example; use it as an index of the batch dimension only")
@@ -125,7 +135,7 @@ def _check_output(context: Context, name: str, state: State) -> None:
             raise Mixes(f"its result {list(one.shape)} has no fixed place for each example")
     given = [context.states.get(n) for n in context.node.all_input_nodes]
     if any(isinstance(s, Reduced) for s in given) and not all(isinstance(s, Reduced) for s in states):
-        raise Mixes("an input was already summed or averaged over the batch, so every example would see all")
+        raise Mixes(SUMMED)
     if all(s is None for s in states) and any(s is not None for s in given) and not name.startswith("aten.new_"):
         raise Mixes("its result has lost the batch")
 

@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from fxperex.analysis.rules.layers import CLASSIFY, REDUCTION, loss_name
-from fxperex.analysis.state import Reduced
+from fxperex.analysis.state import Reduced, arguments
 from fxperex.capture import Capture, Program
 from fxperex.errors import CaptureError, CoverageError, SemanticsWarning, ShapeError
 from fxperex.lines import source_line
@@ -50,6 +50,7 @@ class _Rewriter:
         self.axes, self.rows, self.graph, self.copies = axes, program.rows, graph, copies
         self.twins = dict(zip((n.name for n in capture.main.nodes), capture.twin.nodes, strict=True))
         self.mains = {n.name: n for n in capture.main.nodes}
+        self.main_rows = capture.main.rows
         self.made: dict[str, fx.Node] = {}
 
     def final(self, node: fx.Node) -> fx.Node:
@@ -102,13 +103,13 @@ class _Rewriter:
         main, twin = self.mains[node.name].args[index], self.twins[node.name].args[index]
         if main == twin or not isinstance(main, int | float):
             return arg
-        # A sum divided by the number of examples: for one example the number is its share.
-        share = twin - main  # type: ignore[operator]
-        if loss_name(node.target) not in {"div", "mul"} or not math.isclose(
-                main, share * len_of(self.mains[node.name], self.axes, main, share)):
+        # A sum divided by the number of examples: for one example the number is its share of one.
+        alone = of_one(main, twin, self.main_rows)
+        if loss_name(node.target) not in {"div", "mul"} or alone is None:
             raise CaptureError(f"the loss at {source_line(node)} computes with the batch size in a way that has no "
-                               "meaning for one example; return one loss per example instead")
-        return share
+                               "meaning for one example: a mean divides by exactly as many as there are. Write "
+                               ".mean() or / len(x), or return one loss per example")
+        return alone
 
     def _own(self, value: fx.Node, axis: BatchAxis, fake: torch.Tensor, kind: str) -> fx.Node:
         """One number per example: its own mean or sum over everything but the batch."""
@@ -121,32 +122,27 @@ class _Rewriter:
         return call(aten.sum.dim_IntList if kind == "sum" else aten.mean.dim, (flat, [1]))
 
     def _loss(self, node: fx.Node, name: str) -> fx.Node:
-        at = REDUCTION[name]
         schema = node.target._schema.arguments  # type: ignore[union-attr]
-        given = {s.name: a for s, a in zip(schema, node.args, strict=False)} | dict(node.kwargs)
-        kind = "mean" if given.get("reduction", 1) == 1 else "sum"
-        score, target = given[schema[0].name], given[schema[1].name]
-        named = {k: self.copies[v] if isinstance(v, fx.Node) else v for k, v in given.items()}
-        named["reduction"] = 0
-        args = [named.pop(s.name, s.default_value) for s in schema[: at + 1]]
+        given = arguments(node)
+        kind = "mean" if given["reduction"] == 1 else "sum"
+        named = {k: self.copies[v] if isinstance(v, fx.Node) else v for k, v in given.items()} | {"reduction": 0}
+        args = [named.pop(s.name) for s in schema if not s.kwarg_only]
         value = self.graph.call_function(node.target, tuple(args), named)  # type: ignore[arg-type]
-        axis, shape = self._place(score, target)
-        if name in CLASSIFY and not target.meta["val"].dtype.is_floating_point:
-            axis, shape = self.axes[target.name], target.meta["val"]
-            if kind == "mean":
-                return self._normalised(node, given, value, axis, shape)
-        elif name in CLASSIFY:
-            # Class probabilities: the loss drops dimension 1 of the scores, behind the batch.
-            fake = score.meta["val"]
-            shape = fake.new_empty([s for i, s in enumerate(fake.shape) if i != min(1, fake.dim() - 1)])
-        return self._own(value, axis, shape, kind)
+        axis, fake = self.axes[node.name].axis, self._unreduced(node, name)
+        if kind == "mean" and name in CLASSIFY and not given["target"].meta["val"].dtype.is_floating_point:
+            return self._normalised(node, given, value, axis, fake)
+        return self._own(value, axis, fake, kind)
 
-    def _place(self, score: fx.Node, target: fx.Node) -> tuple[BatchAxis, torch.Tensor]:
-        axis = self.axes[score.name] or self.axes[target.name]
-        if score.meta["val"].shape != target.meta["val"].shape and score.meta["val"].dim() == target.meta["val"].dim():
-            shape = torch.broadcast_shapes(score.meta["val"].shape, target.meta["val"].shape)
-            return axis, score.meta["val"].new_empty(shape)
-        return axis, score.meta["val"]
+    def _unreduced(self, node: fx.Node, name: str) -> torch.Tensor:
+        """A tensor of the shape that the loss would have without its reduction."""
+        values = [a.meta["val"] for a in arguments(node).values() if isinstance(a, fx.Node)]
+        score, target = values[:2]
+        if name not in CLASSIFY:
+            return score.new_empty(torch.broadcast_shapes(*(v.shape for v in values)))
+        if not target.dtype.is_floating_point:
+            return target
+        # Class probabilities: the loss drops dimension 1 of the scores, after the batch.
+        return score.new_empty([s for i, s in enumerate(score.shape) if i != min(1, score.dim() - 1)])
 
     def _normalised(self, node: fx.Node, given: dict[str, Any], value: fx.Node, axis: BatchAxis,
                     fake: torch.Tensor) -> fx.Node:
@@ -173,6 +169,9 @@ def value_dtype(given: dict[str, Any]) -> torch.dtype:
     return given["self"].meta["val"].dtype
 
 
-def len_of(node: fx.Node, axes: dict[str, Any], main: Any, share: Any) -> float:
-    """Number of examples if `main` is a multiple of it: `main / share` with `share = twin - main`."""
-    return round(main / share) if share else 0
+def of_one(main: Any, twin: Any, rows: int) -> int | float | None:
+    """The number at one example that is `main` at `rows` and `twin` at one more, if it is a
+    multiple of the number of examples or of one over it; None if it is neither."""
+    if math.isclose(main * (rows + 1), twin * rows):
+        return main // rows if isinstance(main, int) and main % rows == 0 else main / rows
+    return main * rows if math.isclose(main * rows, twin * (rows + 1)) else None

@@ -1,7 +1,8 @@
 """The parameter-only part of the graph: what each tensor is made of, and whether its pull-back keeps norms.
 
-Every tensor gets the number of its value: two nodes with one number hold the same numbers, however often the
-program writes the view, the chunk or the product down.
+Whether a gradient passes an operation is asked of autograd itself, on values without storage: no list of dtypes or
+operations can then leave a parameter out in silence. Every tensor gets the number of its value: two nodes with one number
+hold the same numbers, however often the program writes the view, the chunk or the product down.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ ISOMETRIC = SAME | {"aten.view", "aten.permute", "aten.transpose", "aten.t", "at
                     "aten.squeeze", "aten._unsafe_view", "aten.flatten", "aten.unflatten", "aten.numpy_T", "aten.movedim"}
 TURNS = {"aten.permute", "aten.transpose", "aten.t", "aten.numpy_T", "aten.movedim"}
 CASTS = {"aten._to_copy", "aten.to"}
-PIECES = {"aten.split", "aten.chunk", "aten.split_with_sizes", "aten.unbind", "aten.select", "aten.slice"}
-BLOCKED = {"aten.detach"}
+LISTS = {"aten.split", "aten.chunk", "aten.split_with_sizes", "aten.unbind"}  # a list of pieces
+PIECES = LISTS | {"aten.select", "aten.slice"}
 
 
 @dataclass(frozen=True)
@@ -57,20 +58,35 @@ class Origins:
 
     of: dict[fx.Node, Origin] = field(default_factory=dict)
     numbers: dict[Hashable, int] = field(default_factory=dict)
+    values: dict[fx.Node, Any] = field(default_factory=dict)  # fake ones, with gradient
 
     def parameter(self, node: fx.Node, name: str) -> None:
         self.of[node] = Origin(frozenset([name]), self._number(("parameter", name)))
+        self.values[node] = node.meta["val"].detach().requires_grad_()
 
     def follow(self, node: fx.Node) -> None:
-        """Adds a parameter-only node; leaves it out where no gradient passes."""
-        value, name = node.meta["val"], packet_name(node)
-        floats = [v for v in pytree.tree_leaves(value) if isinstance(v, torch.Tensor) and v.dtype.is_floating_point]
-        if name in BLOCKED or not floats:
+        """Adds a parameter-only node; leaves it out if no gradient passes."""
+        value, name = self._value(node), packet_name(node)
+        if not _tracked(value):
             return
+        self.values[node] = value
         sources = [self.of[n] for n in node.all_input_nodes if n in self.of]
         params = frozenset[str]().union(*(s.params for s in sources))
         made = Origin(params, self._number(self._key(node)), False)
         self.of[node] = self._view(node, name, sources[0], made) if len(node.all_input_nodes) == 1 else made
+
+    def passes(self, node: fx.Node, at: int) -> bool:
+        """True if a gradient passes from the outputs of `node` to its flat argument `at` alone."""
+        return _tracked(self._value(node, at))
+
+    def _value(self, node: fx.Node, alone: int | None = None) -> Any:
+        """The node's value, with gradient by every argument that has one, or by flat argument `alone` only."""
+        flat, spec = pytree.tree_flatten((node.args, node.kwargs))
+        args = [(self.values[a] if a in self.values and alone in (None, i) else a.meta["val"])
+                if isinstance(a, fx.Node) else a for i, a in enumerate(flat)]
+        positional, named = pytree.tree_unflatten(args, spec)
+        with torch.enable_grad():
+            return node.target(*positional, **named)  # type: ignore[operator]
 
     def _view(self, node: fx.Node, name: str, source: Origin, made: Origin) -> Origin:
         """`made`, with what a view of `source` keeps of it."""
@@ -80,7 +96,7 @@ class Origins:
             return replace(source, turned=source.turned != _transposes(node))
         if name in ISOMETRIC or name in CASTS:
             return replace(made, isometric=source.isometric, piece=source.piece)
-        if name in PIECES or node.target is operator.getitem:
+        if name in PIECES or _takes_piece(node):
             return replace(made, isometric=source.isometric, piece=source.piece or self._piece(node, name))
         return made
 
@@ -88,7 +104,8 @@ class Origins:
         """The piece of its input that `node` is; None where that is not one run of one dimension."""
         if node.target is operator.getitem:
             whole: fx.Node = node.args[0]  # type: ignore[assignment]
-            dim, index, parts = _dim(whole), int(node.args[1]), whole.meta["val"]  # type: ignore[arg-type]
+            dim, parts = _dim(whole), whole.meta["val"]
+            index = node.args[1] % len(parts)  # type: ignore[operator]
             sizes = [1 if packet_name(whole) == "aten.unbind" else p.shape[dim] for p in parts]
             return self._run(whole, dim, sum(sizes[:index]), sum(sizes[:index + 1]))
         if name == "aten.select":
@@ -120,6 +137,15 @@ class Origins:
 
 def packet_name(node: fx.Node) -> str:
     return str(getattr(node.target, "overloadpacket", node.target))
+
+
+def _takes_piece(node: fx.Node) -> bool:
+    """True for an element of a list of pieces; other operations return several results that are none."""
+    return node.target is operator.getitem and packet_name(node.args[0]) in LISTS  # type: ignore[arg-type]
+
+
+def _tracked(value: Any) -> bool:
+    return any(isinstance(t, torch.Tensor) and t.requires_grad for t in pytree.tree_leaves(value))
 
 
 def _transposes(node: fx.Node) -> bool:

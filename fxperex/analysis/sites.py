@@ -14,6 +14,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from fxperex.analysis.dropped import refuse_dropped
 from fxperex.analysis.joining import join
 from fxperex.analysis.origins import Origin, Origins, packet_name
 from fxperex.analysis.state import Reduced
@@ -44,6 +45,13 @@ class Analysis:
 
 def find_sites(capture: Capture, axes: dict[str, Any], trainable: set[str]) -> Analysis:
     """Returns the Analysis of `capture` for the `trainable` parameter names. Raises CoverageError."""
+    with capture.fakes:
+        analysis = _analysis(capture, axes, trainable)
+        refuse_dropped(capture, analysis.unused)
+    return analysis
+
+
+def _analysis(capture: Capture, axes: dict[str, Any], trainable: set[str]) -> Analysis:
     origins = Origins()
     found: list[tuple[Site, Origin, Hashable]] = []
     live = _reaches_loss(capture)
@@ -58,8 +66,8 @@ def find_sites(capture: Capture, axes: dict[str, Any], trainable: set[str]) -> A
                                     "parameters belongs into the optimizer (weight_decay)")
             if axes[node.name] is None:
                 origins.follow(node)
-            elif str(node.target) not in {"aten.detach.default"}:
-                found += _sites_of(capture, node, axes, origins.of)
+            else:
+                found += _sites_of(capture, node, axes, origins)
     named = _finish(join(found))
     used = {p for s in named for p in s.params}
     return Analysis(axes, tuple(named), _groups(named), frozenset(n.name for n in origins.of),
@@ -78,27 +86,29 @@ def _reaches_loss(capture: Capture) -> set[fx.Node]:
 
 
 def _sites_of(capture: Capture, node: fx.Node, axes: dict[str, Any],
-              origins: dict[fx.Node, Origin]) -> list[tuple[Site, Origin, Hashable]]:
+              origins: Origins) -> list[tuple[Site, Origin, Hashable]]:
     flat, _ = pytree.tree_flatten((node.args, node.kwargs))
-    outs = [v for v in pytree.tree_leaves(node.meta["val"]) if isinstance(v, torch.Tensor) and v.dtype.is_floating_point]
-    if not outs:
-        return []
+    outs = [v for v in pytree.tree_leaves(node.meta["val"]) if isinstance(v, torch.Tensor)]
     axis = next(s for s in pytree.tree_leaves(axes[node.name], is_leaf=lambda s: isinstance(s, BatchAxis))
                 if isinstance(s, BatchAxis))
+    inputs = [v for n in node.all_input_nodes for v in pytree.tree_leaves(n.meta["val"])]
+    real = not any(isinstance(v, torch.Tensor) and v.is_complex() for v in (*inputs, *outs))
     found = []
     for at, arg in enumerate(flat):
-        if not isinstance(arg, fx.Node) or arg not in origins:
+        if not isinstance(arg, fx.Node) or arg not in origins.of or not origins.passes(node, at):
             continue
-        weight = arg.meta["val"]
+        weight, origin = arg.meta["val"], origins.of[arg]
         if not isinstance(weight, torch.Tensor):
             raise CoverageError(f"{node.target} at {source_line(node)} takes a list of parameters in one piece")
-        name, kind = next((k, kind) for k, kind in kinds().items() if kind.claims(node, at))
-        params, rows = tuple(sorted(origins[arg].params)), capture.main.rows
+        # Closed formulas are for real numbers; the rest asks autograd.
+        name, kind = next((k, kind) for k, kind in kinds().items()
+                          if (kind.claims(node, at) if real else k == "generic"))
+        params, rows = tuple(sorted(origin.params)), capture.main.rows
         site = Site("+".join(params), node.name, arg.name, at, name, packet_name(node), params, tuple(weight.shape),
-                    weight.dtype, rows, kind.dims(node, at, rows, axis), origins[arg].isometric, True,
+                    weight.dtype, rows, kind.dims(node, at, rows, axis), origin.isometric and real, True,
                     f"{module_path(node) or 'model'}, {source_line(node)}", weight.device,
-                    outputs=sum(v.numel() for v in outs))
-        found.append((site, origins[arg], kind.layout(node, at) if hasattr(kind, "layout") else None))
+                    outputs=sum(v.numel() for v in outs if v.is_floating_point() or v.is_complex()))
+        found.append((site, origin, kind.layout(node, at) if hasattr(kind, "layout") else None))
     return found
 
 

@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     table = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in commands():
         command = importlib.import_module(f"fxperex.cli.{name}")
-        one = table.add_parser(name, help=command.HELP, description=command.HELP)
-        command.options(one)
-        one.set_defaults(run=command.run)
+        subparser = table.add_parser(name, help=command.HELP, description=command.HELP)
+        command.options(subparser)
+        subparser.set_defaults(run=command.run)
     return parser

@@ -44,9 +44,9 @@ def planned(options: argparse.Namespace) -> tuple[Outline, Frames, Profile]:
     device = target(options.device)
     _positive(options)
     model, batch = make(options, "meta"), stand_in(options, "meta")
-    made = outline(model, batch, LOSS, strategy=options.strategy, memory=options.memory,
+    outlined = outline(model, batch, LOSS, strategy=options.strategy, memory=options.memory,
                    physical_batch=_rows(options.physical_batch), device=device)
-    return made, trace_frames(made.capture, made.analysis), profile(device)
+    return outlined, trace_frames(outlined.capture, outlined.analysis), profile(device)
 
 
 def make(options: argparse.Namespace, device: str) -> nn.Module:
@@ -90,11 +90,11 @@ def _model(name: str, classes: int, group: bool) -> nn.Module:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        made = getattr(importlib.import_module("torchvision.models" if package == "torchvision" else package), factory)
+        build = getattr(importlib.import_module("torchvision.models" if package == "torchvision" else package), factory)
     except Exception as e:  # whatever the user's module raises when it is imported
         raise ConfigError(f"cannot find {name!r}: {type(e).__name__}: {e}") from e
     try:
-        model = _call(made, classes, group and package == "torchvision")
+        model = _call(build, classes, group and package == "torchvision")
     except Exception as e:
         raise ConfigError(f"{name} could not be called: {type(e).__name__}: {e}") from e
     if not isinstance(model, nn.Module):
@@ -105,15 +105,15 @@ def _model(name: str, classes: int, group: bool) -> nn.Module:
 def _call(made: Any, classes: int, group: bool) -> Any:
     if not callable(made) or isinstance(made, nn.Module):
         return made
-    taken = inspect.signature(made).parameters
-    anything = any(p.kind == p.VAR_KEYWORD for p in taken.values()) and group
-    given: dict[str, Any] = {"num_classes": classes} if "num_classes" in taken or anything else {}
+    parameters = inspect.signature(made).parameters
+    anything = any(p.kind == p.VAR_KEYWORD for p in parameters.values()) and group
+    options: dict[str, Any] = {"num_classes": classes} if "num_classes" in parameters or anything else {}
     if not group:
-        return made(**given)
+        return made(**options)
     try:
-        return made(**given, norm_layer=group_norm)
+        return made(**options, norm_layer=group_norm)
     except TypeError:
-        return made(**given)
+        return made(**options)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -45,26 +45,26 @@ def run(options: argparse.Namespace) -> None:
     with progress("auditing") as report:
         for i, name in enumerate(n for n in names if n != ONE_RUN):
             verdicts.append(_attack(name, setting, i, report))
-        one = _one_run(options, report) if ONE_RUN in names else None
-    print("\n".join(aligned(HEAD, [_row(v) for v in verdicts] + ([_one_row(one)] if one else []))))
+        single_run = _one_run(options, report) if ONE_RUN in names else None
+    print("\n".join(aligned(HEAD, [_row(v) for v in verdicts] + ([_one_row(single_run)] if single_run else []))))
     if options.json is not None:
-        _write(options.json, setting, verdicts, one)
-    failed = [v.attack for v in verdicts if not v.holds] + ([ONE_RUN] if one and not one.holds else [])
+        _write(options.json, setting, verdicts, single_run)
+    failed = [v.attack for v in verdicts if not v.holds] + ([ONE_RUN] if single_run and not single_run.holds else [])
     if failed:
         raise PrivacyError(f"the claimed epsilon is refuted by: {', '.join(failed)}. At {options.confidence:g} confidence one "
                            "bound in some hundred passes by chance; run again with more --runs, and report it if it stays")
 
 
 def _names(options: argparse.Namespace) -> list[str]:
-    known = [*ATTACKS, ONE_RUN]
-    unknown = [n for n in options.only or () if n not in known]
+    names = [*ATTACKS, ONE_RUN]
+    unknown = [n for n in options.only or () if n not in names]
     if unknown:
-        raise ConfigError(f"unknown attack {unknown[0]!r}; valid: {', '.join(known)}")
+        raise ConfigError(f"unknown attack {unknown[0]!r}; valid: {', '.join(names)}")
     if options.repeat < 1:
         raise ConfigError(f"--repeat must be above 0; got {options.repeat}")
     if options.json is not None and not options.json.parent.is_dir():
         raise ConfigError(f"the verdicts cannot be written to {options.json}: there is no folder {options.json.parent}")
-    chosen = options.only or known
+    chosen = options.only or names
     return [TIGHT] * (options.repeat if TIGHT in chosen else 0) + [n for n in chosen if n != TIGHT]
 
 

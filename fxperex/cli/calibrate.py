@@ -32,16 +32,16 @@ def run(options: argparse.Namespace) -> None:
     if options.output is not None and not options.output.parent.is_dir():
         raise ConfigError(f"the profile cannot be written to {options.output}: there is no folder {options.output.parent}")
     with progress("measuring") as report:
-        found = calibrate(device, report, options.seconds)
+        measured = calibrate(device, report, options.seconds)
     print(f"{'kernel':<{WIDTH}} {'shapes':>6}  {'typical error':>13}")
-    for kernel, error in found.errors.items():
-        print(f"{kernel:<{WIDTH}} {len(found.samples[kernel]['float32']):>6}  {100 * error:>12.0f}%")
-    if statistics.median(found.errors.values()) > DISTURBED:
+    for kernel, error in measured.errors.items():
+        print(f"{kernel:<{WIDTH}} {len(measured.samples[kernel]['float32']):>6}  {100 * error:>12.0f}%")
+    if statistics.median(measured.errors.values()) > DISTURBED:
         print("warning: the measurements contradict each other, as where other programs run; measure again when they do not")
     if options.output is None:
-        print(f"kept in {save(found)}")
+        print(f"kept in {save(measured)}")
         return
     try:
-        options.output.write_text(found.to_json())
+        options.output.write_text(measured.to_json())
     except OSError as error_:
         raise ConfigError(f"the profile cannot be written to {options.output}: {error_}") from error_

@@ -17,6 +17,6 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    made, frames, rates = planned(options)
-    plan = with_frame(made.plan, frames.at(made.plan.frame_rows), rates)
-    print(draw(options.output, made.capture.main.graph.graph, plan, f"{options.model}, {options.input}"))
+    outlined, frames, rates = planned(options)
+    plan = with_frame(outlined.plan, frames.at(outlined.plan.frame_rows), rates)
+    print(draw(options.output, outlined.capture.main.graph.graph, plan, f"{options.model}, {options.input}"))

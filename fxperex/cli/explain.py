@@ -19,8 +19,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    made, frames, rates = planned(options)
-    plan, others = explained(made.plan, frames, rates)
-    print(plan.to_json() if options.json else full(plan, others))
+    outlined, frames, rates = planned(options)
+    plan, rivals = explained(outlined.plan, frames, rates)
+    print(plan.to_json() if options.json else full(plan, rivals))
     if options.draw:
-        draw(options.draw, made.capture.main.graph.graph, plan, f"{options.model}, {options.input}")
+        draw(options.draw, outlined.capture.main.graph.graph, plan, f"{options.model}, {options.input}")

@@ -19,5 +19,5 @@ def run(_: argparse.Namespace) -> None:
         print(title)
         for name, entry in table.items():
             module = inspect.getmodule(type(entry))
-            told = (getattr(module, "__doc__", None) or "").strip().partition("\n")[0]
-            print(f"  {name:<14} {told}\n  {'':<14} {getattr(module, '__file__', None) or 'interactive'}")
+            summary = (getattr(module, "__doc__", None) or "").strip().partition("\n")[0]
+            print(f"  {name:<14} {summary}\n  {'':<14} {getattr(module, '__file__', None) or 'interactive'}")

@@ -25,5 +25,5 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    given = {k: v for k, v in vars(options).items() if k not in ("job", "run", "seeds")}
-    training.main(training.Job(**given | {"data": options.data or options.job}), options.seeds)
+    settings = {k: v for k, v in vars(options).items() if k not in ("job", "run", "seeds")}
+    training.main(training.Job(**settings | {"data": options.data or options.job}), options.seeds)

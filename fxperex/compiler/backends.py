@@ -1,6 +1,7 @@
 """Step graph -> callable, by Inductor or eagerly.
 
-`backend="auto"` compiles, times what there is once on stand-in data (on a CPU also images laid out channels last), keeps
+What is not eager is compared with the eager graph before it is used (`check`). `backend="auto"` compiles, times what there
+is once on stand-in data (on a CPU also images laid out channels last), keeps
 the fastest and remembers it for this graph, device and versions; on a CPU what is not eager has to gain a twentieth. If
 Inductor is missing or fails the step runs eagerly and a BackendWarning says why; never silently. What Inductor compiles is kept
 on disk by its own cache: a second process loads it.
@@ -21,12 +22,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 from fxperex.compiler import choice
-from fxperex.compiler.replay import host_waits, record
+from fxperex.compiler.check import Check, first_difference
+from fxperex.compiler.memory import ended
+from fxperex.compiler.replay import Recorder, device_of, host_waits, on, record, stuck
 from fxperex.errors import BackendWarning, ConfigError
 from fxperex.passes import channels_last, plainly
 from fxperex.step_graph import copied
+
+Tries = Sequence[tuple[str, list[Tensor]]]  # (kind of rows, the step's inputs)
 
 BACKENDS = ("auto", "inductor", "eager")
 CHANNELS_LAST = "eager, channels last"  # what "auto" may find fastest beside them
@@ -37,34 +43,93 @@ ROUNDS, SPEND = (10, 60), 1.0  # at least and at most so many turns; no more tha
 Step = Callable[..., Sequence[Any]]
 
 
-def compile_step(graph: fx.GraphModule, inputs: list[Tensor], backend: str,
-                 fixed: Sequence[bool] = ()) -> tuple[Step, str]:
+def compile_step(graph: fx.GraphModule, inputs: list[Tensor], backend: str, fixed: Sequence[bool] = (),
+                 check: Check | None = None, tries: Tries | None = None) -> tuple[Step, str]:
     """Returns (callable, the backend it runs on). Raises ConfigError for an unknown backend.
 
     fixed: for each input, whether it stays at its address from call to call (parameters, buffers): a CUDA graph
     reads those in place and copies the rest. Empty means none.
+    tries: (kind of rows, inputs like `inputs`) on which `check` compares what is not eager with the eager graph; what differs
+    is not used, and a BackendWarning says how.
     """
     if backend not in BACKENDS:
         raise ConfigError(f"unknown backend {backend!r}; valid: {', '.join(BACKENDS)}")
     runs = {"eager": _no_grad(graph)}
     if backend == "eager":
         return runs["eager"], "eager"
-    if backend == "auto" and not (inputs and inputs[0].is_cuda) and (other := channels_last(graph, fixed)) is not None:
-        runs[CHANNELS_LAST] = _no_grad(other)
+    check, tries = check or Check(graph), tries if tries is not None else [("the inputs at hand", inputs)]
+    makers: dict[str, Callable[[], Sequence[Step]]] = {}
+    may_lay_out = backend == "auto" and not _on_gpu(inputs) and not _draws_images(graph)
+    if may_lay_out and (other := channels_last(graph, fixed)) is not None:
+        makers[CHANNELS_LAST] = lambda: [_no_grad(other)]
+    makers["inductor"] = lambda: _ways(graph, inputs, fixed, tries)
     known = choice.recall(graph, inputs) if backend == "auto" else None
-    if known in runs:
-        return runs[known], known
-    try:
-        runs["inductor"] = _inductor(graph, inputs, fixed)
-    except Exception as error:  # a compiler fails in its own many ways; the step must not
-        warnings.warn(BackendWarning(f"Inductor could not compile the step, it runs eagerly: {type(error).__name__}: "
-                                     f"{str(error).splitlines()[0] if str(error) else ''}"), stacklevel=3)
-        return runs["eager"], "eager"
-    if backend == "inductor" or known == "inductor":
-        return runs["inductor"], "inductor"
-    fastest = _fastest(_seconds(runs, inputs), WORTH if inputs and not inputs[0].is_cuda else 1.0)
+    for name in makers if known not in runs | makers else [known]:
+        if name in makers and (step := _trusted(name, makers[name], check, tries)) is not None:
+            runs[name] = step
+    if known in runs or backend == "inductor" or len(runs) == 1:
+        name = known if known in runs else list(runs)[-1]
+        return runs[name], name
+    fastest = _fastest(_seconds(runs, inputs), 1.0 if _on_gpu(inputs) else WORTH)
     choice.remember(graph, inputs, fastest)
     return runs[fastest], fastest
+
+
+def _trusted(name: str, make: Callable[[], Sequence[Step]], check: Check, tries: Tries) -> Step | None:
+    """The first of the ways to run by `name` that is as the eager step; None, and a warning, where none is."""
+    try:
+        ways = make()
+    except Exception as error:  # a compiler fails in its own many ways; the step must not
+        if ended(error) or isinstance(error, Warning):
+            raise
+        warnings.warn(BackendWarning(f"Inductor could not compile the step, it runs eagerly: {type(error).__name__}: "
+                                     f"{str(error).splitlines()[0] if str(error) else ''}"), stacklevel=4)
+        return None
+    for step, instead in zip(ways, [*["it runs without a CUDA graph"] * (len(ways) - 1), "it runs eagerly"], strict=True):
+        text = first_difference(check, step, tries)
+        if not text:
+            return step
+        warnings.warn(BackendWarning(f"the step by {name} is not the eager one, {instead}: {text}"), stacklevel=4)
+    return None
+
+
+def _ways(graph: fx.GraphModule, inputs: list[Tensor], fixed: Sequence[bool], tries: Tries) -> list[Step]:
+    """What Inductor makes of `graph`; on a GPU also recorded, which comes first."""
+    run = _inductor(graph, inputs, fixed)
+    return [*recorded(run, inputs, fixed, host_waits(graph), tries), run] if _on_gpu(inputs) else [run]
+
+
+def recorded(run: Step, inputs: Sequence[Tensor], fixed: Sequence[bool], waits: Sequence[str],
+             tries: Tries, recorder: Recorder | None = None) -> list[Step]:
+    """Returns `run` as one CUDA graph; nothing, and a BackendWarning, where it waits for the host or does not see its inputs."""
+    if waits:
+        warnings.warn(BackendWarning(f"the step runs without a CUDA graph: {waits[0]} waits for the host"), stacklevel=5)
+        return []
+    step = record(run, inputs, fixed or [False] * len(inputs), recorder)
+    if len(tries) > 1 and stuck(step, run, tries[0][1], tries[-1][1]):
+        warnings.warn(BackendWarning("the step runs without a CUDA graph: the recorded one gives the same outputs for two "
+                                     "different inputs, as if it were empty"), stacklevel=5)
+        return []
+    return [step]
+
+
+def _on_gpu(inputs: Sequence[Tensor]) -> bool:
+    return bool(inputs) and inputs[0].is_cuda
+
+
+def _random(graph: fx.GraphModule) -> list[fx.Node]:
+    return [n for n in graph.graph.nodes if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())]
+
+
+def options(graph: fx.GraphModule) -> dict[str, Any]:
+    """Returns Inductor's settings: random numbers are torch's own, as in the eager step; others could not be compared with it."""
+    return {"fallback_random": True} if _random(graph) else {}
+
+
+def _draws_images(graph: fx.GraphModule) -> bool:
+    """True if random numbers fill images, which in another layout get other ones: nothing that could be compared."""
+    values = [v for n in _random(graph) for v in tree_leaves(n.meta.get("val"))]
+    return any(isinstance(v, Tensor) and v.dim() == 4 for v in values)
 
 
 def _fastest(taken: dict[str, float], worth: float) -> str:
@@ -84,16 +149,11 @@ def _inductor(graph: fx.GraphModule, inputs: list[Tensor], fixed: Sequence[bool]
     context = TracingContext(fakes)
     static = [fakes.from_tensor(x.detach(), static_shapes=True) for x in inputs]
     # The compiler takes the graph apart; the one people read stays whole.
-    with torch.no_grad(), tracing(context), torch._inductor.config.patch({"fx_graph_cache": True}):
+    settings = {"fx_graph_cache": True} | options(graph)
+    with torch.no_grad(), tracing(context), torch._inductor.config.patch(settings), on(device_of(inputs)):
         run = _no_grad(compile_fx(plainly(copied(graph)), static))
-    run(*inputs)  # compiles now, so that a failure is seen here
-    if not inputs or not inputs[0].is_cuda:
-        return run
-    waits = host_waits(graph)
-    if waits:
-        warnings.warn(BackendWarning(f"the step runs without a CUDA graph: {waits[0]} waits for the host"), stacklevel=4)
-        return run
-    return record(run, inputs, fixed or [False] * len(inputs))
+        run(*inputs)  # compiles now, so that a failure is seen here
+    return run
 
 
 def _no_grad(call: Callable[..., Any]) -> Step:
@@ -109,9 +169,11 @@ def _seconds(calls: dict[str, Step], inputs: list[Tensor]) -> dict[str, float]:
 
     A machine that changes its speed changes both sides of a ratio; the least of each call may be of different minutes.
     """
+    device = device_of(inputs)
+
     def wait() -> None:
-        if inputs and inputs[0].is_cuda:
-            torch.cuda.synchronize()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     taken: dict[str, list[float]] = {name: [] for name in calls}
     begun = time.perf_counter()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fxperex.errors import MemoryLimitError
 from fxperex.planner import Plan
@@ -21,28 +22,29 @@ def guarded(step: Callable[..., Sequence[Any]], plan: Plan, peak: Callable[[], f
         try:
             return step(*args)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _memory(error):
+            if isinstance(error, MemoryLimitError) or not ended(error):
                 raise
-            raise MemoryLimitError(told(plan, plan.peak or peak(), error)) from error
+            device = next((x.device for x in args if isinstance(x, Tensor) and x.is_cuda), None)
+            raise MemoryLimitError(told(plan, plan.peak or peak(), error, device)) from error
 
     return run
 
 
-def told(plan: Plan, peak: float, error: BaseException) -> str:
-    """Returns the message: what the plan expected, what the allocator said, what to set."""
+def told(plan: Plan, peak: float, error: BaseException, device: torch.device | None = None) -> str:
+    """Returns the message: what the plan expected, what the allocator said, what to set. device: the GPU it ran on, if any."""
     most = max(plan.choices, key=lambda c: c.cost.held, default=None)
     where = f", most of it for {most.site.name} ({most.strategy}: {_size(most.cost.held)})" if most else ""
     return (f"the step ran out of memory: {str(error).splitlines()[0]} The plan for {plan.rows} rows expected a peak of "
             f"{_size(peak)}{where}. Nothing was written to the model. Transform again with "
-            f"memory=\"{_size(_budget(peak))}\", or with physical_batch={max(plan.rows // 2, 1)} "
+            f"memory=\"{_size(_budget(peak, device))}\", or with physical_batch={max(plan.rows // 2, 1)} "
             "(any number of rows then runs in pieces)")
 
 
-def _budget(expected: float) -> float:
-    """Three quarters of what was expected, within what the device has left for this process."""
-    if not torch.cuda.is_available():
+def _budget(expected: float, device: torch.device | None) -> float:
+    """Three quarters of what was expected, within what `device` has left for this process."""
+    if device is None:
         return 0.75 * expected
-    room = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+    room = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     return min(0.75 * expected, 0.9 * room)
 
 
@@ -50,7 +52,8 @@ def _size(count: float) -> str:
     return f"{count / 2**30:.2f}GiB" if count >= 2**30 else f"{max(count / 2**20, 0.01):.2f}MiB"
 
 
-def _memory(error: BaseException) -> bool:
+def ended(error: BaseException) -> bool:
+    """True if `error` says that memory ran out."""
     # The CPU's allocator raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error) \
+    return isinstance(error, torch.OutOfMemoryError | MemoryLimitError) or "can't allocate memory" in str(error) \
         or "not enough memory" in str(error)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxperex.kernels.device import runs
+from fxperex.kernels.device import ANY_STRIDES, runs
 from fxperex.numerics import sq_norm
 
 
-@torch.library.custom_op("fxperex::affine_gradients", mutates_args=())
+@torch.library.custom_op("fxperex::affine_gradients", mutates_args=(), tags=ANY_STRIDES)
 def affine_gradients(x: Tensor, g: Tensor, mean: Tensor, rstd: Tensor, per: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns (scale's gradients `[B,C]`, shift's `[B,C]`, float32 or wider, both squared norms `[B,2]`, float64)."""
     if runs(x, g, mean, rstd):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxperex.kernels.device import runs
+from fxperex.kernels.device import ANY_STRIDES, runs
 from fxperex.numerics import sq_norm
 
 
@@ -25,7 +25,7 @@ class Shape(NamedTuple):
     groups: int
 
 
-@torch.library.custom_op("fxperex::conv_sq_norm", mutates_args=())
+@torch.library.custom_op("fxperex::conv_sq_norm", mutates_args=(), tags=ANY_STRIDES)
 def conv_sq_norm(x: Tensor, g: Tensor, kernel: list[int], stride: list[int], dilation: list[int], before: list[int],
                  groups: int) -> Tensor:
     """Returns squared norms of the weight gradients, float64 `[B]`; nothing of their size is kept."""
@@ -39,7 +39,7 @@ def _(x: Tensor, g: Tensor, kernel: list[int], stride: list[int], dilation: list
     return x.new_empty(x.shape[0], dtype=torch.float64)
 
 
-@torch.library.custom_op("fxperex::conv_gradients", mutates_args=())
+@torch.library.custom_op("fxperex::conv_gradients", mutates_args=(), tags=ANY_STRIDES)
 def conv_gradients(x: Tensor, g: Tensor, kernel: list[int], stride: list[int], dilation: list[int], before: list[int],
                    groups: int, precision: str) -> tuple[Tensor, Tensor]:
     """Returns (weight gradients `[B,O,C/G,*K]` in the operands' dtype, squared norms `[B]` of what was stored)."""
@@ -72,11 +72,11 @@ def reference(x: Tensor, g: Tensor, shape: Shape) -> Tensor:
     """Returns the gradients `[B,O,C/G,*K]`: for every tap, one product of shifted inputs and output gradients."""
     rows, images, channels = x.shape[:3]
     groups, outputs, positions = shape.groups, g.shape[2], g.shape[3:]
-    gs = g.reshape(rows, images, groups, outputs // groups, -1)
+    gs = g.reshape(rows, images, groups, outputs // groups, positions.numel())
     taps = []
     for tap in torch.cartesian_prod(*(torch.arange(k) for k in shape.kernel)).reshape(-1, len(shape.kernel)).tolist():
         shifted = _shift(x, tap, shape, positions)
-        xs = shifted.reshape(rows, images, groups, channels // groups, -1)
+        xs = shifted.reshape(rows, images, groups, channels // groups, positions.numel())
         taps.append(torch.einsum("bjgpt,bjgct->bgpc", gs, xs))
     return torch.stack(taps, -1).reshape(rows, outputs, channels // groups, *shape.kernel)
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 OLDEST = (8, 0)  # compute capability: bfloat16, TF32 and asynchronous copies
 SMALL = 2**16  # bytes below which plain operations take no longer than an operation of this library takes to call
+ANY_STRIDES = (torch.Tag.flexible_layout,)  # of operations whose kernels read any: Inductor need not copy for them
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -42,7 +48,18 @@ def runs(*tensors: Tensor) -> bool:
     """Returns True where the kernels take these operands; elsewhere the ATen reference does."""
     floating = [t for t in tensors if t.is_floating_point()]
     small = all(_reach(t) < 2**31 for t in tensors)  # offsets inside one example are 32-bit
-    return small and all(t.dtype in DTYPES for t in floating) and unavailable(tensors[0].device) is None
+    return small and len(tensors[0]) > 0 and all(t.dtype in DTYPES for t in floating) and unavailable(tensors[0].device) is None
+
+
+def on_its_device(launch: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
+    """Decorator: `launch` runs with the GPU of its first operand as the current one, for Triton launches on that."""
+
+    @functools.wraps(launch)
+    def run(x: Tensor, *args: P.args, **options: P.kwargs) -> R:
+        with torch.cuda.device_of(x):
+            return launch(x, *args, **options)
+
+    return run
 
 
 def precision(dtype: torch.dtype) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxperex.kernels.device import runs, unavailable
+from fxperex.kernels.device import ANY_STRIDES, runs, unavailable
 from fxperex.numerics import sq_norm
 
 
@@ -18,7 +18,7 @@ def by_token(ids: Tensor, g: Tensor) -> Tensor:
     return embedding_sq_norm(ids, g) if unavailable(g.device) is None else reference(ids, g)
 
 
-@torch.library.custom_op("fxperex::embedding_sq_norm", mutates_args=())
+@torch.library.custom_op("fxperex::embedding_sq_norm", mutates_args=(), tags=ANY_STRIDES)
 def embedding_sq_norm(ids: Tensor, g: Tensor) -> Tensor:
     """Returns squared norms, float64 `[B]`, of the table's gradients for `ids [B,T]` and `g [B,T,P]`."""
     if runs(ids, g):
@@ -38,7 +38,7 @@ def reference(ids: Tensor, g: Tensor) -> Tensor:
     rows, length, width = g.shape
     runs_of = run_numbers(ids) + length * torch.arange(rows, device=ids.device)[:, None]
     wide = g if g.dtype in (torch.float32, torch.float64) else g.float()
-    return sq_norm(added(runs_of.reshape(-1), wide.reshape(-1, width), rows * length).reshape(rows, -1))
+    return sq_norm(added(runs_of.reshape(-1), wide.reshape(rows * length, width), rows * length).view(rows, length * width))
 
 
 def added(places: Tensor, g: Tensor, count: int) -> Tensor:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxperex.kernels.device import runs
+from fxperex.kernels.device import ANY_STRIDES, runs
 
 TILE = 256  # positions a side that the reference multiplies at once
 
 
-@torch.library.custom_op("fxperex::gram_sq_norm", mutates_args=())
+@torch.library.custom_op("fxperex::gram_sq_norm", mutates_args=(), tags=ANY_STRIDES)
 def gram_sq_norm(a: Tensor, g: Tensor) -> Tensor:
     """Returns squared norms, float64 `[B]`, of `g_b^T a_b` for `a [B,G,T,D]`, `g [B,G,T,P]`; never below 0."""
     if runs(a, g):

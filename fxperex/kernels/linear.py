@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxperex.kernels.device import runs
+from fxperex.kernels.device import ANY_STRIDES, runs
 from fxperex.numerics import sq_norm
 
 STREAMED = 2**24  # bytes of gradients formed at a time where there is no kernel: a cache holds them until their norm is taken
 
 
-@torch.library.custom_op("fxperex::linear_sq_norm", mutates_args=())
+@torch.library.custom_op("fxperex::linear_sq_norm", mutates_args=(), tags=ANY_STRIDES)
 def linear_sq_norm(a: Tensor, g: Tensor) -> Tensor:
     """Returns `|g_b^T a_b|^2`, float64 `[B]`, products in full float32; nothing of the size of a gradient is kept."""
     if runs(a, g):
@@ -30,7 +30,7 @@ def _(a: Tensor, g: Tensor) -> Tensor:
     return a.new_empty(a.shape[0], dtype=torch.float64)
 
 
-@torch.library.custom_op("fxperex::linear_gradients", mutates_args=())
+@torch.library.custom_op("fxperex::linear_gradients", mutates_args=(), tags=ANY_STRIDES)
 def linear_gradients(a: Tensor, g: Tensor, precision: str) -> tuple[Tensor, Tensor]:
     """Returns (`g_b^T a_b` `[B,G,P,D]` in the operands' dtype, squared norms `[B]` of what was stored, float64)."""
     if runs(a, g):

@@ -44,7 +44,7 @@ def _row_by_row(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
 
 
 def _product(grads: Tensor, factors: Tensor, valid: Tensor | None) -> Tensor:
-    flat, dtype = grads.reshape(len(grads), -1), accumulator(grads.dtype)
+    flat, dtype = grads.reshape(len(grads), grads.shape[1:].numel()), accumulator(grads.dtype)
     if valid is not None:
         flat = torch.where(valid[:, None], flat, torch.zeros((), dtype=flat.dtype, device=flat.device))
     return (flat.to(dtype).t() @ factors.to(dtype)).reshape(grads.shape[1:])

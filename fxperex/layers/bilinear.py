@@ -57,8 +57,8 @@ class Bilinear:
         return (_outer(g, x).t() @ z).reshape(uses.site.shape)
 
     def _inputs(self, uses: Uses) -> tuple[Tensor, Tensor]:
-        one, two = (_tokens(uses.args[i], uses.axes[i], uses.site.rows) for i in (0, 1))
-        return one, two
+        x, z = (_tokens(uses.args[i], uses.axes[i], uses.site.rows) for i in (0, 1))
+        return x, z
 
     def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
         from fxperex.testing import Call

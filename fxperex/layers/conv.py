@@ -49,10 +49,10 @@ class Conv:
 
     def dims(self, node: fx.Node, arg: int, rows: int, axis: BatchAxis) -> Dims:
         weight, shape = node.args[1].meta["val"].shape, self.live(node)  # type: ignore[union-attr]
-        image, seen = (v.shape for v in self.ordered(node.args[0].meta["val"], node.meta["val"]))  # type: ignore[union-attr]
-        each = seen[0] // rows
-        return Dims(rows, shape.groups, each * seen[2:].numel(), weight[1] * shape.taps, weight[0] // shape.groups,
-                    shape.taps, image[2:].numel() if each == 1 else 0)
+        image, output = (v.shape for v in self.ordered(node.args[0].meta["val"], node.meta["val"]))  # type: ignore[union-attr]
+        merged = output[0] // rows
+        return Dims(rows, shape.groups, merged * output[2:].numel(), weight[1] * shape.taps, weight[0] // shape.groups,
+                    shape.taps, image[2:].numel() if merged == 1 else 0)
 
     def factors(self, uses: Uses) -> tuple[Tensor, Tensor]:
         if "patches" not in uses.cache:
@@ -63,18 +63,18 @@ class Conv:
         return uses.cache["patches"], self.outputs(uses)
 
     def products(self, uses: Uses, images: int) -> Tensor:
-        """Returns `g_b^T a_b` `[B,G,P,D]` of one image an example, from patches of so many images at a time."""
+        """Returns `g_b^T a_b` `[B,G,P,D]`, one image per example, from patches of `images` images at a time."""
         shape = self.live(uses.node)
-        image, seen = self.ordered(uses.args[0], uses.grad)
-        return kernels.products_of_patches(image, seen.flatten(2), shape.kernel, shape.stride, shape.dilation, shape.before,
+        image, output = self.ordered(uses.args[0], uses.grad)
+        return kernels.products_of_patches(image, output.flatten(2), shape.kernel, shape.stride, shape.dilation, shape.before,
                                            shape.after, shape.groups, images, channels_last(image.shape[1], shape))
 
     def outputs(self, uses: Uses) -> Tensor:
         """What stands at the positions, `g [B,G,T,P]`: output gradients; inputs where the convolution is transposed."""
-        _, seen = self.ordered(uses.args[0], uses.grad)
+        _, output = self.ordered(uses.args[0], uses.grad)
         _, axis = self.ordered(uses.axes[0], uses.out_axis)
         groups = self.geometry(uses.node).groups
-        return _per_example(seen.flatten(2).unflatten(1, (groups, -1)).transpose(2, 3), axis, uses.site.rows)
+        return _per_example(output.flatten(2).unflatten(1, (groups, -1)).transpose(2, 3), axis, uses.site.rows)
 
     def gram(self, uses: Uses) -> Tensor:
         """`<a_t, a_s>` `[B,G,T,T]`, float64: from pixels where that is less work than from patches."""
@@ -83,9 +83,9 @@ class Conv:
         if not pixel_gram(d):
             a = self.factors(uses)[0]
             return inner(a, a)
-        image, seen = self.ordered(uses.args[0], uses.grad)
+        image, output = self.ordered(uses.args[0], uses.grad)
         x = image.double().reshape(d.B * d.G, -1, *image.shape[2:])
-        return gram(x, self.live(uses.node), tuple(seen.shape[2:])).reshape(d.B, d.G, d.T, d.T)
+        return gram(x, self.live(uses.node), tuple(output.shape[2:])).reshape(d.B, d.G, d.T, d.T)
 
     def out_gram(self, uses: Uses) -> Tensor:
         """`<g_t, g_s>` `[B,G,T,T]`, float64."""
@@ -103,8 +103,8 @@ class Conv:
         if uses.site.dims.T <= SMALL and uses.site.dims.G == 1:
             return self._from_patches(uses, factors, valid)
         g = scaled(uses.grad, uses.out_axis, factors, valid)
-        image, seen = self.ordered(clean(uses.args[0], uses.axes[0], valid), g)
-        return weight_gradient(image, seen, uses.args[1], self.live(uses.node))
+        image, output = self.ordered(clean(uses.args[0], uses.axes[0], valid), g)
+        return weight_gradient(image, output, uses.args[1], self.live(uses.node))
 
     def _from_patches(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         a, g = self.factors(uses)
@@ -161,17 +161,17 @@ def _per_example(x: Tensor, axis: BatchAxis | None, rows: int) -> Tensor:
 
 
 def pixel_gram(d: Dims) -> bool:
-    """True where the pixels' Gram matrix and its shifted copies are less work than that of the patches.
+    """Returns True if the pixels' Gram matrix and its shifted copies are less work than that of the patches.
 
-    Of few positions the sum is formed from patches anyway, and their Gram matrix is next to nothing.
+    For few positions the sum is formed from patches anyway, and their Gram matrix costs almost nothing.
     """
     return 0 < d.pixels**2 <= d.T**2 * d.taps and (d.T > SMALL or d.G > 1)
 
 
 def patches_folded(d: Dims) -> bool:
-    """True where a sum of products takes its patches in the weight's order, all taps of the kernel among them.
+    """Returns True if a sum of products takes its patches in the weight's order, with all taps.
 
-    They are fewer numbers than the product then, which would have to be put in that order and spread over those taps.
+    The patches are then smaller than the product, which would otherwise have to be reordered and spread.
     """
     return d.B * d.T < d.P
 
@@ -183,6 +183,7 @@ def weight_gradient(x: Tensor, g: Tensor, weight: Tensor, shape: Geometry) -> Te
         x, shape = padded(x, shape), replace(shape, before=none, after=none)
     for i, (k, full) in enumerate(zip(shape.kernel, shape.whole, strict=True)):
         weight = weight if k == full else weight.narrow(2 + i, 0, k)
-    found = torch.ops.aten.convolution_backward(g, x, weight, None, shape.stride, shape.before, shape.dilation, False,
-                                                [0] * len(shape.kernel), shape.groups, [False, True, False])[1]
-    return whole_kernel(found, shape)
+    gradient = torch.ops.aten.convolution_backward(
+        g, x, weight, None, shape.stride, shape.before, shape.dilation, False,
+        [0] * len(shape.kernel), shape.groups, [False, True, False])[1]
+    return whole_kernel(gradient, shape)

@@ -1,11 +1,13 @@
-"""A site of several uses: factors side by side along T, rows and columns exchanged where a matrix is used transposed.
+"""A site of several uses: their factors are joined along T, with a and g exchanged for transposed uses.
 
-`sum_i g_bi^T a_bi = g_b^T a_b` with `a_b`, `g_b` the uses' factors joined. An embedding's `a` is one row of the identity
-per token and is never written out: `<a_t, a_s> = [id_t = id_s]`, and against a dense factor it is a look-up.
+`sum_i g_bi^T a_bi = g_b^T a_b` with `a_b`, `g_b` the uses' factors joined. An embedding's `a` has one row of
+the identity per token and is never written out: `<a_t, a_s> = [id_t = id_s]`. Its product with a dense
+factor is a look-up.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -34,10 +36,10 @@ def inner(x: Factor, y: Factor) -> Tensor:
     if isinstance(x, OneHot):
         return inner(y, x).transpose(2, 3)
     if isinstance(y, OneHot):
-        places = y.ids[:, None, None, :].expand(*x.shape[:3], y.ids.shape[1])
-        return x.double().gather(3, places)
-    first = x.double()
-    return first @ (first if x is y else y.double()).transpose(2, 3)
+        ids = y.ids[:, None, None, :].expand(*x.shape[:3], y.ids.shape[1])
+        return x.double().gather(3, ids)
+    wide = x.double()
+    return wide @ (wide if x is y else y.double()).transpose(2, 3)
 
 
 def gram(factors: list[Factor]) -> Tensor:
@@ -56,17 +58,20 @@ class Joined:
     name = "joined"
 
     def pairs(self, uses: Uses) -> list[tuple[Factor, Factor]]:
-        """The uses' factors `(a, g)` in the first one's roles, all the dense ones as one."""
+        """Returns the uses' factors `(a, g)` in the first use's roles; all dense ones are joined."""
         lead = self._roles(uses.parts[0])
-        pairs = []
+        dense: list[tuple[Tensor, Tensor]] = []
+        pairs: list[tuple[Factor, Factor]] = []
         for part in uses.parts:
             a, g = kinds()[part.site.kind].factors(part)
-            pairs.append((a, g) if self._roles(part) == lead else (g, a))
-        dense = [p for p in pairs if all(isinstance(f, Tensor) for f in p)]
-        rest: list[tuple[Factor, Factor]] = [p for p in pairs if not all(isinstance(f, Tensor) for f in p)]
+            pair = (a, g) if self._roles(part) == lead else (g, a)
+            if all(isinstance(factor, Tensor) for factor in pair):
+                dense.append(pair)
+            else:
+                pairs.append(pair)
         if dense:
-            rest.insert(0, (torch.cat([a for a, _ in dense], 2), torch.cat([g for _, g in dense], 2)))
-        return rest
+            pairs.insert(0, (torch.cat([a for a, _ in dense], 2), torch.cat([g for _, g in dense], 2)))
+        return pairs
 
     def factors(self, uses: Uses) -> tuple[Tensor, Tensor]:
         if "factors" not in uses.cache:
@@ -75,36 +80,36 @@ class Joined:
         return uses.cache["factors"]
 
     def gram(self, uses: Uses) -> Tensor:
-        return gram([a for a, _ in self._kept(uses)])
+        return gram([a for a, _ in self._cached_pairs(uses)])
 
     def out_gram(self, uses: Uses) -> Tensor:
-        return gram([g for _, g in self._kept(uses)])
+        return gram([g for _, g in self._cached_pairs(uses)])
 
-    def _kept(self, uses: Uses) -> list[tuple[Factor, Factor]]:
+    def _cached_pairs(self, uses: Uses) -> list[tuple[Factor, Factor]]:
         if "pairs" not in uses.cache:
             uses.cache["pairs"] = self.pairs(uses)
         return uses.cache["pairs"]
 
     def tokens(self, uses: Uses) -> tuple[Tensor, Tensor]:
-        """Ids `[B, T]` and output gradients `[B, T, P]` of uses that are all embeddings of one table."""
-        given = [kinds()["embedding"].tokens(part) for part in uses.parts]
-        return torch.cat([ids for ids, _ in given], 1), torch.cat([g for _, g in given], 1)
+        """Returns ids `[B, T]` and output gradients `[B, T, P]`; all uses must be embeddings of one table."""
+        tokens = [kinds()["embedding"].tokens(part) for part in uses.parts]
+        return torch.cat([ids for ids, _ in tokens], 1), torch.cat([g for _, g in tokens], 1)
 
     def fold(self, uses: Uses, grads: Tensor) -> Tensor:
         lead = uses.parts[0]
         return upright(kinds()[lead.site.kind].fold(lead, grads), lead)
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
-        """One product over the positions of all uses whose factors lie flat; the others' sums are added."""
+        """Returns the sum over all uses; uses with flat factors share one product, others are added."""
         flat = [p for p in uses.parts if hasattr(kinds()[p.site.kind], "flat")]
-        rest = [p for p in uses.parts if p not in flat] if len(flat) > 1 else list(uses.parts)
-        sums = [upright(kinds()[p.site.kind].weighted_sum(p, factors, valid)[None], p)[0] for p in rest]
+        separate = [p for p in uses.parts if p not in flat] if len(flat) > 1 else list(uses.parts)
+        sums = [upright(kinds()[p.site.kind].weighted_sum(p, factors, valid)[None], p)[0] for p in separate]
         if len(flat) > 1:
-            lead, given = flat[0], []
+            lead, pairs = flat[0], []
             for part in flat:
                 a, g = kinds()[part.site.kind].flat(part, factors, valid)
-                given.append((a, g) if self._roles(part) == self._roles(lead) else (g, a))
-            a, g = (torch.cat([pair[i] for pair in given], 1) for i in (0, 1))
+                pairs.append((a, g) if self._roles(part) == self._roles(lead) else (g, a))
+            a, g = (torch.cat([pair[i] for pair in pairs], 1) for i in (0, 1))
             sums.append(upright(kinds()[lead.site.kind].summed(lead, a, g, valid)[None], lead)[0])
         return added(sums)
 
@@ -119,13 +124,10 @@ def upright(grads: Tensor, uses: Uses) -> Tensor:
 
 
 def over_parts(uses: Uses, gradients: Callable[[Uses], Tensor]) -> Tensor:
-    """Returns per-example gradients `[B, *shape]` added up over the uses, the last one's first: so they come in a backward."""
+    """Returns per-example gradients `[B, *shape]` added over the uses, in the order of a backward: the last use first."""
     return added(upright(gradients(part), part) for part in reversed(uses.each))
 
 
 def added(tensors: Iterable[Tensor]) -> Tensor:
-    rest = iter(tensors)
-    total = next(rest)
-    for t in rest:
-        total = total + t
-    return total
+    """Returns the sum of `tensors`, added one after the other."""
+    return functools.reduce(torch.add, tensors)

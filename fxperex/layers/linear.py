@@ -31,14 +31,14 @@ class Linear:
         return Dims(rows, p.size("G"), p.size("T") // rows, p.size("D"), p.size("P"))
 
     def factors(self, uses: Uses) -> tuple[Tensor, Tensor]:
-        p, x, axis = self._given(uses)
-        order = ["*", p.letters("G"), p.letters("T").replace(p.left[axis.dim], "<>"), p.letters("D")]
-        return arranged(x, p.left, order, p.sizes, axis, uses.site.rows), self.outputs(uses)
+        p, x, axis = self._operands(uses)
+        order = ["*", p.letters("G"), p.letters("T").replace(p.input[axis.dim], "<>"), p.letters("D")]
+        return arranged(x, p.input, order, p.sizes, axis, uses.site.rows), self.outputs(uses)
 
     def outputs(self, uses: Uses) -> Tensor:
         """Output gradients `g [B,G,T,P]`."""
-        p, _, axis = self._given(uses)
-        order = ["*", p.letters("G"), p.letters("T").replace(p.left[axis.dim], "<>"), p.letters("P")]
+        p, _, axis = self._operands(uses)
+        order = ["*", p.letters("G"), p.letters("T").replace(p.input[axis.dim], "<>"), p.letters("P")]
         return arranged(uses.grad, p.out, order, p.sizes, uses.out_axis, uses.site.rows)
 
     def gram(self, uses: Uses) -> Tensor:
@@ -57,11 +57,11 @@ class Linear:
 
     def flat(self, uses: Uses, factors: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Returns `a [G,N,D]` and scaled `g [G,N,P]` of all examples together, for `kernels.product`; invalid ones' g is zero."""
-        p, x, axis = self._given(uses)
+        p, x, axis = self._operands(uses)
         x, g = x if kernels.looks(x) else clean(x, axis, valid), scaled(uses.grad, uses.out_axis, factors, valid)
         # Rows in the input's own order, so that nothing is copied.
-        order = [p.letters("G"), p.letters("T").replace(p.left[axis.dim], "<*>")]
-        a = arranged(x, p.left, [*order, p.letters("D")], p.sizes, axis, uses.site.rows)
+        order = [p.letters("G"), p.letters("T").replace(p.input[axis.dim], "<*>")]
+        a = arranged(x, p.input, [*order, p.letters("D")], p.sizes, axis, uses.site.rows)
         return a, arranged(g, p.out, [*order, p.letters("P")], p.sizes, uses.out_axis, uses.site.rows)
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
@@ -75,11 +75,11 @@ class Linear:
         return self.fold(uses, total.reshape(1, *g.shape[::2], a.shape[2]))[0]
 
     def _product(self, node: fx.Node, arg: int) -> Product:
-        found = product(node, arg)
-        assert found is not None
-        return found
+        claimed = product(node, arg)
+        assert claimed is not None
+        return claimed
 
-    def _given(self, uses: Uses) -> tuple[Product, Tensor, BatchAxis]:
+    def _operands(self, uses: Uses) -> tuple[Product, Tensor, BatchAxis]:
         p = self._product(uses.node, uses.site.arg)
         axis = uses.axes[p.x]
         assert axis is not None

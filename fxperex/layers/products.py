@@ -1,4 +1,4 @@
-"""Every product with a parameter as one sum over named dimensions: `out = sum_D x[left] w[right]`.
+"""Every product with a parameter as one sum over named dimensions: `out = sum_D x[input] w[weight]`.
 
 A letter's role follows from where it stands:
 
@@ -23,102 +23,112 @@ from torch import Tensor, fx
 from fxperex.layers.shapes import packet
 from fxperex.registry import BatchAxis
 
-# op -> flat places of its two factors
+# op -> positions of its two factors among the arguments
 PAIRS = {"linear": (0, 1), "matmul": (0, 1), "mm": (0, 1), "bmm": (0, 1), "mv": (0, 1), "addmm": (1, 2),
          "baddbmm": (1, 2), "einsum": (1, 2)}
 
 
+# Whether a letter is in the input, in the weight, in the output -> its role
+ROLES = {(True, True, True): "G", (True, True, False): "D", (False, True, True): "P", (True, False, True): "T"}
+
+
 @dataclass(frozen=True)
 class Product:
-    """`x`: flat place of the other factor; one letter per dimension; `sizes` of the letters.
+    """The letters of the input, the weight and the output, one per dimension.
 
-    A dimension of size 1 that is broadcast has the letter `.` and no role.
+    `x`: position of the input among the arguments; `sizes`: the size of each letter. A dimension of
+    size 1 that is broadcast has the letter `.` and no role.
     """
 
     x: int
-    left: str
-    right: str
+    input: str
+    weight: str
     out: str
     sizes: dict[str, int]
 
     def role(self, letter: str) -> str:
-        at = tuple(letter in term for term in (self.left, self.right, self.out))
-        return {(True, True, True): "G", (True, True, False): "D", (False, True, True): "P", (True, False, True): "T"}.get(at, "")
+        """Returns "G", "D", "P" or "T", or "" if the letter has no role."""
+        return ROLES.get(tuple(letter in term for term in (self.input, self.weight, self.out)), "")
 
     def letters(self, role: str) -> str:
-        """Letters of a role: positions in the order of x, all others in the order of the weight."""
-        seen = self.left if role == "T" else self.right
-        return "".join(k for k in seen if k != "." and self.role(k) == role)
+        """Returns the letters of a role: positions in the order of x, others in that of the weight."""
+        term = self.input if role == "T" else self.weight
+        return "".join(k for k in term if k != "." and self.role(k) == role)
 
     def size(self, role: str) -> int:
         return math.prod(self.sizes[k] for k in self.letters(role))
 
     @property
     def layout(self) -> str:
-        """Role of every dimension of the weight, `.` for one of size 1 that is broadcast."""
-        return "".join("." if k == "." else self.role(k) for k in self.right)
+        """Returns the role of each dimension of the weight, `.` for a broadcast one of size 1."""
+        return "".join("." if k == "." else self.role(k) for k in self.weight)
 
 
 def product(node: fx.Node, arg: int) -> Product | None:
-    """Returns argument `arg` of `node` as the weight of a Product, or None where it is none."""
-    places = PAIRS.get(packet(node))
-    if places is None or arg not in places or _options(node):
+    """Returns argument `arg` of `node` as the weight of a Product; None if it is not one."""
+    positions = PAIRS.get(packet(node))
+    if positions is None or arg not in positions or _has_options(node):
         return None
     terms = _equation(node)
     if terms is None:
         return None
-    one, two, out = terms
-    first, second = _factors(node)
-    x, left, right = (places[1], two, one) if arg == places[0] else (places[0], one, two)
-    inputs, weight = (second, first) if arg == places[0] else (first, second)
-    return _checked(x, left, right, out, tuple(inputs.meta["val"].shape), tuple(weight.meta["val"].shape))
+    place = positions.index(arg)
+    factors = _factors(node)
+    shapes = [tuple(factor.meta["val"].shape) for factor in factors]
+    return _checked(positions[1 - place], (terms[1 - place], terms[place], terms[2]),
+                    shapes[1 - place], shapes[place])
 
 
-def _checked(x: int, left: str, right: str, out: str, inputs: tuple[int, ...], weight: tuple[int, ...]) -> Product | None:
-    if any(len(set(term)) < len(term) for term in (left, right, out)):
+def _checked(x: int, terms: tuple[str, str, str], input_shape: tuple[int, ...],
+             weight_shape: tuple[int, ...]) -> Product | None:
+    """Returns the Product of `terms` (input, weight, output); None if a letter has no role."""
+    if any(len(set(term)) < len(term) for term in terms):
         return None  # a diagonal
     sizes: dict[str, int] = {}
-    for term, shape in ((left, inputs), (right, weight)):
+    for term, shape in zip(terms[:2], (input_shape, weight_shape), strict=True):
         for letter, size in zip(term, shape, strict=True):
             sizes[letter] = max(size, sizes.get(letter, 1))
-    left = "".join("." if s < sizes[k] else k for k, s in zip(left, inputs, strict=True))
-    right = "".join("." if s < sizes[k] else k for k, s in zip(right, weight, strict=True))
-    made = Product(x, left, right, out, sizes)
-    return made if all(k == "." or made.role(k) for k in left + right) else None
+
+    def without_broadcast(term: str, shape: tuple[int, ...]) -> str:
+        return "".join("." if size < sizes[k] else k for k, size in zip(term, shape, strict=True))
+
+    candidate = Product(x, without_broadcast(terms[0], input_shape), without_broadcast(terms[1], weight_shape),
+                        terms[2], sizes)
+    return candidate if all(k == "." or candidate.role(k) for k in candidate.input + candidate.weight) else None
 
 
-def _options(node: fx.Node) -> bool:
-    """True where scale factors or a contraction path are given."""
+def _has_options(node: fx.Node) -> bool:
+    """Returns True if the node has scale factors or a contraction path."""
     return any(v is not None for v in node.kwargs.values())
 
 
 def _factors(node: fx.Node) -> tuple[fx.Node, fx.Node]:
     if packet(node) == "einsum":
         return tuple(node.args[1])  # type: ignore[return-value]
-    one, two = PAIRS[packet(node)]
-    return node.args[one], node.args[two]  # type: ignore[return-value]
+    i, j = PAIRS[packet(node)]
+    return node.args[i], node.args[j]  # type: ignore[return-value]
 
 
 def _equation(node: fx.Node) -> tuple[str, str, str] | None:
-    """Letters of the two factors and the output, in the operation's own order."""
+    """Returns the letters of the two factors and of the output, in the operation's own order."""
     if packet(node) == "einsum":
         operands: list[fx.Node] = node.args[1]  # type: ignore[assignment]
         terms, out = spelled(str(node.args[0]), [f.meta["val"].dim() for f in operands])
         return (terms[0], terms[1], out) if len(terms) == 2 else None
-    one, two = (len(f.meta["val"].shape) for f in _factors(node))
+    ranks = [factor.meta["val"].dim() for factor in _factors(node)]
     names = iter(string.ascii_letters)
     if packet(node) == "linear":
-        rest, d, p = "".join(next(names) for _ in range(one - 1)), next(names), next(names)
-        return (rest + d, p + d, rest + p) if two == 2 else None
+        positions, d, p = "".join(next(names) for _ in range(ranks[0] - 1)), next(names), next(names)
+        return (positions + d, p + d, positions + p) if ranks[1] == 2 else None
     m, k, n = next(names), next(names), next(names)
-    batch = "".join(next(names) for _ in range(max(one, two, 2) - 2))
-    left = batch[len(batch) - one + 2:] + m + k if one > 1 else k
-    right = batch[len(batch) - two + 2:] + k + n if two > 1 else k
-    return left, right, batch + (m if one > 1 else "") + (n if two > 1 else "")
+    batch = "".join(next(names) for _ in range(max(*ranks, 2) - 2))
+    # A vector has the summed letter alone.
+    terms = [batch[len(batch) - rank + 2:] + own if rank > 1 else k for rank, own in zip(ranks, (m + k, k + n), strict=True)]
+    return terms[0], terms[1], batch + (m if ranks[0] > 1 else "") + (n if ranks[1] > 1 else "")
 
 
 def spelled(equation: str, ranks: list[int]) -> tuple[list[str], str]:
-    """Returns the terms of an einsum and its output: letters for every ellipsis, and the output where it is implied."""
+    """Returns the terms of an einsum and its output, with ellipses and an implied output spelled out."""
     inputs, arrow, out = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
     widths = [rank - len(term) + 3 if "..." in term else 0 for term, rank in zip(terms, ranks, strict=True)]
@@ -151,4 +161,4 @@ def unarranged(grads: Tensor, p: Product, shape: tuple[int, ...]) -> Tensor:
     """Returns `[N, *shape]`, gradients of the weight, of `[N,G,P,D]`."""
     order = p.letters("G") + p.letters("P") + p.letters("D")
     grads = grads.reshape(len(grads), *(p.sizes[k] for k in order))
-    return grads.permute(0, *(1 + order.index(k) for k in p.right if k != ".")).reshape(len(grads), *shape)
+    return grads.permute(0, *(1 + order.index(k) for k in p.weight if k != ".")).reshape(len(grads), *shape)

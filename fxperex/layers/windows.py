@@ -51,23 +51,23 @@ class Geometry:
 
 def geometry(node: fx.Node) -> Geometry:
     """Returns the Geometry of a captured convolution's windows, `same` and unequal kernels included."""
-    given = options(node)
-    kernel = tuple(given["weight"].meta["val"].shape[2:])
+    arguments = options(node)
+    kernel = tuple(arguments["weight"].meta["val"].shape[2:])
     n = len(kernel)
-    stride, dilation, padding = each(given["stride"], n), each(given["dilation"], n), given["padding"]
+    stride, dilation, padding = each(arguments["stride"], n), each(arguments["dilation"], n), arguments["padding"]
     if isinstance(padding, str):
         total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
         before, after = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
     else:
         before = after = each(padding, n)
-    return Geometry(kernel, stride, dilation, before, after, given["groups"], (0,) * n, kernel)
+    return Geometry(kernel, stride, dilation, before, after, arguments["groups"], (0,) * n, kernel)
 
 
 def options(node: fx.Node) -> dict[str, Any]:
     """Returns every argument of a node by the name it has in the operator's schema, defaults filled in."""
     schema = node.target._schema.arguments  # type: ignore[union-attr]
-    given: dict[str, Any] = {s.name: s.default_value for s in schema}
-    return given | {s.name: a for s, a in zip(schema, node.args, strict=False)} | dict(node.kwargs)
+    arguments: dict[str, Any] = {s.name: s.default_value for s in schema}
+    return arguments | {s.name: a for s, a in zip(schema, node.args, strict=False)} | dict(node.kwargs)
 
 
 def each(value: Any, n: int) -> tuple[int, ...]:
@@ -119,14 +119,14 @@ def channels_last(channels: int, shape: Geometry) -> bool:
 
 def unfold(x: Tensor, shape: Geometry) -> Tensor:
     """Returns patches `[N, G, T, D]` of `x [N, C, *S]`."""
-    last = channels_last(x.shape[1], shape)
+    interleaved = channels_last(x.shape[1], shape)
     if shape.pointwise:
-        made = x.flatten(2)
+        columns = x.flatten(2)
     else:
-        made = patches(x, shape.kernel, shape.stride, shape.dilation, shape.before, shape.after, last)
-        if last:
-            return made.unsqueeze(1)
-    return made.unflatten(1, (shape.groups, -1)).transpose(2, 3)
+        columns = patches(x, shape.kernel, shape.stride, shape.dilation, shape.before, shape.after, interleaved)
+        if interleaved:
+            return columns.unsqueeze(1)
+    return columns.unflatten(1, (shape.groups, -1)).transpose(2, 3)
 
 
 def by_channels(grads: Tensor, channels: int, shape: Geometry) -> Tensor:

@@ -73,7 +73,8 @@ def _order(nodes: list[fx.Node], moved: set[fx.Node]) -> list[fx.Node]:
     """`nodes` with those of `moved` behind the last value that their site reads, every second name of a value behind the first.
 
     A site's nodes move as one: what it makes of its inputs alone (patches, normalised values) would otherwise stand in the
-    forward and live until the output gradient comes. What it reads of other sites is only the total of their norms.
+    forward and live until the output gradient comes. What it reads of other sites is the total of their norms, and what
+    another site of its own node was the first to form.
     """
     place = {n: i for i, n in enumerate(nodes)}
     first = max((place[n] for n in nodes if n.op == "placeholder"), default=0)

@@ -33,30 +33,31 @@ def explained(plan: Plan, frames: Frames, profile: Profile) -> tuple[Plan, list[
 
 def alternatives(plan: Plan, frames: Frames, profile: Profile) -> list[Alternative]:
     """Returns the plan itself first, as "this plan", then every strategy that is legal somewhere."""
-    return list(_each(plan, frames, profile))
+    return list(_alternatives(plan, frames, profile))
 
 
-def _each(plan: Plan, frames: Frames, profile: Profile) -> Iterator[Alternative]:
+def _alternatives(plan: Plan, frames: Frames, profile: Profile) -> Iterator[Alternative]:
     frame, count = frames.at(plan.frame_rows), len(plan.choices)
     forward = plan.turns * sum(profile.seconds(c) for c in frame.costs)
-    again = plan.recompute
-    yield Alternative("this plan", count, count, plan.seconds, plan.seconds + forward + (again.seconds if again else 0.0),
-                      plan_peak(frame, plan.choices, again.nodes if again else ()).bytes)
+    repeated = plan.recompute
+    yield Alternative("this plan", count, count, plan.seconds,
+                      plan.seconds + forward + (repeated.seconds if repeated else 0.0),
+                      plan_peak(frame, plan.choices, repeated.nodes if repeated else ()).bytes)
     if plan.whole == "naive":
         return
     for name in strategies():
-        made = [c.using(name) if name in c.costs else c for c in plan.choices]
+        choices = [c.using(name) if name in c.costs else c for c in plan.choices]
         legal = sum(name in c.costs for c in plan.choices)
         if name == "naive":
             yield _one_by_one(plan, frames, profile)
         elif legal:
-            seconds = sum(c.seconds for c in made)
-            yield Alternative(name, legal, count, seconds, seconds + forward, plan_peak(frame, made).bytes)
+            seconds = sum(c.seconds for c in choices)
+            yield Alternative(name, legal, count, seconds, seconds + forward, plan_peak(frame, choices).bytes)
 
 
 def _one_by_one(plan: Plan, frames: Frames, profile: Profile) -> Alternative:
     frame = frames.at(1)
-    made = [naive(at_rows(c.site, 1), profile) for c in plan.choices]
-    seconds = plan.rows * sum(c.seconds for c in made)
+    choices = [naive(at_rows(c.site, 1), profile) for c in plan.choices]
+    count, seconds = len(choices), plan.rows * sum(c.seconds for c in choices)
     forward = plan.rows * sum(profile.seconds(c) for c in frame.costs)
-    return Alternative("naive", len(made), len(made), seconds, seconds + forward, plan_peak(frame, made).bytes)
+    return Alternative("naive", count, count, seconds, seconds + forward, plan_peak(frame, choices).bytes)

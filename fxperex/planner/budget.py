@@ -1,7 +1,8 @@
-"""The fastest assignment of strategies whose peak fits a budget, and the one of the least peak.
+"""The fastest assignment of strategies whose peak fits a budget, and the one with the lowest peak.
 
-A price per byte held moves every site to its best strategy at that price (Lagrange); the lowest price that fits is
-found by bisection, and then every site takes back the fastest strategy that still fits, largest gain first.
+A price per held byte moves every site to its best strategy at that price (Lagrange). Bisection finds
+the lowest price that fits. Then each site returns to its fastest strategy that still fits, the site
+with the largest gain first.
 """
 
 from __future__ import annotations
@@ -19,65 +20,81 @@ from fxperex.work import inputs_bytes, outputs_bytes
 
 Choices = tuple[Choice, ...]
 HALVINGS = 24
-NEARLY = (1.25, 2.0)  # times a budget: what strategies leave to recomputing
+LOOSENED = (1.25, 2.0)  # multiples of a budget that strategies aim at; recomputing saves the difference
 Weight = Callable[[Choice, Cost], float]
 
 
 def fit(frame: Frame, choices: Choices, memory: int) -> Choices | None:
-    """Returns the fastest choices found whose peak is within `memory` bytes, or None where none fits."""
+    """Returns the fastest choices found whose peak is at most `memory` bytes; None if there are none."""
     line = Timeline(frame, choices)
     if line.peak(choices) <= memory:
         return choices
     if line.floor() > memory:
         return None
-    found = [made for weight in WEIGHTS if (made := _priced_to_fit(line, choices, memory, weight)) is not None]
-    if not found:
-        least = smallest(frame, choices)
-        found = [least] if line.peak(least) <= memory else []
-    better = [_take_back(line, choices, made, memory) for made in found]
-    return min(better, key=lambda made: sum(c.seconds for c in made)) if better else None
+    priced = [_priced_to_fit(line, choices, memory, weight) for weight in WEIGHTS]
+    fitting = [candidate for candidate in priced if candidate is not None]
+    if not fitting:
+        slimmest = smallest(frame, choices)
+        fitting = [slimmest] if line.peak(slimmest) <= memory else []
+    improved = [_take_back(line, choices, candidate, memory) for candidate in fitting]
+    return min(improved, key=_total_seconds) if improved else None
 
 
 def smallest(frame: Frame, choices: Choices) -> Choices:
-    """Returns choices of the least peak: the best of a few extremes, improved at sites that live at the peak until none helps."""
+    """Returns the choices with the lowest peak found.
+
+    It starts from the best of a few extremes, and changes sites that are alive at the peak until no
+    change helps.
+    """
     line = Timeline(frame, choices)
     best = min((_at_price(choices, 1e12, weight) for weight in WEIGHTS), key=line.peak)
-    least, before = line.peak(best), float("inf")
-    while least < before:
-        now, before = plan_peak(frame, best), least
-        moves = [(i, name) for i, c in enumerate(best) if not c.fixed and _matters(c, now)
+    lowest, before = line.peak(best), float("inf")
+    while lowest < before:
+        peak, before = plan_peak(frame, best), lowest
+        moves = [(i, name) for i, c in enumerate(best) if not c.fixed and _matters(c, peak)
                  for name in c.costs if name != c.strategy]
         for i, name in sorted(moves, key=lambda move: line.peak(_with(best, *move))):
-            made = _with(best, i, name)
-            if (found := line.peak(made)) < least:
-                best, least = made, found
+            candidate = _with(best, i, name)
+            if (reached := line.peak(candidate)) < lowest:
+                best, lowest = candidate, reached
     return best
 
 
 def starts(frame: Frame, choices: Choices, memory: float | None = None) -> list[Choices]:
-    """Returns assignments from which recomputing may reach a budget: the given one, the extremes, some between for `memory`."""
+    """Returns assignments from which recomputing may reach a budget.
+
+    These are `choices`, the extremes, and for `memory` those that fit a little more than `memory`.
+    """
     line = Timeline(frame, choices)
-    found = [choices, *(_at_price(choices, 1e12, weight) for weight in WEIGHTS)]
-    for share in () if memory is None else NEARLY:
-        if (made := _priced_to_fit(line, choices, share * memory, _held)) is not None:
-            found.append(made)
-    return list({tuple(c.strategy for c in made): made for made in found}.values())
+    starting = [choices, *(_at_price(choices, 1e12, weight) for weight in WEIGHTS)]
+    for multiple in () if memory is None else LOOSENED:
+        if (candidate := _priced_to_fit(line, choices, multiple * memory, _held)) is not None:
+            starting.append(candidate)
+    return list({tuple(c.strategy for c in candidate): candidate for candidate in starting}.values())
+
+
+def _total_seconds(choices: Choices) -> float:
+    return sum(c.seconds for c in choices)
 
 
 def _held(choice: Choice, cost: Cost) -> float:
-    """Bytes that stay alive because of this site from its norm to its sum."""
-    again = inputs_bytes(choice.site) + outputs_bytes(choice.site) if cost.rereads else 0.0
-    return cost.held + again
+    """Returns the bytes that this site keeps alive from its norm to its sum."""
+    site = choice.site
+    return cost.held + (inputs_bytes(site) + outputs_bytes(site) if cost.rereads else 0.0)
 
 
 WEIGHTS: tuple[Weight, ...] = (_held, lambda c, cost: cost.held, lambda c, cost: _held(c, cost) + cost.transient)
 
 
 def _at_price(choices: Choices, price: float, weight: Weight) -> Choices:
-    def best(c: Choice) -> Choice:
-        return c if c.fixed else replace(c, strategy=min(c.costs, key=lambda k: c.times[k] + price * weight(c, c.costs[k])))
+    def best(choice: Choice) -> Choice:
+        if choice.fixed:
+            return choice
+        priced = {name: choice.times[name] + price * weight(choice, cost)
+                  for name, cost in choice.costs.items()}
+        return replace(choice, strategy=min(priced, key=priced.__getitem__))
 
-    return tuple(best(c) for c in choices)
+    return tuple(map(best, choices))
 
 
 def _priced_to_fit(line: Timeline, choices: Choices, memory: float, weight: Weight) -> Choices | None:
@@ -87,23 +104,23 @@ def _priced_to_fit(line: Timeline, choices: Choices, memory: float, weight: Weig
         return None
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        made = _at_price(choices, 10**middle, weight)
-        if line.peak(made) <= memory:
-            best, high = made, middle
+        candidate = _at_price(choices, 10**middle, weight)
+        if line.peak(candidate) <= memory:
+            best, high = candidate, middle
         else:
             low = middle
     return best
 
 
 def _take_back(line: Timeline, free: Choices, tight: Choices, memory: int) -> Choices:
-    """Gives every site the fastest strategy that still fits, largest gain first."""
+    """Returns `tight` with every site at the fastest strategy that still fits, largest gain first."""
     gains = sorted(((t.times[name] - t.seconds, i, name) for i, (t, f) in enumerate(zip(tight, free, strict=True))
                     if not t.fixed for name in f.costs), key=lambda move: move[0])
     for _, i, name in gains:
         if tight[i].times[name] < tight[i].seconds:
-            made = _with(tight, i, name)
-            if line.peak(made) <= memory:
-                tight = made
+            candidate = _with(tight, i, name)
+            if line.peak(candidate) <= memory:
+                tight = candidate
     return tight
 
 
@@ -111,12 +128,18 @@ def _with(choices: Choices, index: int, strategy: str) -> Choices:
     return (*choices[:index], choices[index].using(strategy), *choices[index + 1:])
 
 
-def _matters(choice: Choice, now: Peak) -> bool:
-    return choice.cost.rereads or site_of(now.at) == choice.site.name or any(site_of(n) == choice.site.name for n, _ in now.live)
+def _matters(choice: Choice, peak: Peak) -> bool:
+    """True if the site is alive at the peak, so that another strategy there may lower it."""
+    at_peak = {site_of(peak.at), *(site_of(name) for name, _ in peak.live)}
+    return choice.cost.rereads or choice.site.name in at_peak
 
 
 def notes(free: Sequence[Choice], tight: Sequence[Choice]) -> Choices:
-    """Returns `tight` with a note at every site that the budget moved away from its fastest strategy."""
-    return tuple(t if t.strategy == f.strategy else
-                 t.using(t.strategy, f"memory budget: {f.strategy} would be {1e3 * (t.seconds - f.seconds):.3f} ms faster")
-                 for f, t in zip(free, tight, strict=True))
+    """Returns `tight` with a note at every site where the budget changed the strategy."""
+    def noted(fastest: Choice, fitted: Choice) -> Choice:
+        if fitted.strategy == fastest.strategy:
+            return fitted
+        gain = 1e3 * (fitted.seconds - fastest.seconds)
+        return fitted.using(fitted.strategy, f"memory budget: {fastest.strategy} would be {gain:.3f} ms faster")
+
+    return tuple(map(noted, free, tight))

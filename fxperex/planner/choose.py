@@ -19,42 +19,45 @@ WORDS = ("auto", "measure")  # what `strategy` may be beside a strategy's name
 
 def forced(analysis: Analysis, strategy: str | Mapping[str, str]) -> dict[str, str]:
     """Returns {site: strategy} of the globs. Raises ConfigError for unknown names and globs that match nothing."""
-    known = strategies()
+    registered = strategies()
     for name in [strategy] if isinstance(strategy, str) else list(strategy.values()):
-        if name not in known and name not in WORDS:
-            raise ConfigError(f"unknown strategy {name!r}; valid: {', '.join((*WORDS, *known))}")
+        if name not in registered and name not in WORDS:
+            raise ConfigError(f"unknown strategy {name!r}; valid: {', '.join((*WORDS, *registered))}")
     if isinstance(strategy, str):
         return {}
-    made: dict[str, str] = {}
+    by_site: dict[str, str] = {}
     for glob, name in strategy.items():
         matches = [s for s in analysis.sites if any(fnmatch.fnmatchcase(p, glob) for p in s.params)]
         if not matches:
-            some = ", ".join(sorted({p for s in analysis.sites for p in s.params})[:6])
-            raise ConfigError(f"strategy glob {glob!r} matches no trainable parameter; there are: {some}, ...")
-        made |= {s.name: name for s in matches}
-    return {k: v for k, v in made.items() if v not in WORDS}
+            names = ", ".join(sorted({p for s in analysis.sites for p in s.params})[:6])
+            raise ConfigError(f"strategy glob {glob!r} matches no trainable parameter; there are: {names}, ...")
+        by_site |= {site.name: name for site in matches}
+    return {site: name for site, name in by_site.items() if name not in WORDS}
 
 
-def choose(site: Site, profile: Profile, group: tuple[Site, ...], wanted: str | None, whole: str) -> Choice:
-    """Returns the Choice for `site`: `wanted` if given, else `whole` where it is legal, else the cheapest.
+def choose(site: Site, profile: Profile, group: tuple[Site, ...], required: str | None,
+           preferred: str) -> Choice:
+    """Returns the Choice for `site`: `required` if not None, else `preferred` if legal, else the cheapest.
 
-    `group`: the sites that share its parameters. Raises ConfigError if `wanted` is illegal here.
+    group: the sites that share its parameters. Raises ConfigError if `required` is illegal here.
     """
     costs: dict[str, Cost] = {}
     refused: dict[str, str] = {}
     for name, candidate in strategies().items():
         reason = _reason(candidate, site)
         if reason is None:
-            costs[name] = candidate.cost(site) if site.direct_norm else _added(candidate.cost(site), site, group)
+            cost = candidate.cost(site)
+            costs[name] = cost if site.direct_norm else _added(cost, site, group)
         else:
             refused[name] = reason
-    if wanted is not None and wanted not in costs:
-        raise ConfigError(f"strategy {wanted!r} is illegal for {site.name} ({site.kind}, {site.where}): "
-                          f"{refused[wanted]}. Legal: {', '.join(costs)}")
-    times = {k: profile.seconds(c) for k, c in costs.items()}
-    name = wanted or (whole if whole in costs else min(times, key=times.__getitem__))
-    note = f"not {whole}: {refused[whole]}" if whole in refused and whole != "naive" else ""
-    return Choice(site, name, costs, times, refused, note, fixed=wanted is not None or whole in costs)
+    if required is not None and required not in costs:
+        raise ConfigError(f"strategy {required!r} is illegal for {site.name} ({site.kind}, {site.where}): "
+                          f"{refused[required]}. Legal: {', '.join(costs)}")
+    times = {name: profile.seconds(cost) for name, cost in costs.items()}
+    chosen = required or (preferred if preferred in costs else min(times, key=times.__getitem__))
+    declined = preferred in refused and preferred != "naive"
+    note = f"not {preferred}: {refused[preferred]}" if declined else ""
+    return Choice(site, chosen, costs, times, refused, note, fixed=required is not None or preferred in costs)
 
 
 def naive(site: Site, profile: Profile) -> Choice:
@@ -71,12 +74,13 @@ def _reason(candidate: Any, site: Site) -> str | None:
 
 
 def _added(cost: Cost, site: Site, group: tuple[Site, ...]) -> Cost:
-    """Cost of a site whose gradients are pulled back to the parameters and added to those of its group.
+    """Returns the cost of a site whose gradients are pulled back to the parameters and added up.
 
-    The site's own gradients live only until they are pulled back; what is kept is one gradient per parameter of the
-    group, counted at its largest site, and read and written once more for every use.
+    The site's own gradients live until they are pulled back. One gradient per parameter of the
+    group is held, counted at the group's largest site. Each use reads and writes it once more.
     """
     grads = grads_bytes(site)
-    kept = grads if site == max(group, key=lambda s: (s.size, s.name)) else 0.0
-    return replace(cost, held=kept, transient=cost.transient + sum(grads_bytes(s) for s in group),
+    is_largest = site == max(group, key=lambda member: (member.size, member.name))
+    transient = cost.transient + sum(grads_bytes(member) for member in group)
+    return replace(cost, held=grads if is_largest else 0.0, transient=transient,
                    bytes=cost.bytes + 4 * grads, launches=cost.launches + 4)

@@ -21,7 +21,7 @@ Timer = Callable[[Site, str], float]
 
 @dataclass(frozen=True)
 class _Request:
-    """What is asked of the planner, whatever number of rows it tries."""
+    """The arguments of `make_plan` that do not depend on the number of rows tried."""
 
     analysis: Analysis
     profile: Profile
@@ -32,23 +32,27 @@ class _Request:
     timer: Timer | None
 
     def draft(self, rows: int) -> Plan:
-        """Returns the plan at `rows` without a look at memory."""
-        wanted, whole = self._wanted()
-        groups = {s.name: tuple(at_rows(m, rows) for m in group) for group in self.analysis.groups for s in group}
-        sites = [at_rows(s, 1 if whole == "naive" else rows) for s in self.analysis.sites]
-        if whole == "naive":
-            choices = tuple(naive(s, self.profile) for s in sites)
+        """Returns the plan at `rows`, whatever memory it needs."""
+        by_site, everywhere = self._requested()
+        one_by_one = everywhere == "naive"
+        groups = {site.name: tuple(at_rows(member, rows) for member in group)
+                  for group in self.analysis.groups for site in group}
+        sites = [at_rows(site, 1 if one_by_one else rows) for site in self.analysis.sites]
+        if one_by_one:
+            choices = tuple(naive(site, self.profile) for site in sites)
         else:
-            choices = tuple(choose(s, self.profile, groups.get(s.name, (s,)), wanted.get(s.name), whole) for s in sites)
-        how = "naive" if whole == "naive" else "graph"
-        again = self.strategy.recompute if isinstance(self.strategy, Plan) and self.memory is None else None
-        plan = Plan(choices, how, rows, self.profile.device, self.analysis.unused, self.frozen, recompute=again)
+            choices = tuple(choose(site, self.profile, groups.get(site.name, (site,)),
+                                   by_site.get(site.name), everywhere) for site in sites)
+        reuse = isinstance(self.strategy, Plan) and self.memory is None
+        plan = Plan(choices, "naive" if one_by_one else "graph", rows, self.profile.device,
+                    self.analysis.unused, self.frozen,
+                    recompute=self.strategy.recompute if reuse else None)
         if self.timer is not None and self.strategy == "measure":
             plan = refine(plan, self.profile, self.timer)
         return plan
 
-    def _wanted(self) -> tuple[dict[str, str], str]:
-        """(strategy asked for by site, strategy asked for everywhere or a word such as auto)."""
+    def _requested(self) -> tuple[dict[str, str], str]:
+        """({site: strategy asked for}, the strategy asked for at all sites or a word such as auto)."""
         if isinstance(self.strategy, Plan):
             check_same(self.strategy, self.analysis.sites)
             return {c.site.name: c.strategy for c in self.strategy.choices}, \
@@ -59,80 +63,89 @@ class _Request:
 def make_plan(analysis: Analysis, profile: Profile, rows: int | None, strategy: str | Mapping[str, str] | Plan = "auto",
               memory: int | None = None, *, batch: int | None = None, frozen: tuple[str, ...] = (),
               frames: Callable[[], Frames] | None = None, timer: Timer | None = None) -> Plan:
-    """Returns the Plan for steps of `rows` examples; None: the planner's choice of at most `batch`.
+    """Returns the Plan for steps of `rows` examples. For `rows=None` it chooses at most `batch` rows.
 
-    `frames` is called only where memory is in question, `timer` only for strategy="measure".
-    Raises ConfigError for unknown names, globs without match, an illegal or foreign choice, a budget nothing fits.
+    `frames` is called only if memory matters, `timer` only for strategy="measure".
+    Raises ConfigError for unknown names, globs without a match, an illegal choice, a plan of
+    another model, and a budget that no plan fits.
     """
-    first = rows or batch or 1
-    request = _Request(analysis, profile, strategy, first, memory, frozen, timer)
-    plan = request.draft(first)
+    start_rows = rows or batch or 1
+    request = _Request(analysis, profile, strategy, start_rows, memory, frozen, timer)
+    plan = request.draft(start_rows)
     if frames is None or (memory is None and rows is not None):
         return plan
-    made = frames()
+    traced = frames()
     if rows is None:
-        return _choose_rows(plan, request, made)
+        return _choose_rows(plan, request, traced)
     assert memory is not None
-    fitted = _fitted(plan, made.at(plan.frame_rows), memory, profile)
+    frame = traced.at(plan.frame_rows)
+    fitted = _fitted(plan, frame, memory, profile)
     if fitted is None:
-        raise refuse(made.at(plan.frame_rows), plan.choices, memory)
+        raise refuse(frame, plan.choices, memory)
     return fitted
 
 
 def with_frame(plan: Plan, frame: Frame, profile: Profile) -> Plan:
-    """Returns `plan` with the predicted seconds of forward and backward, and the peak bytes of the whole step."""
-    again = plan.recompute
-    seconds = plan.turns * sum(profile.seconds(c) for c in frame.costs) + (again.seconds if again else 0.0)
-    return replace(plan, frame_seconds=seconds, peak=plan_peak(frame, plan.choices, again.nodes if again else ()).bytes)
+    """Returns `plan` with the predicted seconds of forward and backward, and the step's peak in bytes."""
+    repeated = plan.recompute
+    seconds = plan.turns * sum(profile.seconds(cost) for cost in frame.costs)
+    peak = plan_peak(frame, plan.choices, repeated.nodes if repeated else ())
+    return replace(plan, frame_seconds=seconds + (repeated.seconds if repeated else 0.0), peak=peak.bytes)
 
 
 def refine(plan: Plan, profile: Profile, timer: Timer) -> Plan:
-    """Returns `plan` with the candidates that the model cannot tell apart timed on the device, the faster chosen.
+    """Returns `plan` with close candidates timed on the device, and the fastest of them chosen.
 
-    `timer(site, strategy)` gives seconds; it is asked only for strategies whose predicted range reaches the best's.
+    `timer(site, strategy)` returns seconds. It times the strategies whose range of predicted times
+    overlaps that of the best.
     """
-    return replace(plan, choices=tuple(c if c.fixed else _refined(c, profile, timer) for c in plan.choices))
+    choices = tuple(choice if choice.fixed else _refined(choice, profile, timer) for choice in plan.choices)
+    return replace(plan, choices=choices)
 
 
 def _refined(choice: Choice, profile: Profile, timer: Timer) -> Choice:
     def low(name: str) -> float:
         return choice.times[name] / (1 + profile.error(choice.costs[name]))
 
-    ceiling = min(t * (1 + profile.error(choice.costs[k])) for k, t in choice.times.items())
-    close = [k for k in choice.costs if low(k) <= ceiling]
+    ceiling = min(seconds * (1 + profile.error(choice.costs[name])) for name, seconds in choice.times.items())
+    close = [name for name in choice.costs if low(name) <= ceiling]
     if len(close) < 2:
         return choice
-    taken = {k: timer(choice.site, k) for k in close}
-    return replace(choice, strategy=min(taken, key=taken.__getitem__), times={**choice.times, **taken}, measured=frozenset(taken))
+    times = {name: timer(choice.site, name) for name in close}
+    return replace(choice, strategy=min(times, key=times.__getitem__), times={**choice.times, **times},
+                   measured=frozenset(times))
 
 
 def _fitted(plan: Plan, frame: Frame, memory: int, profile: Profile) -> Plan | None:
-    free = with_frame(plan, frame, profile)
-    found = within(frame, plan.choices, memory, profile)
-    if found is None:
+    unlimited = with_frame(plan, frame, profile)
+    assignment = within(frame, plan.choices, memory, profile)
+    if assignment is None:
         return None
-    choices, again = found
-    made = with_frame(replace(plan, choices=notes(plan.choices, choices), recompute=again), frame, profile)
-    assert free.peak is not None
-    return replace(made, budget=Budget(memory, plan.seconds, free.peak))
+    choices, recompute = assignment
+    choices = notes(plan.choices, choices)
+    fitted = with_frame(replace(plan, choices=choices, recompute=recompute), frame, profile)
+    assert unlimited.peak is not None
+    return replace(fitted, budget=Budget(memory, plan.seconds, unlimited.peak))
 
 
 def _choose_rows(plan: Plan, request: _Request, frames: Frames) -> Plan:
-    """The number of rows with the least time for a batch, among the batch's own and its halvings, that fits."""
+    """Returns the plan that is fastest for a batch: at the batch's own rows, a half, a quarter, ..."""
     batch, memory, profile = request.batch, request.memory, request.profile
-    found: list[tuple[float, int, Plan]] = []
+    candidates: list[tuple[float, int, Plan]] = []
     sizes = sorted({-(-batch // 2**k) for k in range(batch.bit_length() + 1)}, reverse=True)
     for rows in sizes:
-        drafted = plan if rows == plan.rows else request.draft(rows)
-        frame = frames.at(drafted.frame_rows)
-        made = with_frame(drafted, frame, profile) if memory is None else _fitted(drafted, frame, memory, profile)
-        if made is not None:
-            assert made.frame_seconds is not None
-            found.append(((made.frame_seconds + made.seconds) * -(-batch // rows), -rows, made))
-    if not found:
+        draft = plan if rows == plan.rows else request.draft(rows)
+        frame = frames.at(draft.frame_rows)
+        fitted = (with_frame(draft, frame, profile) if memory is None
+                  else _fitted(draft, frame, memory, profile))
+        if fitted is not None:
+            assert fitted.frame_seconds is not None
+            seconds = (fitted.frame_seconds + fitted.seconds) * -(-batch // rows)
+            candidates.append((seconds, -rows, fitted))
+    if not candidates:
         assert memory is not None
         raise refuse(frames.at(1), request.draft(1).choices, memory)
-    return min(found, key=lambda item: item[:2])[2]
+    return min(candidates, key=lambda candidate: candidate[:2])[2]
 
 
 def check_rows(plan: Plan, rows: int | None) -> int:

@@ -1,9 +1,10 @@
-"""A plan's peak memory: every site's norm and weighted sum hung into the frame of forward and backward.
+"""A plan's peak memory: each site's norm and weighted sum are placed into the frame of forward and backward.
 
-The order is the step's own (`passes.schedule`): forward, backward, clip factors, weighted sums; norms behind the backward or,
-where that costs no memory, as soon as their output gradient exists (`liveness.raised`). A site that stores gradients then
-frees its inputs and output gradient early; one that reads them again keeps both until its sum. Small sites come behind the
-others, and what they store is copied side by side: behind all norms, or as soon as all of theirs are there.
+The order is the step's own (`passes.schedule`): forward, backward, clip factors, weighted sums. A norm
+runs after the backward, or as soon as its output gradient exists if that costs no memory
+(`liveness.raised`). A site that stores gradients can then free its inputs and output gradient early.
+A site that reads them again keeps both until its sum. Small sites come after the others. What they
+store is bundled, copied into one buffer: after all norms, or as soon as the small sites' norms are done.
 """
 
 from __future__ import annotations
@@ -19,70 +20,71 @@ from fxperex.repeat import BACKWARD, FORWARD, SUMS, Program
 from fxperex.strategies.stored import small
 from fxperex.work import inputs_bytes, outputs_bytes, sum_scratch, summing_bytes
 
-BESIDE = "small sites"
+BUNDLE = "small sites"
 
 
 def step_listing(frame: Frame, choices: Sequence[Choice], early: Collection[str]) -> Listing:
-    """Returns the Listing of the whole step under `choices`, with the norms of the sites `early` inside the backward."""
-    live = [c for c in choices if c.site.name in frame.reads]
-    placed = sorted((frame.ready[c.site.name], i) for i, c in enumerate(live) if c.site.name in early)
-    inside = [(place, _norm(frame, live[i])) for place, i in placed]
-    norms = [_norm(frame, c) for c in sorted(live, key=beside) if c.site.name not in early]
-    together = Instruction(BESIDE, {BESIDE: beside_bytes(live)}, tuple(f"{c.site.name}: stored" for c in live if beside(c)))
-    last = max((at for at, (_, i) in enumerate(placed) if beside(live[i])), default=None)
-    if BESIDE in early and last is not None and all(c.site.name in early for c in live if beside(c)):
-        inside.insert(last + 1, (inside[last][0], together))
+    """Returns the Listing of the step under `choices`; sites in `early` take their norm inside the backward."""
+    used = [c for c in choices if c.site.name in frame.reads]
+    placed = sorted((frame.ready[c.site.name], i) for i, c in enumerate(used) if c.site.name in early)
+    inside = [(place, _norm(frame, used[i])) for place, i in placed]
+    norms = [_norm(frame, c) for c in sorted(used, key=bundled) if c.site.name not in early]
+    stored = tuple(f"{c.site.name}: stored" for c in used if bundled(c))
+    bundle = Instruction(BUNDLE, {BUNDLE: bundle_bytes(used)}, stored)
+    final = max((order for order, (_, i) in enumerate(placed) if bundled(used[i])), default=None)
+    if BUNDLE in early and final is not None and all(c.site.name in early for c in used if bundled(c)):
+        inside.insert(final + 1, (inside[final][0], bundle))
     else:
-        norms.append(together)
+        norms.append(bundle)
     steps = _merged(list(frame.listing.instructions), inside)
-    sums = [step for c in live for step in _sum(frame, c)]
-    made = frozenset(name for step in sums[1::2] for name in step.makes)
-    return replace(frame.listing, instructions=(*steps, *norms, *sums), outputs=frame.listing.outputs | made)
+    sums = [step for c in used for step in _sum(frame, c)]
+    results = frozenset(name for step in sums[1::2] for name in step.makes)
+    return replace(frame.listing, instructions=(*steps, *norms, *sums), outputs=frame.listing.outputs | results)
 
 
 def plan_peak(frame: Frame, choices: Sequence[Choice], recompute: Collection[str] = ()) -> Peak:
-    """Returns the Peak of the step under `choices`, with the forward instructions `recompute` repeated instead of kept."""
+    """Returns the Peak of the step under `choices`; forward instructions in `recompute` run twice."""
     if recompute:
         return peak(program(frame, choices).repeating(recompute)[0])
-    sites, first = movable(frame, choices)
+    sites, freeing = movable(frame, choices)
 
-    def trial(some: list[str]) -> tuple[float, str]:
-        found = peak(step_listing(frame, choices, some))
-        return found.bytes, BESIDE if found.at == BESIDE else site_of(found.at)
+    def trial(early: list[str]) -> tuple[float, str]:
+        highest = peak(step_listing(frame, choices, early))
+        return highest.bytes, BUNDLE if highest.at == BUNDLE else site_of(highest.at)
 
-    return peak(step_listing(frame, choices, raised(sites, first, trial)[0]))
+    return peak(step_listing(frame, choices, raised(sites, freeing, trial)[0]))
 
 
 def movable(frame: Frame, choices: Sequence[Choice]) -> tuple[list[str], set[str]]:
-    """The sites in the order of their norms behind the backward, then what small ones store, side by side; and those that free
-    what they read with their norm."""
-    live = sorted((c for c in choices if c.site.name in frame.reads), key=beside)
-    small = [BESIDE] if any(map(beside, live)) else []
-    return [c.site.name for c in live] + small, {c.site.name for c in live if not c.cost.rereads}
+    """Returns (site names in the order of their norms after the backward, the bundle of small sites at
+    the end; the names of sites whose inputs are free once their norm is taken)."""
+    used = sorted((c for c in choices if c.site.name in frame.reads), key=bundled)
+    bundle = [BUNDLE] if any(map(bundled, used)) else []
+    return [c.site.name for c in used] + bundle, {c.site.name for c in used if not c.cost.rereads}
 
 
 def program(frame: Frame, choices: Sequence[Choice]) -> Program:
     """Returns the step under `choices` as a Program whose forward instructions may be repeated.
 
-    All norms are inside the backward: there they read what it recomputes anyway, and need not have it made once more.
+    All norms are inside the backward. There they read what the backward recomputes anyway.
     """
-    made = step_listing(frame, choices, [c.site.name for c in choices] + [BESIDE])
-    # Views have no memory of their own; behind the forward they are taken where they are read.
+    listing = step_listing(frame, choices, [c.site.name for c in choices] + [BUNDLE])
+    # Views have no memory of their own; after the forward they are formed next to their readers.
     views = {s.name for s in frame.listing.instructions[frame.forward:] if not s.makes}
-    steps = tuple(s for s in made.instructions if s.name not in views)
+    steps = tuple(s for s in listing.instructions if s.name not in views)
     sums = 2 * sum(c.site.name in frame.reads for c in choices)
     phases = [FORWARD if i < frame.forward else BACKWARD if i < len(steps) - sums else SUMS for i in range(len(steps))]
-    return Program(replace(made, instructions=steps), phases)
+    return Program(replace(listing, instructions=steps), phases)
 
 
 def _merged(steps: list[Instruction], placed: list[tuple[int, Instruction]]) -> list[Instruction]:
-    """`steps` with each of `placed`, in ascending order of place, in front of the step at its place."""
-    made: list[Instruction] = []
-    at = 0
+    """Returns `steps` with each of `placed` inserted before the step at its place; places ascend."""
+    merged: list[Instruction] = []
+    start = 0
     for place, step in placed:
-        made += [*steps[at:place], step]
-        at = place
-    return made + steps[at:]
+        merged += [*steps[start:place], step]
+        start = place
+    return merged + steps[start:]
 
 
 def _norm(frame: Frame, choice: Choice) -> Instruction:
@@ -92,40 +94,40 @@ def _norm(frame: Frame, choice: Choice) -> Instruction:
 
 
 def _sum(frame: Frame, choice: Choice) -> tuple[Instruction, Instruction]:
-    """Copies with the rows scaled or cleared, where there are any, then the sum over them."""
+    """Returns (the copies whose rows are scaled or cleared, the sum over them)."""
     site, cost = choice.site, choice.cost
     inputs, grads = frame.reads[site.name]
-    stored = BESIDE if beside(choice) else f"{site.name}: stored"
+    stored = BUNDLE if bundled(choice) else f"{site.name}: stored"
     reads = inputs + grads if cost.rereads else (stored,) if cost.held else ()
-    moved, made, scratch = sum_makes(choice)
+    copies, result, scratch = sum_makes(choice)
     scaled = f"{site.name}: scaled"
-    return (Instruction(scaled, {scaled: moved}, reads),
-            Instruction(f"{site.name}: sum", {f"{site.name}: sum": made}, (scaled,), scratch))
+    return (Instruction(scaled, {scaled: copies}, reads),
+            Instruction(f"{site.name}: sum", {f"{site.name}: sum": result}, (scaled,), scratch))
 
 
-def beside(choice: Choice) -> bool:
-    """True for a site whose stored gradients are put side by side with others'."""
+def bundled(choice: Choice) -> bool:
+    """Returns True for a site whose stored gradients are copied into one buffer with others'."""
     return bool(choice.cost.held) and small(choice.site, choice.strategy)
 
 
-def beside_bytes(choices: Sequence[Choice]) -> float:
-    """Bytes of what small sites store, side by side."""
-    return sum(c.cost.held for c in choices if beside(c))
+def bundle_bytes(choices: Sequence[Choice]) -> float:
+    """Returns the bytes of the buffer that holds what small sites store."""
+    return sum(c.cost.held for c in choices if bundled(c))
 
 
 def norm_transient(choice: Choice) -> float:
-    """Bytes that a site's norm needs while it runs, beside what it holds."""
+    """Returns the bytes that a site's norm needs while it runs, in addition to what it holds."""
     return max(choice.cost.transient - choice.cost.held, 0.0)
 
 
 def sum_makes(choice: Choice) -> tuple[float, float, float]:
-    """Bytes of a site's scaled copies, of its sum, and of what forming the sum needs beside them."""
+    """Returns bytes of a site's scaled copies, of its sum, and of the scratch that forming the sum needs."""
     site, cost = choice.site, choice.cost
-    # Side by side they are copied once at most, and only where all together are small.
-    copied = 0.0 if beside(choice) else summing_bytes(site, cost.held)
-    moved = inputs_bytes(site) + outputs_bytes(site) if cost.rereads else copied
-    made = float(site.size * accumulator(site.dtype).itemsize)
-    return moved, made, sum_scratch(site) if cost.rereads else 0.0
+    # A bundle is copied at most once, and only if it is small as a whole.
+    copied = 0.0 if bundled(choice) else summing_bytes(site, cost.held)
+    copies = inputs_bytes(site) + outputs_bytes(site) if cost.rereads else copied
+    result = float(site.size * accumulator(site.dtype).itemsize)
+    return copies, result, sum_scratch(site) if cost.rereads else 0.0
 
 
 def site_of(instruction: str) -> str:

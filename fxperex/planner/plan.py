@@ -11,9 +11,10 @@ from fxperex.registry import Cost, Site
 
 @dataclass(frozen=True)
 class Choice:
-    """One site's decision. `costs` and `times` (seconds) hold every legal strategy, `refused` the reasons of the others.
+    """The strategy chosen for one site.
 
-    `fixed`: somebody asked for it; `measured`: strategies whose time was taken on the device, not predicted.
+    costs, times: cost and seconds of every legal strategy; refused: the reason for each illegal one.
+    fixed: the user asked for this strategy; measured: strategies timed on the device, not predicted.
     """
 
     site: Site
@@ -41,8 +42,8 @@ class Choice:
     @property
     def runner_up(self) -> str | None:
         """The fastest other legal strategy."""
-        others = {k: v for k, v in self.times.items() if k != self.strategy}
-        return min(others, key=others.__getitem__) if others else None
+        rivals = {name: seconds for name, seconds in self.times.items() if name != self.strategy}
+        return min(rivals, key=rivals.__getitem__) if rivals else None
 
     def using(self, strategy: str, note: str = "") -> Choice:
         return replace(self, strategy=strategy, note=note or self.note)
@@ -50,7 +51,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Budget:
-    """`memory` bytes were allowed; without the limit the sites would take `free_seconds` and the step `free_peak` bytes."""
+    """A limit of `memory` bytes. Without it the sites take `free_seconds`, the step `free_peak` bytes."""
 
     memory: int
     free_seconds: float
@@ -59,7 +60,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Recompute:
-    """Forward `nodes` that run again behind the forward, for `seconds` in all, so that `bytes` of results need not be kept."""
+    """Forward `nodes` that run again in the backward, for `seconds` in all; this saves `bytes`."""
 
     nodes: tuple[str, ...]
     seconds: float
@@ -68,11 +69,13 @@ class Recompute:
 
 @dataclass(frozen=True)
 class Plan:
-    """`choices` by site; `whole` is "naive" where the step runs one example at a time, else "graph".
+    """One Choice per site, and what the step as a whole is predicted to take.
 
-    `rows`: examples of one compiled step; `frame_seconds`, `peak`: forward and backward, and bytes of the whole step,
-    where the frame was traced (a budget, `physical_batch="auto"` or `explain`), else None. `recompute`: what a budget made
-    the step compute twice, its seconds among those of the frame; else None.
+    whole: "naive" if the step runs one example at a time, else "graph".
+    rows: examples of one compiled step.
+    frame_seconds, peak: seconds of forward and backward, and bytes of the step. None unless they
+    were traced: for a budget, for `physical_batch="auto"` or by `explain`.
+    recompute: what the step computes twice to fit a budget (its seconds count in frame_seconds), or None.
     """
 
     choices: tuple[Choice, ...]
@@ -88,12 +91,11 @@ class Plan:
 
     def strategy_of(self, site: str) -> str:
         """Returns the strategy of the site named `site`; KeyError if there is none."""
-        found = {c.site.name: c.strategy for c in self.choices}
-        return found[site]
+        return {choice.site.name: choice.strategy for choice in self.choices}[site]
 
     @property
     def frame_rows(self) -> int:
-        """Examples that are in memory at once."""
+        """Examples in memory at the same time."""
         return 1 if self.whole == "naive" else self.rows
 
     @property
@@ -112,7 +114,7 @@ class Plan:
         return sum(c.cost.held for c in self.choices)
 
     def single(self, strategy: str) -> float:
-        """Returns the sites' seconds if `strategy` served wherever it is legal, and this plan's choice elsewhere."""
+        """Returns the sites' seconds with `strategy` where it is legal, and this plan's choices elsewhere."""
         return sum(c.times.get(strategy, c.seconds) for c in self.choices)
 
     def __str__(self) -> str:
@@ -141,15 +143,16 @@ class Plan:
 
 def check_same(plan: Plan, sites: tuple[Site, ...]) -> None:
     """Raises ConfigError, naming the first node that differs, unless `plan` was made for `sites`."""
-    for mine, theirs in zip(sites, (c.site for c in plan.choices), strict=False):
-        for what in ("name", "node", "op", "kind", "arg", "shape", "dtype", "params"):
-            here, there = getattr(mine, what), getattr(theirs, what)
-            if here != there:
-                raise ConfigError(f"the plan was made for another model: node {mine.node} ({mine.name}, {mine.where}) has "
-                                  f"{what} {here} here, and {there} in the plan (node {theirs.node})")
-    if len(sites) != len(plan.choices):
-        longer = sites if len(sites) > len(plan.choices) else tuple(c.site for c in plan.choices)
-        extra = longer[min(len(sites), len(plan.choices))]
+    planned_sites = tuple(choice.site for choice in plan.choices)
+    for site, planned in zip(sites, planned_sites, strict=False):
+        for field_name in ("name", "node", "op", "kind", "arg", "shape", "dtype", "params"):
+            ours, theirs = getattr(site, field_name), getattr(planned, field_name)
+            if ours != theirs:
+                raise ConfigError(f"the plan was made for another model: node {site.node} ({site.name}, {site.where}) "
+                                  f"has {field_name} {ours} here, and {theirs} in the plan (node {planned.node})")
+    if len(sites) != len(planned_sites):
+        longer = max(sites, planned_sites, key=len)
+        extra = longer[min(len(sites), len(planned_sites))]
         side = "the plan does not have it" if longer is sites else "this model does not have it"
         raise ConfigError(f"the plan was made for another model: node {extra.node} ({extra.name}): {side}")
 

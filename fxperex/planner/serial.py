@@ -41,32 +41,35 @@ def _site(site: Site) -> dict[str, Any]:
 def from_json(text: str) -> Plan:
     """Returns the Plan of `text`. Raises ConfigError."""
     try:
-        found = json.loads(text)
-        if found["version"] != VERSION:
-            raise ConfigError(f"the plan has version {found['version']!r}; this library reads {VERSION}")
-        budget = Budget(**found["budget"]) if found["budget"] else None
-        again = Recompute(**found["recompute"] | {"nodes": tuple(found["recompute"]["nodes"])}) if found["recompute"] else None
-        return Plan(tuple(_read(c) for c in found["sites"]), str(found["whole"]), int(found["rows"]), str(found["device"]),
-                    tuple(found["unused"]), tuple(found["frozen"]), budget, found["frame_seconds"], found["peak"],
-                    again)
+        body = json.loads(text)
+        if body["version"] != VERSION:
+            raise ConfigError(f"the plan has version {body['version']!r}; this library reads {VERSION}")
+        budget = Budget(**body["budget"]) if body["budget"] else None
+        recompute = body["recompute"] and Recompute(**body["recompute"] | {"nodes": tuple(body["recompute"]["nodes"])})
+        return Plan(tuple(_read(choice) for choice in body["sites"]), str(body["whole"]), int(body["rows"]),
+                    str(body["device"]), tuple(body["unused"]), tuple(body["frozen"]), budget,
+                    body["frame_seconds"], body["peak"], recompute)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"this is not a plan written by Plan.to_json ({type(error).__name__}: {error})") from error
 
 
-def _read(found: dict[str, Any]) -> Choice:
-    site = _read_site(found["site"])
-    if found["strategy"] not in found["costs"] or set(found["costs"]) != set(found["times"]):
-        raise ConfigError(f"the plan's strategy {found['strategy']!r} for {site.name} has no cost in it")
-    costs = {k: Cost(**c | {"work": tuple(Work(**w | {"shape": tuple(w["shape"])}) for w in c["work"])})
-             for k, c in found["costs"].items()}
-    return Choice(site, found["strategy"], costs, found["times"], found["refused"], found["note"], found["fixed"],
-                  frozenset(found["measured"]))
+def _read(body: dict[str, Any]) -> Choice:
+    site = _read_site(body["site"])
+    if body["strategy"] not in body["costs"] or set(body["costs"]) != set(body["times"]):
+        raise ConfigError(f"the plan's strategy {body['strategy']!r} for {site.name} has no cost in it")
+    costs = {name: _read_cost(cost) for name, cost in body["costs"].items()}
+    return Choice(site, body["strategy"], costs, body["times"], body["refused"], body["note"], body["fixed"],
+                  frozenset(body["measured"]))
 
 
-def _read_site(given: dict[str, Any]) -> Site:
-    return Site(**given | {"dtype": getattr(torch, given["dtype"]), "device": torch.device(given["device"]),
-                           "params": tuple(given["params"]), "shape": tuple(given["shape"]),
-                           "dims": Dims(**given["dims"]) if given["dims"] else None,
-                           "parts": tuple(_read_site(part) for part in given["parts"])})
+def _read_cost(body: dict[str, Any]) -> Cost:
+    return Cost(**body | {"work": tuple(Work(**work | {"shape": tuple(work["shape"])}) for work in body["work"])})
+
+
+def _read_site(body: dict[str, Any]) -> Site:
+    return Site(**body | {"dtype": getattr(torch, body["dtype"]), "device": torch.device(body["device"]),
+                          "params": tuple(body["params"]), "shape": tuple(body["shape"]),
+                          "dims": Dims(**body["dims"]) if body["dims"] else None,
+                          "parts": tuple(_read_site(part) for part in body["parts"])})

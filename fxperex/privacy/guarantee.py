@@ -39,7 +39,8 @@ NOT_COVERED = (
 SUMS = ("rounding of the sum itself: each example adds at most the bound, but floating-point addition is not associative, so "
         "one example can move how the others' sum is rounded (arXiv 2207.10635)")
 FLOATING_POINT = "floating-point attacks on the noise (Mironov 2012): the noise is float64 on no grid; noise=\"discrete\" has one"
-COINS = "the discrete noise's coins are rounded to float64: each probability is right to a relative 2^-50"
+COINS = ("a machine whose exp() is wrong by more than a relative 2^-41: the discrete noise is exactly the discrete "
+         "Gaussian with any better one")
 FAST = "an attacker who predicts Philox, which is not cryptographic"
 SEEDED = "anyone who knows or guesses the seed: the noise can be subtracted. This run is for science only"
 

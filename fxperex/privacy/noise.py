@@ -1,42 +1,29 @@
-"""Noise on the clipped sum: float64, one stream per (generation, step, tensor), each used once ever.
+"""Noise on the clipped sum: float64, one stream per (generation, step, tensor), each used once
+ever.
 
-Float64, because a float32 normal has no tail beyond 5.77 standard deviations: Box-Muller on 64 random bits reaches
-9.4. Added and divided in float64 and rounded once at the end: half a bfloat16 sum's noise would vanish in rounding.
+Float64, because a float32 normal has no tail beyond 5.77 standard deviations: Box-Muller on 64
+random bits reaches 9.4. Added and divided in float64 and rounded once at the end: half a bfloat16
+sum's noise would vanish in rounding. The noise of a tensor's element is a function of (secret,
+generation, step, tensor, place in it), so that any part of it can be drawn anywhere: threads share
+a step's tensors out in parts that stay in a core's cache.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fxperex.errors import PrivacyError
-from fxperex.privacy.discrete import discrete_gaussian
+from fxperex.privacy.discrete import BLOCK, Integers, discrete_gaussian
 from fxperex.privacy.mechanism import Mechanism
+from fxperex.privacy.normal import CHUNK, Normals, cut, gaussian, on_host
 from fxperex.privacy.streams import Secret, Streams
+from fxperex.privacy.workers import share
 
 # Stream number of the adaptive rule's count; tensors are numbered from 0.
 COUNT = 2**32 - 1
-HALF_STEP = 2.0**-65
-HALF_WORD = 0xFFFFFFFF
-CPU = torch.device("cpu")
-
-
-def gaussian(streams: Streams, count: int, step: int, item: int = 0, device: torch.device = CPU) -> Tensor:
-    """Returns `count` standard normals, float64 on `device`, of the stream (step, item)."""
-    if not streams.secure:
-        return torch.from_numpy(np.random.Generator(streams.philox(step, item)).standard_normal(count)).to(device)
-    half = (count + 1) // 2
-    words = streams.words(2 * half, step, item, device)
-    # The unsigned word over 2^64, rounded once: its halves are exact in float64.
-    unit = (words >> 32 & HALF_WORD).double().mul_(2.0**-32).add_((words & HALF_WORD).double().mul_(2.0**-64))
-    # Never 0, so the logarithm is finite; the smallest is 2^-65, a radius of 9.5.
-    radius = unit[:half].add(HALF_STEP).log_().mul_(-2).sqrt_()
-    angle = unit[half:].mul(2 * math.pi)
-    return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count]
 
 
 class Noise:
@@ -47,28 +34,67 @@ class Noise:
         self._last = {"sum": (-1, -1), "count": (-1, -1)}
 
     def release(self, sums: Sequence[Tensor], step: int, generation: int = 0) -> list[Tensor]:
-        """Returns `(sum + noise) / divisor` for each of `sums`: the private mean, float64, on its device.
+        """Returns `(sum + noise) / divisor` for each of `sums`: the private mean, float64, on its
+        device.
 
-        Raises PrivacyError unless (generation, step) is above every earlier one: the same noise twice can be subtracted.
+        Raises PrivacyError unless (generation, step) is above every earlier one: the same noise
+        twice can be subtracted.
         """
         streams = self._streams("sum", step, generation)
-        return [self._noised(total, streams, step, item) for item, total in enumerate(sums)]
+        means = [torch.empty(total.shape, dtype=torch.float64, device=total.device)
+                 for total in sums]
+        flat = [(mean.view(-1), total.detach().reshape(-1))
+                for mean, total in zip(means, sums, strict=True)]
+        size = BLOCK if self.mechanism.grid else CHUNK
+        parts = [(item, *part) for item, (_, total) in enumerate(flat) if on_host(total.device)
+                 for part in cut(total.numel(), size)]
+
+        def worker() -> Callable[[tuple[int, int, int]], None]:
+            draw = self._drawer(streams, step, max(b - a for _, a, b in parts))
+
+            def release(part: tuple[int, int, int]) -> None:
+                item, a, b = part
+                mean, total = flat[item]
+                mean[a:b] = self._noised(draw(item, a, b), total[a:b])
+
+            return release
+
+        share(parts, worker)
+        for item, (mean, total) in enumerate(flat):
+            if not on_host(total.device):
+                mean.copy_(self._noised(self._drawn(total, streams, step, item), total))
+        return means
 
     def count(self, centred: float, step: int, generation: int = 0) -> float:
-        """Returns the noised share of an adaptive rule's centred count, about 0 to 1. Raises as `release`."""
+        """Returns the noised share of an adaptive rule's centred count, about 0 to 1. Raises as
+        `release`."""
         z = gaussian(self._streams("count", step, generation), 1, step, COUNT)
         return (centred + self.mechanism.count_std * float(z)) / self.mechanism.divisor + 0.5
 
-    def _noised(self, total: Tensor, streams: Streams, step: int, item: int) -> Tensor:
+    def _drawer(self, streams: Streams, step: int, size: int) -> Callable[[int, int, int], Tensor]:
+        """Returns what draws numbers `a` to `b` of tensor `item` on the CPU, at most `size`, for
+        one thread."""
+        if self.mechanism.grid:
+            return Integers(self.mechanism.std / self.mechanism.grid, streams, step).draw
+        return Normals(streams, step, size).draw
+
+    def _drawn(self, total: Tensor, streams: Streams, step: int, item: int) -> Tensor:
+        """Returns all numbers of tensor `item`, on the device of `total`."""
+        if self.mechanism.grid:
+            sigma = self.mechanism.std / self.mechanism.grid
+            return discrete_gaussian(sigma, total.numel(), streams, step, item).to(total.device)
+        return gaussian(streams, total.numel(), step, item, total.device)
+
+    def _noised(self, noise: Tensor, total: Tensor) -> Tensor:
+        """Turns standard normals, or integers on the grid, into `(total + noise) / divisor`."""
         grid = self.mechanism.grid
         if grid:
-            noise = discrete_gaussian(self.mechanism.std / grid, total.numel(), streams, step, item)
-            # Sum and noise are whole multiples of a power of two: float64 adds them exactly below 2^53.
-            noised = noise.to(total.device).reshape(total.shape).add_(total.double().div(grid).round_()).mul_(grid)
+            # Sum and noise are whole multiples of a power of two: float64 adds them exactly below
+            # 2^53.
+            noise.add_(total.double().div(grid).round_()).mul_(grid)
         else:
-            draw = gaussian(streams, total.numel(), step, item, total.device).mul_(self.mechanism.std)
-            noised = draw.reshape(total.shape).add_(total)
-        return noised.div_(self.mechanism.divisor)
+            noise.mul_(self.mechanism.std).add_(total)
+        return noise.div_(self.mechanism.divisor)
 
     def _streams(self, what: str, step: int, generation: int) -> Streams:
         if (generation, step) <= self._last[what]:

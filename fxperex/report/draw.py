@@ -88,16 +88,16 @@ def _heading(canvas: Canvas, plan: Plan, title: str, captured: fx.Graph, step: f
         canvas.add(Text(LEFT, 44 + 16 * i, line, 11, color="#555555"))
     x = LEFT
     for name in dict.fromkeys(c.strategy for c in sorted(plan.choices, key=lambda c: -c.seconds)):
-        mine = [c for c in plan.choices if c.strategy == name]
-        told = f"{name}: {len(mine)} sites, {1e3 * plan.turns * sum(c.seconds for c in mine):.2f} ms"
-        canvas.add(Rect(x, 73, 12, 12, color(name)), Text(x + 18, 83, told, 11))
-        x += 18 + length(told, 11) + 24
+        chosen = [c for c in plan.choices if c.strategy == name]
+        summary = f"{name}: {len(chosen)} sites, {1e3 * plan.turns * sum(c.seconds for c in chosen):.2f} ms"
+        canvas.add(Rect(x, 73, 12, 12, color(name)), Text(x + 18, 83, summary, 11))
+        x += 18 + length(summary, 11) + 24
     nodes = sum(n.op == "call_function" for n in captured.nodes)
-    made = f", {sum(n.op == 'call_function' for n in step.nodes)} nodes" if step is not None else ""
-    for x, told in ((LEFT, f"captured graph, {nodes} nodes"), (at.forward, f"step graph{made}"),
+    counted = f", {sum(n.op == 'call_function' for n in step.nodes)} nodes" if step is not None else ""
+    for x, summary in ((LEFT, f"captured graph, {nodes} nodes"), (at.forward, f"step graph{counted}"),
                     (at.norms + 60, "norms, wide as the root of their cost"), (at.sums + 16, "weighted sums"),
                     (at.table, "dearest sites")):
-        canvas.add(Text(x, TOP - 12, told, 12, bold=True))
+        canvas.add(Text(x, TOP - 12, summary, 12, bold=True))
     canvas.add(Text(at.factors + 9, TOP - 12, "clip factors", 10, "middle"),
                Text(at.sums + 122, TOP - 12, "(hollow: of stored gradients)", 10, color="#777777"),
                Text(at.table + 232, TOP - 12, "B,G,T,D,P", 10, color="#777777"),
@@ -111,20 +111,20 @@ def _captured(canvas: Canvas, lane: Lane, i: int, y: float, places: dict[str, in
                Text(LEFT + CAPTURED - 8, y + 14, result, 10, "end", "#777777"),
                Text(LEFT + 8, y + 28, fitted(lane.told, CAPTURED - 16, 10), 10, color="#555555"))
     for name in lane.reads:
-        other = places[name]
-        if other == i - 1:
+        neighbour = places[name]
+        if neighbour == i - 1:
             canvas.add(Arrow(((LEFT + 40, y - GAP), (LEFT + 40, y))))
-        elif other < i:
-            out = LEFT - 6 - 5 * min(i - other, 5)
-            start = TOP + other * (HEIGHT + GAP) + HEIGHT * 0.7
+        elif neighbour < i:
+            out = LEFT - 6 - 5 * min(i - neighbour, 5)
+            start = TOP + neighbour * (HEIGHT + GAP) + HEIGHT * 0.7
             canvas.add(Arrow(((LEFT, start), (out, start), (out, y + HEIGHT * 0.3), (LEFT, y + HEIGHT * 0.3))))
 
 
 def _passes(canvas: Canvas, at: _Columns, i: int, y: float, count: int) -> None:
     canvas.add(Arrow(((LEFT + CAPTURED, y + HEIGHT / 2), (at.forward, y + HEIGHT / 2)), "#d0d0d0"))
-    for x, told in ((at.forward, "forward"), (at.backward, "backward")):
-        canvas.add(Rect(x, y, PASS, HEIGHT, "#eef3f8" if told == "forward" else "#f8f1ea"),
-                   Text(x + PASS / 2, y + HEIGHT / 2 + 4, told, 10, "middle", "#777777"))
+    for x, label in ((at.forward, "forward"), (at.backward, "backward")):
+        canvas.add(Rect(x, y, PASS, HEIGHT, "#eef3f8" if label == "forward" else "#f8f1ea"),
+                   Text(x + PASS / 2, y + HEIGHT / 2 + 4, label, 10, "middle", "#777777"))
     if i + 1 < count:
         canvas.add(Arrow(((at.forward + PASS / 2, y + HEIGHT), (at.forward + PASS / 2, y + HEIGHT + GAP))),
                    Arrow(((at.backward + PASS / 2, y + HEIGHT + GAP), (at.backward + PASS / 2, y + HEIGHT))))
@@ -142,8 +142,8 @@ def _chips(canvas: Canvas, at: _Columns, lane: Lane, y: float) -> None:
         name = fitted(_short(choice, lane.name), w - 4, 10)
         if len(name) > 2:
             canvas.add(Text(x + w / 2, y + HEIGHT / 2 + 4, name, 10, "middle", _ink(fill)))
-        left = at.sums + (x - at.norms) * share
-        canvas.add(Rect(left, y + 8, w * share, HEIGHT - 16, fill if choice.cost.rereads else "#ffffff", fill,
+        start = at.sums + (x - at.norms) * share
+        canvas.add(Rect(start, y + 8, w * share, HEIGHT - 16, fill if choice.cost.rereads else "#ffffff", fill,
                         f"weighted sum of {choice.site.name}: " + ("weight gradient of scaled output gradients"
                                                                    if choice.cost.rereads else "of stored gradients")))
         x += w + 3
@@ -174,5 +174,5 @@ def _side_table(canvas: Canvas, at: _Columns, plan: Plan) -> None:
                    Text(x + 505, y, f"{1e3 * c.seconds:.3f} ms", 11, "end"), Text(x + 590, y, size(c.cost.held), 11, "end"))
         y += 17
     if len(chosen) > TABLE:
-        rest = 1e3 * sum(c.seconds for c in chosen[TABLE:])
-        canvas.add(Text(x + 16, y, f"and {len(chosen) - TABLE} more, {rest:.3f} ms together", 11, color="#777777"))
+        remaining = 1e3 * sum(c.seconds for c in chosen[TABLE:])
+        canvas.add(Text(x + 16, y, f"and {len(chosen) - TABLE} more, {remaining:.3f} ms together", 11, color="#777777"))

@@ -53,9 +53,9 @@ def why_not(choice: Choice) -> str:
     if name is None:
         return "-"
     slower = 1e3 * (choice.times[name] - choice.seconds)
-    told = f"{name} {slower:+.3f} ms"
+    difference = f"{name} {slower:+.3f} ms"
     more = choice.costs[name].held - choice.cost.held
-    return told if slower > 0 else f"{told}, holds {size(more)} more" if more > 0 else f"{told}, not asked for"
+    return difference if slower > 0 else f"{difference}, holds {size(more)} more" if more > 0 else f"{difference}, not asked for"
 
 
 def totals(plan: Plan) -> list[str]:
@@ -65,17 +65,17 @@ def totals(plan: Plan) -> list[str]:
     if plan.frame_seconds is None:
         lines = [f"total {sites} predicted beside forward and backward, {size(plan.held)} held; {how}; costs for {plan.device}"]
     else:
-        whole = 1e3 * (plan.seconds + plan.frame_seconds)
-        lines = [f"total {whole:.2f} ms predicted: {sites}, forward and backward {1e3 * plan.frame_seconds:.2f} ms; {how}",
+        total = 1e3 * (plan.seconds + plan.frame_seconds)
+        lines = [f"total {total:.2f} ms predicted: {sites}, forward and backward {1e3 * plan.frame_seconds:.2f} ms; {how}",
                  f"peak memory {size(plan.peak or 0)}, of which strategies hold {size(plan.held)}; costs for {plan.device}"]
     if plan.budget is not None:
         lost = 1e3 * (plan.seconds + (plan.recompute.seconds if plan.recompute else 0.0) - plan.budget.free_seconds)
         lines.append(f"budget {size(plan.budget.memory)} cost {lost:.2f} ms; without it the peak would be "
                      f"{size(plan.budget.free_peak)}")
     if plan.recompute is not None:
-        again = plan.recompute
-        lines.append(f"recomputed: {len(again.nodes)} values of the forward, {size(again.bytes)} not kept, for "
-                     f"{1e3 * again.seconds:.2f} ms, counted in forward and backward")
+        repeated = plan.recompute
+        lines.append(f"recomputed: {len(repeated.nodes)} values of the forward, {size(repeated.bytes)} not kept, for "
+                     f"{1e3 * repeated.seconds:.2f} ms, counted in forward and backward")
     return lines + (["* measured on the device"] if any(c.strategy in c.measured for c in plan.choices) else [])
 
 
@@ -101,5 +101,5 @@ def parameter_rows(plan: Plan) -> list[tuple[str, ...]]:
     for c in plan.choices:
         for name in c.site.params:
             sites.setdefault(name, []).extend(f"{use.node} ({use.kind}: {c.strategy})" for use in c.site.each)
-    rows: list[tuple[str, ...]] = [(name, "trained", "; ".join(found)) for name, found in sites.items()]
+    rows: list[tuple[str, ...]] = [(name, "trained", "; ".join(strategies)) for name, strategies in sites.items()]
     return rows + [(n, "unused", "-") for n in plan.unused] + [(n, "frozen", "-") for n in plan.frozen]

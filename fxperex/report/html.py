@@ -40,10 +40,10 @@ def page(body: str, title: str) -> str:
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], strategies: Sequence[str]) -> str:
     lines = ["<table><tr>" + "".join(f"<th>{escape(h)}</th>" for h in head) + "</tr>"]
     for i, cells in enumerate(rows):
-        made = []
+        parts = []
         for name, cell in zip(head, cells, strict=True):
             chip = f'<span class="chip" style="background:{color(strategies[i])}"></span>' \
                 if strategies and name == "strategy" else ""
-            made.append(f'<td class="{"right" if name in RIGHT else "left"}">{chip}{escape(cell)}</td>')
-        lines.append("<tr>" + "".join(made) + "</tr>")
+            parts.append(f'<td class="{"right" if name in RIGHT else "left"}">{chip}{escape(cell)}</td>')
+        lines.append("<tr>" + "".join(parts) + "</tr>")
     return "\n".join([*lines, "</table>"])

@@ -42,16 +42,16 @@ def lanes(graph: fx.Graph, plan: Plan) -> list[Lane]:
 
 def _paths(nodes: list[fx.Node]) -> dict[fx.Node, str]:
     """Module path of every node; one without a module goes where its first input came from, the loss aside."""
-    found: dict[fx.Node, str] = {}
+    lanes: dict[fx.Node, str] = {}
     for node in nodes:
         path = module_path(node)
         if not path:
-            near = [found[n] for n in node.all_input_nodes if n in found]
+            near = [lanes[n] for n in node.all_input_nodes if n in lanes]
             scalar = all(t.dim() == 0 for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, torch.Tensor))
             path = "loss" if scalar or "loss" in near else "model" if "nn_module_stack" in node.meta and not near else near[0] \
                 if near else "model"
-        found[node] = path
-    return found
+        lanes[node] = path
+    return lanes
 
 
 def _prefix(path: str, depth: int) -> str:
@@ -59,17 +59,17 @@ def _prefix(path: str, depth: int) -> str:
 
 
 def _folded(nodes: list[fx.Node], where: dict[fx.Node, str], plan: Plan) -> list[Lane]:
-    made: dict[str, Lane] = {}
+    lanes: dict[str, Lane] = {}
     names = {n.name: where[n] for n in nodes}
     for node in nodes:
-        lane = made.setdefault(where[node], Lane(where[node]))
+        lane = lanes.setdefault(where[node], Lane(where[node]))
         lane.ops[packet(node).lstrip("_")] += 1
         for source in node.all_input_nodes:
-            other = where.get(source)
-            if other is not None and other != lane.name and other not in lane.reads:
-                lane.reads.append(other)
+            neighbour = where.get(source)
+            if neighbour is not None and neighbour != lane.name and neighbour not in lane.reads:
+                lane.reads.append(neighbour)
         tensors = [t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, torch.Tensor)]
         lane.result = tuple(tensors[0].shape) if tensors else lane.result
     for choice in plan.choices:
-        made[names[choice.site.node]].choices.append(choice)
-    return list(made.values())
+        lanes[names[choice.site.node]].choices.append(choice)
+    return list(lanes.values())

@@ -49,14 +49,14 @@ class Affine:
         return kernels.weighted_sum(self._made(uses)[0], factors, valid)
 
     def _made(self, uses: Uses) -> tuple[Tensor, Tensor]:
-        """(per-example gradients `[B, *shape]`, their squared norms `[B]`); the other of the pair is the same node."""
-        if "affine" not in uses.cache:
-            op = packet(uses.node)
-            *made, squares = kernels.affine_gradients(*(_by_position(uses) if op in BY_POSITION else _by_group(uses)))
-            unrolled = len(uses.node.args[1]) - 1 if op in BY_POSITION else 0  # `normalized_shape` among the flat arguments
-            which = uses.site.arg - (1 if op in BY_CHANNEL else 2 + unrolled)
-            uses.cache["affine"] = made[which].reshape(uses.site.rows, *uses.site.shape), squares[:, which]
-        return uses.cache["affine"]
+        """(per-example gradients `[B, *shape]`, their squared norms `[B]`); scale and shift of a node are of one pass."""
+        op, shared = packet(uses.node), uses.cache["node"]
+        if "affine" not in shared:
+            shared["affine"] = kernels.affine_gradients(*(_by_position(uses) if op in BY_POSITION else _by_group(uses)))
+        *gradients, squares = shared["affine"]
+        unrolled = len(uses.node.args[1]) - 1 if op in BY_POSITION else 0  # `normalized_shape` among the flat arguments
+        which = uses.site.arg - (1 if op in BY_CHANNEL else 2 + unrolled)
+        return gradients[which].reshape(uses.site.rows, *uses.site.shape), squares[:, which]
 
 
 Operands = tuple[Tensor, Tensor, Tensor, Tensor, int]

@@ -2,9 +2,9 @@
 
 `fused`: `|g_b^T a_b|^2` accumulated tile by tile and thrown away, the sum by one ordinary weight gradient. On a CPU the
 tiles are products that fit its cache, of linear maps alone: what is never written to memory is never read from it. Norm and
-sum are rounded apart, so the norm is the certified bound `n^2 + 4 gamma S^2`, `S = sum_t |a_t||g_t|` (`config.gamma` covers
-the rounding of one product; here there are two). `fused_stored`: the tiles are kept, in the operands' dtype; norm and sum
-both read what was kept, so any precision of the product is covered. Blueprint: FlashDP (arXiv 2507.01154).
+sum are rounded apart, so the norm is the certified bound of `fxperex.rounding` for two products.
+`fused_stored`: the tiles are kept, in the operands' dtype; norm and sum both read what was kept, so
+any precision of the product is covered. Blueprint: FlashDP (arXiv 2507.01154).
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import math
 import torch
 from torch import Tensor
 
-from fxperex import kernels
-from fxperex.config import LOW_PRECISION, accumulator, gamma
+from fxperex import kernels, rounding
+from fxperex.config import LOW_PRECISION
 from fxperex.kernels.device import DTYPES, interpreting
 from fxperex.kernels.linear import STREAMED
 from fxperex.layers.shapes import split
 from fxperex.layers.windows import padded
-from fxperex.registry import Cost, Site, Uses, Work, strategy
+from fxperex.registry import BatchAxis, Cost, Site, Uses, Work, strategy
 from fxperex.strategies.crb import CONV
 from fxperex.strategies.stored import kind_of, offers
 from fxperex.work import (
@@ -63,13 +63,9 @@ def _uncached(site: Site) -> str | None:
     return "on a CPU a convolution's patches would be written out, which `unfold` does no slower" if made else None
 
 
-def _loose(site: Site) -> bool:
-    """True where the ordinary weight gradient rounds its operands: 16-bit floats, or TF32."""
-    if site.dtype in LOW_PRECISION:
-        return True
-    if site.device.type == "cuda" and convolves(site):
-        return site.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
-    return site.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+def _precision(site: Site) -> str:
+    """How stored products are formed: as fast as the user allows the ordinary ones."""
+    return "tf32" if site.dtype in LOW_PRECISION or rounding.rounds(site) else "ieee"
 
 
 @strategy("fused")
@@ -78,10 +74,10 @@ class Fused:
 
     def illegal(self, site: Site) -> str | None:
         reason = _unsuited(site) or (_uncached(site) if _in_cache(site) else _unavailable(site))
-        if reason is None and _loose(site):
-            return ("the sum's product rounds its operands (16-bit or TF32), which the norm does not cover: fused_stored "
-                    "does, or float32 with torch.set_float32_matmul_precision('highest') and cudnn.allow_tf32 = False")
-        return reason
+        if reason is None and site.dtype in LOW_PRECISION:
+            return ("the streamed products are rounded to 16 bits, which the norm does not cover: "
+                    "fused_stored does")
+        return reason or rounding.unbounded(site)
 
     def cost(self, site: Site) -> Cost:
         d = site.dims
@@ -100,14 +96,18 @@ class Fused:
     def sq_norm(self, uses: Uses) -> Tensor:
         if not convolves(uses.site):
             a, g = kind_of(uses.site).factors(uses)
-            squared, spread = kernels.linear_sq_norm(a, g), _length(a, 3) * _length(g, 3)
+            squared = kernels.linear_sq_norm(a, g)
+            inputs, outputs = rounding.lengths(a, 3), rounding.lengths(g, 3)
         else:
             x, g, shape = images(uses)
             squared = kernels.conv_sq_norm(x, g, *shape)
             seen = kind_of(uses.site).ordered(uses.args[0], uses.grad)[1]
-            spread = _patch_lengths(uses) * _length(seen.unflatten(1, (shape.groups, -1)), 2)
-            spread = split(spread, uses.out_axis, uses.site.rows)
-        return squared + 4 * gamma(uses.dtype) * spread.flatten(1).sum(1).double().square()
+            each = _patch_lengths(uses), rounding.lengths(seen.unflatten(1, (shape.groups, -1)), 2)
+            inputs, outputs = (_by_example(v, uses.out_axis, uses.site.rows) for v in each)
+        rho = rounding.rho(uses.site, uses.dtype)
+        squared = rounding.upper_squares(squared, uses.site.size, uses.dtype)
+        spread = rounding.spread(inputs, outputs, uses.dtype)
+        return rounding.certified(squared, spread, rho, read=rho)
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         return kind_of(uses.site).weighted_sum(uses, factors, valid)
@@ -143,12 +143,12 @@ class FusedStored:
 
     def _product(self, uses: Uses) -> tuple[Tensor, Tensor]:
         kind = kind_of(uses.site)
-        grads, squared = kernels.linear_gradients(*kind.factors(uses), "tf32" if _loose(uses.site) else "ieee")
+        grads, squared = kernels.linear_gradients(*kind.factors(uses), _precision(uses.site))
         return kind.fold(uses, grads), squared
 
     def _conv(self, uses: Uses) -> tuple[Tensor, Tensor]:
         x, g, shape = images(uses)
-        return kernels.conv_gradients(x, g, *shape, "tf32" if _loose(uses.site) else "ieee")
+        return kernels.conv_gradients(x, g, *shape, _precision(uses.site))
 
 
 def images(uses: Uses) -> tuple[Tensor, Tensor, kernels.Shape]:
@@ -165,8 +165,9 @@ def _launches() -> int:
     return INTERPRETED if interpreting() else 4
 
 
-def _length(x: Tensor, dim: int) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=dim, dtype=accumulator(x.dtype))
+def _by_example(x: Tensor, axis: BatchAxis, rows: int) -> Tensor:
+    """Returns `[B, G, T]` of `x [N, G, *S']`, an example's merged images side by side."""
+    return split(x, axis, rows).movedim(3, 1).flatten(2)
 
 
 def _patch_lengths(uses: Uses) -> Tensor:
@@ -175,5 +176,7 @@ def _patch_lengths(uses: Uses) -> Tensor:
     shape, (image, _) = kind.geometry(uses.node), kind.ordered(uses.args[0], uses.grad)
     squares = image.unflatten(1, (shape.groups, -1)).float().square().sum(2)
     box = torch.ones(shape.groups, 1, *shape.kernel, dtype=squares.dtype, device=squares.device)
-    return CONV[len(shape.kernel)](padded(squares, shape), box, None, shape.stride, 0, shape.dilation,
-                                   shape.groups).clamp(min=0).sqrt()
+    found = CONV[len(shape.kernel)](padded(squares, shape), box, None, shape.stride, 0, shape.dilation,
+                                    shape.groups).clamp(min=0).sqrt()
+    assert uses.site.dims is not None
+    return rounding.upper(found, uses.site.dims.D)

@@ -1,18 +1,17 @@
 """`|g_b^T a_b|^2 = <a_b a_b^T, g_b g_b^T>`: norms from Gram matrices, the sum by one ordinary weight gradient.
 
 Ghost clipping (arXiv 2110.05679), mixed (2205.10683) and book-keeping (2210.00038). The Gram form cancels, so it
-is formed in float64 and the result is the certified bound `n^2 + gamma S^2`, `S = sum_t |a_t||g_t|`
-(`config.gamma`), never below what the weighted sum can emit. Embedding: `<a_t, a_s> = [id_t = id_s]` needs no Gram matrix:
-equal tokens are added up, which is linear in T; both roundings, of norm and sum, are certified there.
+is formed in float64 and raised to the certified bound of `fxperex.rounding`, never below what the
+weighted sum can emit. Embedding: `<a_t, a_s> = [id_t = id_s]` needs no Gram matrix: equal tokens
+are added up, which is linear in T; both roundings, of norm and sum, are certified there, and each
+row of the table has an S of its own.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from fxperex import kernels
-from fxperex.config import LONGEST, accumulator, gamma
+from fxperex import kernels, rounding
 from fxperex.kernels.device import DTYPES
 from fxperex.layers.conv import SMALL, pixel_gram
 from fxperex.registry import Cost, Dims, Site, Uses, Work, strategy
@@ -29,15 +28,15 @@ from fxperex.work import (
     weight_gradient,
 )
 
-GRAM_ROUNDING = 2.0**-50  # float64 products and their blocked sums, in units of S^2
-
 
 @strategy("ghost")
 class Ghost:
     stores = False
 
     def illegal(self, site: Site) -> str | None:
-        return None if site.dims is not None else f"kind {site.kind} has no factors a, g to multiply"
+        if site.dims is None:
+            return f"kind {site.kind} has no factors a, g to multiply"
+        return rounding.unbounded(site)
 
     def cost(self, site: Site) -> Cost:
         d = site.dims
@@ -73,22 +72,30 @@ class Ghost:
         kind = kind_of(uses.site)
         if all(use.kind == "embedding" and not use.turned for use in uses.site.each):
             ids, g = kind.tokens(uses)
-            lengths = torch.linalg.vector_norm(g.to(accumulator(g.dtype)), dim=2).double().sum(1)
-            return kernels.by_token(ids, g) + 4 * gamma(g.dtype) * lengths.square()
+            spread = kernels.by_token(ids, rounding.lengths(g, 2)[..., None]).sqrt()
+            rho = rounding.rho(uses.site, g.dtype)
+            squared = rounding.upper_squares(kernels.by_token(ids, g), g[:1].numel(), g.dtype)
+            return rounding.certified(squared, spread, rho, read=rho)
         if kernels.unavailable(uses.site.device) is None and uses.dtype in DTYPES and offers(uses.site, "fold"):
             a, g = kind.factors(uses)
             squared, inputs, outputs = kernels.gram_sq_norm(a, g), a.double().square().sum(3), g.double().square().sum(3)
         else:
             same, outer = kind.gram(uses), kind.out_gram(uses)
-            squared = (same * outer).sum((1, 2, 3)).clamp(min=0)
+            squared = (same * outer).sum(3).sum((1, 2)).clamp(min=0)
             inputs, outputs = (gram.diagonal(dim1=2, dim2=3).clamp(min=0) for gram in (same, outer))
-        spread = (inputs * outputs).sqrt().sum((1, 2))
-        bound = squared + (gamma(uses.dtype) + GRAM_ROUNDING) * spread.square()
-        # Beside an input so long the scaled output gradients leave float32's normal numbers, and their product its bound.
-        return bound if uses.dtype == torch.float64 else torch.where(inputs.amax((1, 2)) > LONGEST**2, torch.inf, bound)
+        spread = rounding.spread(inputs.sqrt(), outputs.sqrt(), uses.dtype)
+        rho = rounding.rho(uses.site, uses.dtype)
+        return rounding.certified(squared, spread, rho, gram=_gram_rounding(uses.site))
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         return kind_of(uses.site).weighted_sum(uses, factors, valid)
+
+
+def _gram_rounding(site: Site) -> float:
+    """By how much of `S^2` float64 Gram matrices and the sum of their products are low at most."""
+    assert site.dims is not None
+    d = site.dims
+    return (d.D + d.P + d.G * d.T * (2 if kernels.unavailable(site.device) else d.T) + 8) * 2.0**-53
 
 
 def _shifted(d: Dims) -> tuple[float, float]:

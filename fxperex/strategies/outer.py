@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fxperex import rounding
 from fxperex.numerics import sq_norm
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.stored import kind_of, offers
@@ -17,7 +18,9 @@ class Outer:
     def illegal(self, site: Site) -> str | None:
         if site.dims is None or not offers(site, "fold"):
             return f"kind {site.kind} has no factors a, g to multiply"
-        return None if site.dims.T == 1 else f"T = {site.dims.T} positions; the product of norms holds for T = 1"
+        if site.dims.T != 1:
+            return f"T = {site.dims.T} positions; the product of norms holds for T = 1"
+        return rounding.unbounded(site)
 
     def cost(self, site: Site) -> Cost:
         d = site.dims
@@ -31,8 +34,17 @@ class Outer:
 
     def sq_norm(self, uses: Uses) -> Tensor:
         a, g = kind_of(uses.site).factors(uses)
-        b, groups = a.shape[:2]
-        return (sq_norm(a.reshape(b * groups, -1)) * sq_norm(g.reshape(b * groups, -1))).reshape(b, groups).sum(1)
+        inputs, outputs = _squares(a), _squares(g)
+        spread = rounding.spread(inputs.sqrt(), outputs.sqrt(), uses.dtype)
+        squared, rho = (inputs * outputs).sum((1, 2)), rounding.rho(uses.site, uses.dtype)
+        return rounding.certified(squared, spread, rho)
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         return kind_of(uses.site).weighted_sum(uses, factors, valid)
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Returns squared lengths `[B, G, 1]` of `x [B, G, 1, N]`, float64, never low."""
+    groups, count = x.shape[:2], x.shape[3]
+    squared = sq_norm(x.reshape(-1, count)).reshape(*groups, 1)
+    return rounding.upper_squares(squared, count, x.dtype)

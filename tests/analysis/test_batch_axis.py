@@ -6,14 +6,13 @@ replaced, and a refused one's move, but for those that `UNSEEN` lists, each with
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Callable
 
 import pytest
 import torch
 from look_alikes import ACCEPTED
 from mixing import MIXING, MODULES, B, Net, Program
+from naming import names_the_line
 from torch import Tensor, nn
 
 import fxperex
@@ -39,19 +38,6 @@ def _net(program: Program | nn.Module, shape: tuple[int, ...]) -> tuple[nn.Modul
     return Net(program, shape).double(), torch.randn(B, *shape, dtype=torch.float64)
 
 
-def _lines(function: Callable[..., object]) -> set[int]:
-    """Numbers of the lines that a refusal of `function` may name: those marked `# mixes`, else all of its code."""
-    source, start = inspect.getsourcelines(function)
-    marked = {start + i for i, line in enumerate(source) if line.rstrip().endswith("# mixes")}
-    return marked or {line for *_, line in function.__code__.co_lines() if line}
-
-
-def _names_the_line(message: str, function: Callable[..., object]) -> bool:
-    file = inspect.getsourcefile(function)
-    told = {int(n) for n in re.findall(rf"{re.escape(str(file))}:(\d+)", message)}
-    return bool(told) and told <= _lines(function)
-
-
 @pytest.mark.parametrize("name", MIXING)
 def test_mixing_is_refused_with_op_and_line(name: str) -> None:
     op, program, shape = MIXING[name]
@@ -59,7 +45,7 @@ def test_mixing_is_refused_with_op_and_line(name: str) -> None:
     with pytest.raises((BatchMixingError, CaptureError)) as caught:
         fxperex.transform(model, (x,), forward=_sum, backend="eager")
     message = str(caught.value)
-    assert _names_the_line(message, program), message
+    assert names_the_line(message, program), message
     assert isinstance(caught.value, BatchMixingError) or name in CAPTURED_FIRST
     if isinstance(caught.value, BatchMixingError):
         told = message.split(" at ")[0]
@@ -73,7 +59,7 @@ def test_mixing_modules_are_refused(name: str) -> None:
     with pytest.raises(kind, match=words) as caught:
         fxperex.transform(model, (x,), forward=_sum, backend="eager")
     forward = type(made).forward if type(made).__module__ == "mixing" else Net.forward
-    assert _names_the_line(str(caught.value), forward), str(caught.value)
+    assert names_the_line(str(caught.value), forward), str(caught.value)
 
 
 @pytest.mark.parametrize("name", ACCEPTED)

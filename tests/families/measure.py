@@ -32,6 +32,7 @@ class Row:
     sums: float
     leak: float
     refusal: str = ""
+    dropped: tuple[str, ...] = ()  # parameters called unused to which a gradient flows
 
 
 def measure(name: str) -> Row:
@@ -52,7 +53,8 @@ def measure(name: str) -> Row:
     wanted = torch.cat([g.flatten() for g in total.values()])
     chosen = Counter(c.strategy for c in private.plan.choices)
     return Row(name, family.group, private._capture.symbolic, len(private.sites), dict(chosen.most_common()),
-               error(result.norms, norms), error(found, wanted), leak(private, case.batch))
+               error(result.norms, norms), error(found, wanted), leak(private, case.batch),
+               dropped=tuple(n for n in private._analysis.unused if truth[n].any()))
 
 
 def leak(private: fxperex.PerExampleModule, batch: tuple[Tensor, ...]) -> float:

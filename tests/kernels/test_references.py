@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 import fxperex
 from fxperex import kernels, numerics, registry, work
+from fxperex.clipping import as_rule
 from fxperex.errors import ConfigError
 from fxperex.kernels import device, linear
 from fxperex.kernels.embedding import run_numbers
 from fxperex.kernels.gram import reference
 from fxperex.kernels.weighted import FUSED, by_factors
+from fxperex.rewriter import rewrite
 from fxperex.testing import error
 from fxperex.transform import outline
 
@@ -95,6 +97,35 @@ def test_offsets_beyond_32_bits_are_left_to_aten(monkeypatch: pytest.MonkeyPatch
     small: Tensor = torch.zeros(2, 3)
     assert device.runs(small) and not device.runs(small.double())
     assert not device.runs(torch.empty(2, 70_000, 70_000, device="meta"))
+
+
+def test_an_empty_batch_has_empty_gradients() -> None:
+    """No kernel is launched for it, and no reference divides by its rows."""
+    a, g, ids = torch.empty(0, 1, 5, 3), torch.empty(0, 1, 5, 4), torch.zeros(0, 5, dtype=torch.long)
+    x, y, shape = torch.empty(0, 1, 3, 5, 5), torch.empty(0, 1, 4, 5, 5), ([3, 3], [1, 1], [1, 1], [1, 1], 1)
+    linear_grads, conv_grads = kernels.linear_gradients(a, g, "ieee"), kernels.conv_gradients(x, y, *shape, "ieee")
+    assert linear_grads[0].shape == (0, 1, 4, 3) and conv_grads[0].shape == (0, 4, 3, 3, 3)
+    norms = [linear_grads[1], conv_grads[1], kernels.linear_sq_norm(a, g), kernels.conv_sq_norm(x, y, *shape),
+             kernels.gram_sq_norm(a, g), kernels.embedding_sq_norm(ids, g[:, 0])]
+    assert all(n.shape == (0,) for n in norms)
+    nobody = torch.empty(0), torch.ones(0, dtype=torch.bool)
+    assert torch.equal(by_factors(conv_grads[0], *nobody), torch.zeros(4, 3, 3, 3))
+    assert torch.equal(kernels.weighted_sum(linear_grads[0], *nobody), torch.zeros(1, 4, 3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "unavailable", lambda _: None)
+        assert device.runs(torch.empty(1, 2)) and not device.runs(torch.empty(0, 2))
+
+
+def test_scale_and_shift_of_a_norm_are_one_pass() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Flatten(2), nn.LayerNorm(16), nn.Tanh(),
+                              nn.InstanceNorm1d(8, affine=True), nn.BatchNorm1d(8).eval(), nn.RMSNorm(16))
+        x = torch.empty(4, 3, 6, 6)
+    made = outline(model, (x,), forward=lambda m, v: m(v).square().sum((1, 2)), strategy="affine",
+                   device=torch.device("cuda"))
+    graph = rewrite(made.capture, made.analysis, made.plan, as_rule(1.0)).graph
+    calls = [n for n in graph.nodes if n.target is torch.ops.fxperex.affine_gradients.default]
+    assert len(calls) == 5 and sum(c.strategy == "affine" for c in made.plan.choices) == 9
 
 
 def test_importing_the_library_imports_no_triton() -> None:

@@ -6,6 +6,7 @@ from mutant import Mutant
 
 NOISE, ENGINE, FOLDER, FAULTS = (f"privacy/test_{n}.py::" for n in ("noise", "engine", "folder", "faults"))
 SAMPLING, ACCOUNT, PROMISE = (f"privacy/test_{n}.py::" for n in ("sampling", "accountant", "promises"))
+LAYOUT, DISCRETE = "privacy/test_layout.py::", "privacy/test_discrete.py::"
 SPREAD, UNITS = NOISE + "test_spread_of_every_tensor", ENGINE + "test_noise_is_in_units_of_what_one_example_can_add"
 ON = "privacy/test_goes_on.py::"
 RUN = ENGINE + "test_a_run_is_the_formula"
@@ -26,27 +27,36 @@ MUTANTS = [
            (ENGINE + "test_adaptive_clipping_follows_its_quantile_and_is_accounted_for",)),
     Mutant("the adaptive count has no noise", "privacy/noise.py", "(centred + self.mechanism.count_std * float(z))",
            "(centred + 0 * float(z))", (NOISE + "test_the_count_query_has_its_noise",)),
-    Mutant("no noise on the last tensor", "privacy/noise.py",
-           "return [self._noised(total, streams, step, item) for item, total in enumerate(sums)]",
-           "return [self._noised(total, streams, step, item) for item, total in enumerate(sums[:-1])] + "
-           "[sums[-1].double() / self.mechanism.divisor]", (SPREAD,)),
-    Mutant("one stream for all tensors", "privacy/noise.py", "gaussian(streams, total.numel(), step, item, ",
-           "gaussian(streams, total.numel(), step, 0, ", (PROMISE + "test_tensors_and_generations_have_noise_of_their_own",)),
-    Mutant("one stream for all steps", "privacy/noise.py", "gaussian(streams, total.numel(), step, item, ",
-           "gaussian(streams, total.numel(), 0, item, ", (NOISE + "test_steps_differ_pairwise",)),
+    Mutant("no noise on the last tensor", "privacy/noise.py", "= self._noised(draw(item, a, b), total[a:b])",
+           "= self._noised(draw(item, a, b), total[a:b]) if item + 1 < len(flat) else "
+           "total[a:b].double() / self.mechanism.divisor", (SPREAD,)),
+    Mutant("one stream for all tensors", "privacy/noise.py", "self._noised(draw(item, a, b), ",
+           "self._noised(draw(0, a, b), ", (PROMISE + "test_tensors_and_generations_have_noise_of_their_own",)),
+    Mutant("one stream for all steps", "privacy/noise.py", "draw = self._drawer(streams, step, ",
+           "draw = self._drawer(streams, 0, ", (NOISE + "test_steps_differ_pairwise",)),
+    Mutant("each part has the noise of the first", "privacy/normal.py", "self._step, item, origin)", "self._step, item, 0)",
+           (LAYOUT + "test_parts_drawn_apart_are_the_whole_drawn_together",)),
+    Mutant("a block's later candidates are its first", "privacy/discrete.py", "block * RESERVED + WORDS * tried)",
+           "block * RESERVED)", (DISCRETE + "test_small_sigmas_by_chi_square",)),
+    Mutant("radius and angle share their bits", "privacy/normal.py", "np.copyto(a, words[1::2])", "np.copyto(a, words[::2])",
+           (SPREAD,)),
+    Mutant("coins in doubt are left to float64", "privacy/discrete.py", "np.flatnonzero(surplus <= DOUBTFUL)",
+           "np.flatnonzero(surplus < 0)", (DISCRETE + "test_doubtful_coins_are_tossed_with_all_digits",)),
+    Mutant("minus nought counts", "privacy/discrete.py", "accepted &= (value != 0) | (low >= 0)", "pass",
+           (DISCRETE + "test_small_sigmas_by_chi_square",)),
     Mutant("noise of a resumed step is that of the first", "privacy/noise.py", 'return self.secret.streams("noise", generation)',
            'return self.secret.streams("noise", 0)', (PROMISE + "test_tensors_and_generations_have_noise_of_their_own",)),
     Mutant("noise may be asked for twice", "privacy/noise.py", "if (generation, step) <= self._last[what]:", "if False:",
            (NOISE + "test_noise_is_given_once",)),
-    Mutant("float32 tails", "privacy/noise.py", "2.0**-65", "2.0**-25", (NOISE + "test_tails_are_not_cut",)),
+    Mutant("float32 tails", "privacy/normal.py", "r += 0.5", "r += 2.0**39", (NOISE + "test_tails_are_not_cut",)),
     Mutant("global seeds reach the secret", "privacy/streams.py", "secrets.token_bytes(SECRET_BYTES) if",
            "np.random.bytes(SECRET_BYTES) if", (NOISE + "test_no_global_seed_reaches_the_noise",)),
     Mutant("one key for all generations", "privacy/streams.py", 'f"fxperex {purpose} {generation}"', 'f"fxperex {purpose}"',
            ("privacy/test_streams.py::test_step_and_item_are_the_nonce",)),
     Mutant("the grid of the discrete noise is left", "privacy/noise.py", ".add_(total.double().div(grid).round_())",
            ".add_(total.double().div(grid))", (NOISE + "test_discrete_release_lies_on_the_grid",)),
-    Mutant("half the discrete noise", "privacy/noise.py", "discrete_gaussian(self.mechanism.std / grid,",
-           "discrete_gaussian(self.mechanism.std / grid / 2,", (SPREAD,)),
+    Mutant("half the discrete noise", "privacy/noise.py", "Integers(self.mechanism.std / self.mechanism.grid,",
+           "Integers(self.mechanism.std / self.mechanism.grid / 2,", (SPREAD,)),
     Mutant("the actual batch size divides", "privacy/engine.py",
            "means = self._noise.release(step.sums, step.step, step.generation)",
            "means = [m * self.mechanism.divisor / max(len(step.result.norms), 1)"

@@ -248,7 +248,7 @@ def test_guarantee_says_everything(engine: Make) -> None:
     assert facts["mechanism"]["standard deviation"] == run.mechanism.std
     assert "ChaCha20" in str(engine(seed=None).guarantee())
     assert "Philox" in str(engine(seed=None, secure=False).guarantee())
-    assert "2^-50" in str(engine(noise="discrete").guarantee())
+    assert "2^-41" in str(engine(noise="discrete").guarantee())
 
 
 def test_the_account_that_a_guarantee_is_by_is_named(engine: Make) -> None:

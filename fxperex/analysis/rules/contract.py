@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from torch import fx
-
-from fxperex.analysis.rules.pointwise import agree
 from fxperex.analysis.rules.table import rule
-from fxperex.analysis.state import Context, Mixes, State
+from fxperex.analysis.state import Context, Mixes, State, join
 from fxperex.layers.products import spelled
 from fxperex.registry import BatchAxis
-
-
-def both(one: BatchAxis | None, two: BatchAxis | None) -> BatchAxis | None:
-    return two if one is None else one if two is None else agree(one, two)
 
 
 def _left(axis: BatchAxis | None, shape: tuple[int, ...], rank: int, vector: bool) -> BatchAxis | None:
@@ -35,73 +28,69 @@ def _right(axis: BatchAxis | None, shape: tuple[int, ...], rank: int, vector: bo
     return axis.moved(axis.dim + rank + vector - len(shape) - last)
 
 
-def product(context: Context, one: int, two: int) -> BatchAxis | None:
+def product(context: Context, one: str, two: str) -> BatchAxis | None:
     left, right = context.shape(context.arg(one)), context.shape(context.arg(two))
     rank = len(context.out)
     a = _left(context.axis(one), left, rank, vector=len(right) == 1)
     b = _right(context.axis(two), right, rank, vector=len(left) == 1)
-    return both(a, b)
+    return join([a, b])
 
 
-@rule("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot")
+SECOND = "other|mat2|vec|tensor"
+
+
+@rule("aten.matmul", "aten.mm", "aten.bmm", "aten.mv", "aten.dot", reads=f"self {SECOND}")
 def matmul(context: Context) -> State:
-    return product(context, 0, 1)
+    return product(context, "self", SECOND)
 
 
-@rule("aten.addmm", "aten.baddbmm", "aten.addmv", "aten.addbmm")
+@rule("aten.addmm", "aten.baddbmm", "aten.addmv", "aten.addbmm", reads="self mat1|batch1|mat mat2|batch2|vec")
 def addmm(context: Context) -> State:
     if str(context.node.target) == "aten.addbmm.default":
         raise Mixes("it adds up over the leading dimension")
-    bias, out = context.axis(0), product(context, 1, 2)
+    bias, out = context.axis("self"), product(context, "mat1|batch1|mat", "mat2|batch2|vec")
     if bias is not None:
-        bias = bias.moved(bias.dim + len(context.out) - len(context.shape(context.arg(0))))
-    return both(bias, out)
+        bias = bias.moved(bias.dim + len(context.out) - len(context.shape(context.arg("self"))))
+    return join([bias, out])
 
 
-@rule("aten.linear")
+@rule("aten.linear", reads="input weight bias")
 def linear(context: Context) -> State:
-    if context.axis(1) is not None or context.axis(2) is not None:
+    if context.axis("weight") is not None or context.axis("bias") is not None:
         raise Mixes("its weight depends on the batch; write it as a batched matmul")
-    axis = context.axis(0)
-    if axis is not None and axis.dim == len(context.shape(context.arg(0))) - 1:
+    axis = context.axis("input")
+    if axis is not None and axis.dim == len(context.shape(context.arg("input"))) - 1:
         raise Mixes("it multiplies and adds up over the batch dimension")
     return axis
 
 
-@rule("aten.bilinear")
+@rule("aten.bilinear", reads="input1 input2 weight bias")
 def bilinear(context: Context) -> State:
-    one, two = context.axis(0), context.axis(1)
+    one, two = context.axis("input1"), context.axis("input2")
     last = len(context.out) - 1
-    if any(a is not None and a.dim == last for a in (one, two)) or context.axis(2) is not None:
+    if any(a is not None and a.dim == last for a in (one, two)) or any(
+            context.axis(name) is not None for name in ("weight", "bias")):
         raise Mixes("it multiplies and adds up over the batch dimension")
-    return both(one, two)
+    return join([one, two])
 
 
-@rule("aten.outer", "aten.ger")
+@rule("aten.outer", "aten.ger", reads="self vec2")
 def outer(context: Context) -> State:
-    one, two = context.axis(0), context.axis(1)
-    return both(one, two and two.moved(1))
+    one, two = context.axis("self"), context.axis("vec2")
+    return join([one, two and two.moved(1)])
 
 
-@rule("aten.einsum")
+@rule("aten.einsum", reads="equation tensors")
 def einsum(context: Context) -> State:
-    operands = list(context.arg(1))
-    terms, output = spelled(context.arg(0), [len(context.shape(arg)) for arg in operands])
-    letters: dict[str, BatchAxis] = {}
-    for term, arg in zip(terms, operands, strict=True):
-        state = context.states.get(arg) if isinstance(arg, fx.Node) else None
-        if isinstance(state, BatchAxis):
-            letter = term[state.dim]
-            if letter in letters and letters[letter].place[1:] != state.place[1:]:
-                raise Mixes("its inputs hold the examples in another order")
-            letters[letter] = state
-        elif state is not None:
-            raise Mixes("an input was already summed over the batch")
+    operands = list(context.arg("tensors"))
+    terms, output = spelled(context.arg("equation"), [len(context.shape(arg)) for arg in operands])
+    pairs = ((term, context.axis_of(arg)) for term, arg in zip(terms, operands, strict=True))
+    lettered = [(term[axis.dim], axis) for term, axis in pairs if axis is not None]
+    letters = sorted({letter for letter, _ in lettered})
     if not letters:
         return None
     if len(letters) > 1:
-        raise Mixes(f"the batch has two letters, {sorted(letters)}: every pair of examples would meet")
-    letter, axis = next(iter(letters.items()))
-    if letter not in output:
-        raise Mixes(f"it adds up over {letter!r}, the batch")
-    return axis.moved(output.index(letter))
+        raise Mixes(f"the batch has two letters, {letters}: every pair of examples would meet")
+    if letters[0] not in output:
+        raise Mixes(f"it adds up over {letters[0]!r}, the batch")
+    return join(axis.moved(output.index(letters[0])) for _, axis in lettered)

@@ -6,7 +6,7 @@ import torch
 
 from fxperex.analysis.rules.pointwise import created, meet, pointwise
 from fxperex.analysis.rules.table import rule
-from fxperex.analysis.state import Context, Mixes, State
+from fxperex.analysis.state import Context, Mixes, State, arguments
 
 
 def refuse_shared_draw(context: Context) -> None:
@@ -19,8 +19,8 @@ def refuse_shared_draw(context: Context) -> None:
 def _draws(context: Context) -> bool:
     name = str(context.node.target)
     if "scaled_dot_product_attention" in name:
-        return bool(context.arg(4, "dropout_p", 0.0))
-    return "rrelu" not in name or bool(context.arg(3, "training", False))
+        return bool(arguments(context.node)["dropout_p"])
+    return "rrelu" not in name or bool(arguments(context.node)["training"])
 
 
 @rule("aten.rrelu")
@@ -37,24 +37,24 @@ def rejection(context: Context) -> State:
                 "examples before it; draw outside the model and pass the result in with the batch")
 
 
-@rule("aten.feature_dropout")
+@rule("aten.feature_dropout", reads="input")
 def feature_dropout(context: Context) -> State:
-    axis = context.axis(0)
+    axis = context.axis("input")
     if axis is not None and axis.dim > 1:
         raise Mixes("it drops whole channels, dimension 1, of all examples at once; put the batch first")
     return axis
 
 
-@rule("aten.bernoulli")
+@rule("aten.bernoulli", reads="self p?")
 def bernoulli(context: Context) -> State:
-    return meet(context, [context.arg(0), context.arg(1, "p")], len(context.out))
+    return meet(context, [context.arg("self"), context.arg("p?")], len(context.out))
 
 
-@rule("aten.normal")
+@rule("aten.normal", reads="mean std")
 def normal(context: Context) -> State:
-    return meet(context, [context.arg(0, "mean"), context.arg(1, "std")], len(context.out)) or created(context)
+    return meet(context, [context.arg("mean"), context.arg("std")], len(context.out)) or created(context)
 
 
-@rule("aten.native_dropout")
+@rule("aten.native_dropout", reads="input")
 def native_dropout(context: Context) -> State:
-    return (context.axis(0), context.axis(0))
+    return context.for_each_result(context.axis("input"))

@@ -5,28 +5,30 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import fx
 
-from fxperex.analysis.rules.pointwise import agree, created
+from fxperex.analysis.rules.pointwise import created, meet, written
 from fxperex.analysis.rules.table import rule
-from fxperex.analysis.state import Context, Mixes, Reduced, State, dim
+from fxperex.analysis.state import Context, Mixes, Reduced, State, dim, join
 from fxperex.registry import BatchAxis
 
 
 @rule("aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.unflatten", "aten._reshape_copy",
-      "aten.view_copy", "aten.ravel")
+      "aten.view_copy", "aten.ravel", reads="self dtype?")
 def view(context: Context) -> State:
-    if isinstance(context.state(0), Reduced):
+    state = context.state("self")
+    if isinstance(state, Reduced):
         if context.out != ():
             raise Mixes("a loss that was summed over the batch is reshaped")
-        return context.state(0)
-    axis = context.axis(0)
+        return state
+    axis, before = context.axis("self"), context.shape(context.arg("self"))
     if axis is None or 0 in context.out:  # without elements there is nothing to deal out anew
         return created(context)
-    if isinstance(context.arg(1), torch.dtype):
-        if axis.dim == len(context.out) - 1 and context.out != context.shape(context.arg(0)):
+    if isinstance(context.arg("dtype?"), torch.dtype):
+        if axis.dim == len(context.out) - 1 and context.out != before:
             raise Mixes("it reads the bytes of the batch dimension as numbers of another size")
-        return axis
-    return refactor(axis, context.shape(context.arg(0)), context.out, context.rows)
+        return BatchAxis(*axis.place, fresh=axis.fresh)  # the bytes of a place are no place
+    return refactor(axis, before, context.out, context.rows)
 
 
 def refactor(axis: BatchAxis, before: tuple[int, ...], after: tuple[int, ...], rows: int) -> BatchAxis:
@@ -37,7 +39,9 @@ def refactor(axis: BatchAxis, before: tuple[int, ...], after: tuple[int, ...], r
         size = after[d]
         if right * size >= inner * rows:
             if inner % right == 0 and right * size % (inner * rows) == 0:
-                whole = size == before[axis.dim]  # rows that were alike stay alike while nothing is merged with them
+                # Rows that were alike stay alike while each is the same row as before, of the same
+                # entries.
+                whole = size == before[axis.dim] and right == math.prod(before[axis.dim + 1:])
                 return BatchAxis(d, right * size // (inner * rows), inner // right, axis.fresh and whole, axis.rows)
             break
         right *= size
@@ -45,112 +49,126 @@ def refactor(axis: BatchAxis, before: tuple[int, ...], after: tuple[int, ...], r
                 "and deals their rows out anew")
 
 
-@rule("aten.permute", "aten.permute_copy")
+@rule("aten.permute", "aten.permute_copy", reads="self dims")
 def permute(context: Context) -> State:
-    axis = context.axis(0)
-    order = [dim(d, len(context.out)) for d in context.arg(1)]
+    axis = context.axis("self")
+    order = [dim(d, len(context.out)) for d in context.arg("dims")]
     return axis and axis.moved(order.index(axis.dim))
 
 
-@rule("aten.transpose", "aten.swapaxes", "aten.t", "aten.numpy_T", "aten.adjoint", "aten.mT")
+@rule("aten.numpy_T", reads="self")
+def reverse(context: Context) -> State:
+    axis = context.axis("self")
+    return axis and axis.moved(len(context.out) - 1 - axis.dim)
+
+
+@rule("aten.transpose", "aten.swapaxes", "aten.t", "aten.adjoint", "aten.mT", reads="self dim0|axis0? dim1|axis1?")
 def transpose(context: Context) -> State:
-    axis, rank = context.axis(0), len(context.out)
+    axis, rank = context.axis("self"), len(context.out)
     if axis is None or rank < 2:
         return axis
-    one, two = dim(context.arg(1, default=-2), rank), dim(context.arg(2, default=-1), rank)
+    one, two = dim(context.arg("dim0|axis0?", -2), rank), dim(context.arg("dim1|axis1?", -1), rank)
     return axis.moved({one: two, two: one}.get(axis.dim, axis.dim))
 
 
-@rule("aten.movedim")
+@rule("aten.movedim", reads="self source destination")
 def movedim(context: Context) -> State:
-    axis, rank = context.axis(0), len(context.out)
+    axis, rank = context.axis("self"), len(context.out)
     if axis is None:
         return None
     def listed(v: int | list[int]) -> list[int]:
         return [dim(d, rank) for d in ([v] if isinstance(v, int) else v)]
-    source, target = listed(context.arg(1)), listed(context.arg(2))
+    source, target = listed(context.arg("source")), listed(context.arg("destination"))
     order = [d for d in range(rank) if d not in source]
     for place, d in sorted(zip(target, source, strict=True)):
         order.insert(place, d)
     return axis.moved(order.index(axis.dim))
 
 
-@rule("aten.unsqueeze")
+@rule("aten.unsqueeze", reads="self dim")
 def unsqueeze(context: Context) -> State:
-    axis, at = context.axis(0), dim(context.arg(1), len(context.out))
+    axis, at = context.axis("self"), dim(context.arg("dim"), len(context.out))
     return axis and axis.moved(axis.dim + (at <= axis.dim))
 
 
-@rule("aten.squeeze")
+@rule("aten.squeeze", reads="self")
 def squeeze(context: Context) -> State:
-    state = context.state(0)
+    state = context.state("self")
     if not isinstance(state, BatchAxis):
         return state
-    return refactor(state, context.shape(context.arg(0)), context.out, context.rows)
+    return refactor(state, context.shape(context.arg("self")), context.out, context.rows)
 
 
-@rule("aten.expand", "aten.broadcast_to", "aten.expand_as")
+@rule("aten.expand", "aten.broadcast_to", "aten.expand_as", reads="self")
 def expand(context: Context) -> State:
-    axis = context.axis(0)
+    axis = context.axis("self")
     if axis is None:
-        return created(context)
-    moved = axis.moved(axis.dim + len(context.out) - len(context.shape(context.arg(0))))
+        return created(context)  # one entry becomes many
+    moved = axis.moved(axis.dim + len(context.out) - len(context.shape(context.arg("self"))))
     if any(d != moved.dim for d in context.scaling):
         raise Mixes("it repeats the batch along a second, batch-sized dimension: a table of pairs of examples")
     return moved
 
 
-@rule("aten.repeat")
+def _size(context: Context) -> int:
+    """Entries of the input in the dimension that is batch-sized in the output; 1 if there is
+    none."""
+    before, scaling = context.shape(context.arg("self?")), context.scaling
+    at = scaling[0] - (len(context.out) - len(before)) if scaling else -1
+    return before[at] if at >= 0 else 1
+
+
+@rule("aten.repeat", reads="self self? repeats")
 def repeat(context: Context) -> State:
-    axis = context.axis(0)
+    axis = context.axis("self")
     if axis is None:
-        return created(context)
-    moved = axis.dim + len(context.out) - len(context.shape(context.arg(0)))
-    times = context.arg(1)[moved]
+        return written(context, _size(context))
+    moved = axis.dim + len(context.out) - len(context.shape(context.arg("self")))
+    times = context.arg("repeats")[moved]
     if any(d != moved for d in context.scaling):
         raise Mixes("it repeats the batch along a second, batch-sized dimension: a table of pairs of examples")
     return BatchAxis(moved, axis.outer * times, axis.inner, axis.fresh and times == 1)
 
 
-@rule("aten.repeat_interleave")
+@rule("aten.repeat_interleave", reads="self? repeats dim?")
 def repeat_interleave(context: Context) -> State:
-    axis, times, at = context.axis(0), context.arg(1), context.arg(2, "dim")
-    if axis is None:
-        return created(context)
-    if not isinstance(times, int) or at is None:
+    axis, times, at = context.axis("self?"), context.arg("repeats"), context.arg("dim?")
+    if axis is None and isinstance(times, int) and at is not None:
+        return written(context, _size(context), times)
+    if axis is None or not isinstance(times, int) or at is None:
         raise Mixes("repeats that depend on data, or on the flattened batch, have no fixed place for an example")
     inside = dim(at, len(context.out)) == axis.dim
     return BatchAxis(axis.dim, axis.outer, axis.inner * (times if inside else 1), axis.fresh and not inside)
 
 
-@rule("aten.slice", "aten.narrow")
+@rule("aten.slice", "aten.narrow", reads="self dim start")
 def slice_(context: Context) -> State:
-    axis = context.axis(0)
-    if axis is None:
+    axis = context.axis("self")
+    if axis is None or isinstance(context.arg("start"), fx.Node):
         raise Mixes("it takes as many rows as there are examples, so an example's row depends on its place in the batch")
-    at = dim(context.arg(1, default=0), len(context.out))
+    at = dim(context.arg("dim"), len(context.out))
     if at != axis.dim:
         context.refuse_batch_numbers()
-    if at == axis.dim and context.out != context.shape(context.arg(0)):
+    if at == axis.dim and context.out != context.shape(context.arg("self")):
         raise Mixes("it keeps some examples of the batch and drops others")
     return axis
 
 
-@rule("aten.select")
+@rule("aten.select", reads="self dim index")
 def select(context: Context) -> State:
-    axis, rank = context.axis(0), len(context.shape(context.arg(0)))
+    axis, rank = context.axis("self"), len(context.shape(context.arg("self")))
     if axis is None:
-        return created(context)
-    at = dim(context.arg(1), rank)
+        return None
+    at = dim(context.arg("dim"), rank)
     if at == axis.dim:
-        raise Mixes(f"it picks entry {context.arg(2)} of the batch dimension: one example for all")
+        raise Mixes(f"it picks entry {context.arg('index')} of the batch dimension: one example for all")
     return axis.moved(axis.dim - (at < axis.dim))
 
 
-@rule("aten.split", "aten.chunk", "aten.split_with_sizes", "aten.tensor_split")
+@rule("aten.split", "aten.chunk", "aten.split_with_sizes", "aten.tensor_split", reads="self dim")
 def split(context: Context) -> State:
-    axis, value = context.axis(0), context.node.meta["val"]
-    at = dim(context.arg(2, "dim", 0), len(value[0].shape))
+    axis, value = context.axis("self"), context.node.meta["val"]
+    at = dim(context.arg("dim"), len(value[0].shape))
     if axis is None or at != axis.dim:
         context.refuse_batch_numbers()
     if axis is not None and at == axis.dim and len(value) > 1:
@@ -158,74 +176,69 @@ def split(context: Context) -> State:
     return tuple(axis for _ in value)
 
 
-@rule("aten.unbind")
+@rule("aten.unbind", reads="self dim")
 def unbind(context: Context) -> State:
-    axis, value = context.axis(0), context.node.meta["val"]
-    at = dim(context.arg(1, "dim", 0), len(value[0].shape) + 1)
+    axis, value = context.axis("self"), context.node.meta["val"]
+    at = dim(context.arg("dim"), len(value[0].shape) + 1)
     if axis is not None and at == axis.dim:
         raise Mixes("it takes the batch apart, example by example")
     return tuple(axis and axis.moved(axis.dim - (at < axis.dim)) for _ in value)
 
 
-@rule("aten.slice_scatter", "aten.select_scatter")
+@rule("aten.slice_scatter", "aten.select_scatter", reads="self src dim")
 def scatter_view(context: Context) -> State:
-    base, source = context.axis(0), context.axis(1)
+    base, source = context.axis("self"), context.axis("src")
     rank = len(context.out)
     is_select = "select" in str(context.node.target)
-    at = dim(context.arg(2, "dim", 0), rank)
+    at = dim(context.arg("dim"), rank)
     if source is not None and is_select:
         source = source.moved(source.dim + (at <= source.dim))
-    found = base if source is None else source if base is None else agree(base, source)
-    whole = not is_select and context.shape(context.arg(1)) == context.out
+    found = join([base, source])
+    whole = not is_select and context.shape(context.arg("src")) == context.out
+    if found is None or at != found.dim:
+        context.refuse_batch_numbers()
     if found is not None and at == found.dim and not whole:
         raise Mixes("it writes into some examples of the batch and not into others")
     return found
 
 
-@rule("aten.cat", "aten.concat")
+@rule("aten.cat", "aten.concat", reads="tensors dim")
 def cat(context: Context) -> State:
-    from fxperex.analysis.rules.pointwise import meet
-
-    tensors, rank = list(context.arg(0)), len(context.out)
+    tensors, rank = list(context.arg("tensors")), len(context.out)
     axis = meet(context, [t for t in tensors if len(context.shape(t)) == rank], rank)
-    if axis is not None and dim(context.arg(1, "dim", 0), rank) == axis.dim and len(tensors) > 1:
+    if axis is not None and dim(context.arg("dim"), rank) == axis.dim and len(tensors) > 1:
         raise Mixes("it joins tensors along the batch dimension")
     return axis
 
 
-@rule("aten.broadcast_tensors")
+@rule("aten.broadcast_tensors", reads="tensors")
 def broadcast(context: Context) -> State:
-    from fxperex.analysis.rules.pointwise import meet
-
-    tensors, rank = list(context.arg(0)), len(context.out)
+    tensors, rank = list(context.arg("tensors")), len(context.out)
     axis = meet(context, tensors, rank)  # those with a batch must agree; the others are repeated along it
     repeated = axis and BatchAxis(*axis.place, fresh=True)
     return tuple(meet(context, [t], rank) or repeated for t in tensors)
 
 
-@rule("aten.stack")
+@rule("aten.stack", reads="tensors dim")
 def stack(context: Context) -> State:
-    from fxperex.analysis.rules.pointwise import meet
-
-    tensors, rank = list(context.arg(0)), len(context.out)
-    at = dim(context.arg(1, "dim", 0), rank)
+    tensors, rank = list(context.arg("tensors")), len(context.out)
+    at = dim(context.arg("dim"), rank)
     axis = meet(context, tensors, rank - 1)
     return axis and axis.moved(axis.dim + (at <= axis.dim))
 
 
-@rule("aten.flip", "aten.roll")
+@rule("aten.flip", "aten.roll", reads="self dims")
 def flip(context: Context) -> State:
-    axis, rank = context.axis(0), len(context.out)
-    dims = context.arg(1) if "flip" in str(context.node.target) else context.arg(2, "dims", [])
+    axis, rank, dims = context.axis("self"), len(context.out), context.arg("dims")
     if axis is not None and (not dims or axis.dim in [dim(d, rank) for d in dims]):
         raise Mixes("it moves rows along the batch dimension, so an example gets another's place")
     return axis
 
 
 @rule("aten.pad", "aten.constant_pad_nd", "aten.reflection_pad1d", "aten.reflection_pad2d", "aten.reflection_pad3d",
-      "aten.replication_pad1d", "aten.replication_pad2d", "aten.replication_pad3d")
+      "aten.replication_pad1d", "aten.replication_pad2d", "aten.replication_pad3d", reads="self pad|padding")
 def pad(context: Context) -> State:
-    axis, widths = context.axis(0), context.arg(1)
+    axis, widths = context.axis("self"), context.arg("pad|padding")
     rank = len(context.out)
     if axis is not None and axis.dim >= rank - len(widths) // 2:
         at = 2 * (rank - 1 - axis.dim)
@@ -234,9 +247,9 @@ def pad(context: Context) -> State:
     return axis
 
 
-@rule("aten.unfold")
+@rule("aten.unfold", reads="self dimension")
 def unfold(context: Context) -> State:
-    axis = context.axis(0)
-    if axis is not None and dim(context.arg(1), len(context.out) - 1) == axis.dim:
+    axis = context.axis("self")
+    if axis is not None and dim(context.arg("dimension"), len(context.out) - 1) == axis.dim:
         raise Mixes("it slides a window over the batch dimension")
     return axis

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fxperex.kernels.device import power
+from fxperex.kernels.device import on_its_device, power
 from fxperex.kernels.gpu.tuning import OPTIONS
 
 
@@ -46,6 +46,7 @@ def affine_kernel(x, g, mean, rstd, scale, shift, squares, C, N, per, blocks,
     tl.store(squares + (row * blocks + block) * 2 + 1, tl.sum(wide_shift * wide_shift, 0))
 
 
+@on_its_device
 def launch(x: Tensor, g: Tensor, mean: Tensor, rstd: Tensor, per: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns (scale's gradients `[B,C]`, shift's `[B,C]`, squared norms `[B,2]`)."""
     rows, channels, positions = x.shape

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fxperex.kernels.chacha import CONSTANTS, PER_BLOCK, ROUNDS
+from fxperex.kernels.device import on_its_device
 
 BLOCK = 128
 C0, C1, C2, C3 = (tl.constexpr(c) for c in CONSTANTS)
@@ -76,6 +77,7 @@ def chacha_kernel(words, stream, counter, blocks, BLOCK: tl.constexpr, ROUNDS: t
     _store(row + 7, x14, x15, s14, s15, keep)
 
 
+@on_its_device
 def launch(words: Tensor, count: int, counter: int) -> Tensor:
     """Returns `count` words of the stream, int64."""
     blocks = triton.cdiv(count, PER_BLOCK)

@@ -14,9 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from fxperex.kernels.conv import Shape
-from fxperex.kernels.device import interpreting, power, splits
-from fxperex.kernels.gpu.linear import finish
-from fxperex.kernels.gpu.tuning import OPTIONS, capability, tile, tuned
+from fxperex.kernels.device import interpreting, on_its_device, power, splits
+from fxperex.kernels.gpu.linear import finish, store_square
+from fxperex.kernels.gpu.tuning import OPTIONS, alike, tile, tuned
 
 
 @triton.jit
@@ -67,12 +67,13 @@ def conv_kernel(x, g, grads, squares, T, D, P, groups, chunk, parts, tiles, tile
                  (ps[:, None] < P) & (ds[None, :] < D))
         total = held.to(tl.float32)
     if SQUARE:
-        tl.store(squares + row * tiles + tile, tl.sum(tl.sum(total * total, 1).to(tl.float64), 0))
+        store_square(squares + row * tiles + tile, total, BLOCK_P)
 
 
-conv_tuned = tuned(["T", "D", "P", "KX", "STORE", "PRECISION", "CHANNELS_LAST"], (32, 64))(conv_kernel)
+conv_tuned = tuned(["T", "D", "P", "KX", "STORE", "PRECISION", "CHANNELS_LAST"])(conv_kernel)
 
 
+@on_its_device
 def launch(x: Tensor, g: Tensor, shape: Shape, store: torch.dtype | None, precision: str,
            parts: int | None = None) -> tuple[Tensor | None, Tensor]:
     """Returns (gradients `[B,O,C/G,*K]` in dtype `store`, or None; squared norms `[B]`, float64)."""
@@ -80,7 +81,8 @@ def launch(x: Tensor, g: Tensor, shape: Shape, store: torch.dtype | None, precis
     groups, taps = shape.groups, torch.Size(shape.kernel).numel()
     outputs, columns = g.shape[2] // groups, channels // groups * taps
     positions = images * g.shape[3:].numel()
-    largest = tile(x.dtype, precision, capability(x.device))
+    x, g = alike(x, g)
+    largest = tile(x, precision, columns=True)
     block_p, block_d = power(outputs, 16, largest[0]), power(columns, 16, largest[1])
     across = triton.cdiv(columns, block_d)
     tiles = triton.cdiv(outputs, block_p) * across

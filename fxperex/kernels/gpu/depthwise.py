@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fxperex.kernels.conv import Shape
-from fxperex.kernels.device import power
+from fxperex.kernels.device import on_its_device, power
 from fxperex.kernels.gpu.conv import three
 from fxperex.kernels.gpu.tuning import OPTIONS
 from fxperex.numerics import sq_norm
@@ -47,6 +47,7 @@ def depthwise_kernel(x, g, grads, T, outputs, multiplier, blocks,
         tl.store(grads + (row * outputs + ps) * (KZ * KY * KX) + tap, tl.sum(total, 1), ps < outputs)
 
 
+@on_its_device
 def launch(x: Tensor, g: Tensor, shape: Shape, store: torch.dtype | None) -> tuple[Tensor, Tensor]:
     """Returns (gradients `[B,O,1,*K]`, squared norms `[B]` of them)."""
     rows, outputs = x.shape[0], g.shape[2]

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fxperex.kernels.device import power
+from fxperex.kernels.device import on_its_device, power
 from fxperex.kernels.gpu.tuning import OPTIONS
 
 
@@ -34,6 +34,7 @@ def embedding_kernel(ids, order, g, sums, T, P, blocks, g_b, g_t, g_p, BLOCK_P: 
     tl.store(sums + row * blocks + tl.program_id(0) % blocks, tl.sum(total, 0))
 
 
+@on_its_device
 def launch(ids: Tensor, g: Tensor) -> Tensor:
     """Returns squared norms `[B]`, float64."""
     rows, length, width = g.shape

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fxperex.kernels.device import power
-from fxperex.kernels.gpu.tuning import OPTIONS, tuned
+from fxperex.kernels.device import on_its_device, power
+from fxperex.kernels.gpu.tuning import OPTIONS, SHORT, square, tuned
 
 
 @triton.jit
@@ -42,13 +42,18 @@ def gram_kernel(a, g, sums, T, D, P, groups, blocks, a_b, a_g, a_t, a_d, g_b, g_
     tl.store(sums + tl.program_id(0).to(tl.int64), share)
 
 
-gram_tuned = tuned(["T", "D", "P"], (16, 32), "BLOCK_K")(gram_kernel)
+gram_tuned = tuned(["T", "D", "P"], SHORT, "BLOCK_K")(gram_kernel)
 
 
+@on_its_device
 def launch(a: Tensor, g: Tensor) -> Tensor:
-    """Returns squared norms `[B]`, float64."""
+    """Returns squared norms `[B]`, float64. Operands of 16 bits are widened here.
+
+    In the kernel they cannot be: a load of 16 bits in front of a product in float64 does not compile for sm_80, 90 and 100.
+    """
+    a, g = (v if v.dtype == torch.float32 else v.float() for v in (a, g))
     rows, groups, positions, inputs = a.shape
-    block = power(positions, 16, 64)
+    block = power(positions, 16, square(a))
     blocks = triton.cdiv(positions, block)
     sums = torch.empty(rows, groups * blocks * blocks, dtype=torch.float64, device=a.device)
     gram_tuned[(rows * groups * blocks * blocks,)](a, g, sums, positions, inputs, g.shape[3], groups, blocks,

@@ -9,9 +9,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fxperex.kernels.device import interpreting, power, splits
-from fxperex.kernels.gpu.tuning import OPTIONS, capability, tile, tuned
+from fxperex.kernels.device import interpreting, on_its_device, power, splits
+from fxperex.kernels.gpu.tuning import OPTIONS, alike, tile, tuned
 from fxperex.numerics import sq_norm
+
+
+@triton.jit
+def store_square(place, total, ROWS: tl.constexpr):
+    """Stores the sum of squares of a tile of `ROWS` rows: along a row in float32, over the rows in float64.
+
+    The second sum is one of a matrix too: Triton 3.6 finds no layout for that of a vector beside a product on sm_100.
+    """
+    rows = tl.reshape(tl.sum(total * total, 1).to(tl.float64), (1, ROWS))
+    tl.store(place + tl.arange(0, 1), tl.sum(rows, 1))
 
 
 @triton.jit
@@ -43,18 +53,20 @@ def linear_kernel(a, g, grads, squares, T, D, P, groups, chunk, parts, tiles, ti
                  (ps[:, None] < P) & (ds[None, :] < D))
         total = held.to(tl.float32)
     if SQUARE:
-        tl.store(squares + row * tiles + tile, tl.sum(tl.sum(total * total, 1).to(tl.float64), 0))
+        store_square(squares + row * tiles + tile, total, BLOCK_P)
 
 
-linear_tuned = tuned(["T", "D", "P", "STORE", "PRECISION"], (32, 64, 128))(linear_kernel)
+linear_tuned = tuned(["T", "D", "P", "STORE", "PRECISION"])(linear_kernel)
 
 
+@on_its_device
 def launch(a: Tensor, g: Tensor, store: torch.dtype | None, precision: str,
            parts: int | None = None) -> tuple[Tensor | None, Tensor]:
     """Returns (gradients `[B,G,P,D]` in dtype `store`, or None; squared norms `[B]`, float64)."""
     rows, groups, positions, inputs = a.shape
     outputs = g.shape[3]
-    largest = tile(a.dtype, precision, capability(a.device))
+    a, g = alike(a, g)
+    largest = tile(a, precision)
     block_p, block_d = power(outputs, 16, largest[0]), power(inputs, 16, largest[1])
     across = triton.cdiv(inputs, block_d)
     tiles = triton.cdiv(outputs, block_p) * across

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fxperex.kernels.device import on_its_device
 from fxperex.kernels.gpu.tuning import OPTIONS
 
 BLOCK = 1024
@@ -28,6 +29,7 @@ def weighted_kernel(grads, factors, valid, out, rows, size, BLOCK: tl.constexpr)
     tl.store(out + at, total, at < size)
 
 
+@on_its_device
 def launch(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
     """Returns the weighted sum, float32, in the shape of one example's gradient."""
     grads = grads.contiguous()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_shapes import CONVS, EMBEDDING, GRAM, LINEAR, WEIGHTED, conv_case
 from torch import Tensor
 
 from fxperex import kernels
@@ -24,7 +25,7 @@ def squares(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("groups", "positions", "inputs", "outputs"), [(1, 5, 3, 2), (2, 37, 21, 70), (1, 130, 65, 17)])
+@pytest.mark.parametrize(("groups", "positions", "inputs", "outputs"), LINEAR)
 def test_linear(groups: int, positions: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
     # The batch lies in the second dimension, as in sequence-first code.
     a = torch.randn(groups, 3, positions, inputs).to(dtype).transpose(0, 1)
@@ -81,29 +82,6 @@ def test_a_first_convolution_fills_the_gpu(monkeypatch: pytest.MonkeyPatch) -> N
     assert grids == [3 * 4]
 
 
-CONVS = [  # images, channels, outputs, input size, kernel, stride, dilation, before, groups
-    ((1, 3, 5, (9,)), ([3], [1], [1], [1], 1)),
-    ((1, 4, 6, (11,)), ([2], [2], [3], [0], 2)),
-    ((2, 3, 5, (7, 6)), ([3, 2], [2, 1], [1, 2], [1, 1], 1)),
-    ((1, 6, 8, (8, 5)), ([3, 3], [2, 3], [2, 1], [2, 1], 2)),
-    ((1, 20, 17, (5, 5)), ([1, 1], [1, 1], [1, 1], [0, 0], 1)),
-    ((1, 4, 2, (4, 5, 3)), ([2, 2, 3], [1, 2, 1], [1, 1, 1], [1, 0, 1], 2)),
-    ((2, 5, 5, (6, 7)), ([3, 3], [1, 2], [1, 1], [1, 1], 5)),
-    ((1, 3, 6, (9,)), ([4], [2], [2], [3], 3)),
-]
-
-
-def conv_case(sizes: tuple, options: tuple, last: bool) -> tuple[Tensor, Tensor, kernels.Shape]:  # type: ignore[type-arg]
-    images, channels, outputs, size = sizes
-    shape = kernels.Shape(*options)
-    out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, d, p in
-           zip(size, shape.kernel, shape.stride, shape.dilation, shape.before, strict=True)]
-    x, g = torch.randn(3, images, channels, *size), torch.randn(3, images, outputs, *out)
-    if last:
-        x, g = (v.movedim(2, -1).contiguous().movedim(-1, 2) for v in (x, g))
-    return x, g, shape
-
-
 def by_autograd(x: Tensor, g: Tensor, shape: kernels.Shape) -> Tensor:
     """The truth: one ordinary convolution backward per example."""
     dims = len(shape.kernel)
@@ -135,7 +113,7 @@ def test_conv(sizes: tuple, options: tuple, last: bool) -> None:  # type: ignore
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("groups", "positions", "inputs", "outputs"), [(1, 1, 3, 2), (2, 19, 5, 40), (1, 150, 33, 7)])
+@pytest.mark.parametrize(("groups", "positions", "inputs", "outputs"), GRAM)
 def test_gram(groups: int, positions: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
     a = torch.randn(3, groups, positions, inputs).to(dtype)
     g = torch.randn(3, groups, positions, outputs).to(dtype)
@@ -153,7 +131,7 @@ def test_gram_of_cancelling_positions() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("length", "width", "entries"), [(1, 3, 4), (17, 33, 5), (40, 150, 1000)])
+@pytest.mark.parametrize(("length", "width", "entries"), EMBEDDING)
 def test_embedding(length: int, width: int, entries: int, dtype: torch.dtype) -> None:
     ids, g = torch.randint(entries, (3, length)), torch.randn(length, 3, width).to(dtype).transpose(0, 1)
     table = torch.zeros(3, entries, width, dtype=torch.float64)
@@ -180,7 +158,7 @@ def test_affine(per: int, last: bool, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1,), (3, 700), (2050,)])
+@pytest.mark.parametrize("shape", WEIGHTED)
 def test_weighted_sum(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     grads, factors = torch.randn(5, *shape).to(dtype), torch.rand(5, dtype=torch.float64)
     grads[1], grads[3] = float("nan"), float("inf")

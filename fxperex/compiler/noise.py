@@ -1,0 +1,72 @@
+"""How far rounding may move each output of a step graph: told by the graph itself, run while its numbers are shaken as little.
+
+A compiler may add in another order, fuse, and keep more digits. It is right if its outputs are as near to the eager ones as
+those are to themselves once every input and every result on the way has moved by a few units in its last place. That holds for
+sums that cancel to nothing (an attention key's bias) and for gates that rounding opens as for all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves, tree_map
+
+MOVED = 8.0  # units of rounding; a gate that rounding may open (ReLU, max) opens more often so, and its effect is seen
+DRAWS, MORE = 2, 6  # perturbed runs; and before something is called wrong
+
+
+# What only moves numbers about, or makes new ones that are exact.
+EXACT = {"reshape", "view", "_unsafe_view", "t", "transpose", "permute", "expand", "squeeze", "unsqueeze", "select", "slice",
+         "clone", "cat", "stack", "split_with_sizes", "split_with_sizes_copy", "getitem", "detach", "alias", "ones_like",
+         "zeros_like", "full_like", "empty_like", "new_zeros", "new_ones", "bernoulli", "bernoulli_", "where", "neg", "abs",
+         "lift_fresh_copy"}
+
+
+def unit(graph: fx.GraphModule) -> float:
+    """Returns the unit of rounding of the coarsest arithmetic in `graph`."""
+    values = [v for n in graph.graph.nodes if isinstance(v := n.meta.get("val"), Tensor) and v.dtype.is_floating_point]
+    found = max((torch.finfo(v.dtype).eps / 2 for v in values), default=torch.finfo(torch.float32).eps / 2)
+    if any(v.dtype == torch.float32 for v in values):
+        if torch.get_float32_matmul_precision() != "highest":
+            found = max(found, 2.0**-9)
+        if any(v.is_cuda for v in values) and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32):
+            found = max(found, 2.0**-11)
+    return found
+
+
+class _Shaken(fx.Interpreter):
+    """Runs a graph with every real input and result moved up or down by a share `by`."""
+
+    def __init__(self, graph: fx.GraphModule, by: float, generator: torch.Generator) -> None:
+        super().__init__(graph)
+        self.by, self.generator = by, generator
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        exact = n.op == "output" or (n.op == "call_function" and (_name(n) in EXACT or not any(map(_real, n.all_input_nodes))))
+        return value if exact else tree_map(self._moved, value)
+
+    def _moved(self, x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
+            return x
+        signs = torch.empty(x.shape, dtype=x.dtype, device=x.device).bernoulli_(0.5, generator=self.generator)
+        found = x * signs.mul_(2 * self.by).add_(1 - self.by)
+        return torch.where(torch.isfinite(found), found, x)  # the largest number stays what it is
+
+
+def shaken(graph: fx.GraphModule, inputs: Sequence[Tensor], u: float, seed: int) -> list[Any]:
+    """Returns the outputs of `graph` with all its real numbers moved by MOVED units of rounding `u`, by one if `u` is coarse."""
+    generator = torch.Generator(next((x.device for x in inputs if x.is_cuda), "cpu")).manual_seed(seed)
+    with torch.no_grad():
+        return list(_Shaken(graph, u * (MOVED if u < 2.0**-20 else 1.0), generator).run(*inputs))
+
+
+def _real(node: fx.Node) -> bool:
+    return any(isinstance(v, Tensor) and v.dtype.is_floating_point for v in tree_leaves(node.meta.get("val")))
+
+
+def _name(node: fx.Node) -> str:
+    return str(getattr(node.target, "_opname", getattr(node.target, "__name__", "")))

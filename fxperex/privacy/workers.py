@@ -1,0 +1,77 @@
+"""Threads for work that torch does not share out itself: each takes the next task, and computes it
+alone.
+
+torch's own threads share one operation; between operations on arrays that stay in a core's cache
+they would do nothing but wait for each other. What a task computes must not depend on who computes
+it, or when.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+Task = TypeVar("Task")
+
+
+def share(tasks: Sequence[Task], worker: Callable[[], Callable[[Task], None]]) -> None:
+    """Does every task once, on at most as many threads as torch uses here; `worker` is called once
+    in each of them.
+
+    Raises what a task raised, after all threads have ended; tasks not begun by then are left out.
+    """
+    threads = torch.get_num_threads()
+    waiting, errors = deque(tasks), list[BaseException]()
+    if not waiting:
+        return
+    if threads == 1:
+        _work(waiting, worker)
+        return
+    count = min(threads, len(tasks))
+    begun = threading.Barrier(count + 1)
+
+    def run() -> None:
+        torch.set_num_threads(1)
+        try:
+            begun.wait()
+            _work(waiting, worker)
+        except BaseException as e:
+            waiting.clear()
+            errors.append(e)
+
+    crew: list[threading.Thread] = []
+    try:
+        try:
+            for _ in range(count):
+                crew.append(threading.Thread(target=run, daemon=True))
+                crew[-1].start()
+            begun.wait()
+        finally:
+            # torch keeps one number for threads that have yet to start: it is put back as soon as
+            # the crew has its own.
+            torch.set_num_threads(threads)
+        for thread in crew:
+            thread.join()
+    except BaseException:
+        waiting.clear()
+        begun.abort()
+        raise
+    finally:
+        for thread in crew:
+            thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _work(waiting: deque[Task], worker: Callable[[], Callable[[Task], None]]) -> None:
+    do = worker()
+    while True:
+        try:
+            task = waiting.popleft()
+        except IndexError:
+            return
+        do(task)
