@@ -111,8 +111,8 @@ def noise_multiplier_for(target_epsilon: float, delta: float, sampler: Sampler, 
     count = sampler.units(sampler.steps)
 
     def excess(sigma: float, coarser: int = 1) -> float:
-        found = bound(sampler, sigma, delta, count, method, relation, coarser).epsilon
-        return math.log(min(max(found, TINY), HUGE) / target)
+        spent = bound(sampler, sigma, delta, count, method, relation, coarser).epsilon
+        return math.log(min(max(spent, TINY), HUGE) / target)
 
     def coarse(sigma: float) -> float:
         return excess(sigma, COARSER)
@@ -152,11 +152,11 @@ def _root(excess: Callable[[float], float], low: float, high: float,
     """Returns what has no excess, between `low`, which has some, and `high`; low to `tolerance`."""
     solve = needed("scipy.optimize").brentq
     # The logarithm of epsilon is nearly a line in that of sigma: a few secants.
-    found = math.exp(solve(lambda x: excess(math.exp(x)), math.log(low), math.log(high),
+    root = math.exp(solve(lambda x: excess(math.exp(x)), math.log(low), math.log(high),
                            xtol=tolerance / 2, rtol=8.9e-16))
-    while found < high and excess(found) > 0:
-        found *= 1 + tolerance / 2
-    return min(found, high)
+    while root < high and excess(root) > 0:
+        root *= 1 + tolerance / 2
+    return min(root, high)
 
 
 def _bracket(excess: Callable[[float], float], guess: float, target: float) -> tuple[float, float]:
@@ -235,7 +235,7 @@ def _allowed(sampler: Sampler, relation: str) -> str:
     return relation
 
 
-@functools.cache  # one maker each, so that what it composed is found again
+@functools.cache  # one maker each, so that what it composed is used again
 def _maker(method: str, relation: str, grid: float = FINE) -> Callable[[], Any]:
     accounting = needed("dp_accounting")
     neighbours = accounting.NeighboringRelation[RELATIONS[relation]]

@@ -38,8 +38,8 @@ def facts(engine: PrivacyEngine, wish: Wish, same_data: bool) -> Facts:
 
 def fingerprint(rows: Rows, key: bytes) -> Facts:
     """Returns the number of rows, their shapes, and a keyed hash of four of them."""
-    last = rows.size - 1
-    chosen = torch.tensor(sorted({0, last // 3, 2 * last // 3, last}))
+    highest = rows.size - 1
+    chosen = torch.tensor(sorted({0, highest // 3, 2 * highest // 3, highest}))
     digest = hmac.new(key, digestmod="sha256")
     for _, batch in rows.readable(chosen, 1):
         for x in batch or ():

@@ -27,8 +27,8 @@ RESTS_ON = (
 )
 ROWS = "one row of the data set is one unit: a unit of several rows is not bounded (fxperex.privacy.Units bounds it)"
 UNITS = "one unit is all rows under one id, and the ids are right: {count} units, of each at most {most} rows take part"
-CUT = ("no records were cut off the ledger's end: those before the last checkpoint, which was at step "
-       "{last}, would be missed; later ones only by a counter kept elsewhere (counter=)")
+CUT = ("no records were cut off the ledger's end: a cut before the last checkpoint, which was at step "
+       "{step}, is noticed; a later one only by a counter kept elsewhere (counter=)")
 LEFT_OUT = ("rows that the step raised for were left out of {count} steps: the parameters are as private "
             "as ever, but errors, run time and ledger tell that there were some")
 NOT_COVERED = (
@@ -123,8 +123,8 @@ def _cut(engine: PrivacyEngine) -> list[str]:
     ledger = engine.books.ledger
     if ledger.path is None or ledger.counter is not None:
         return []
-    last = max((r["step"] for r in ledger.of("checkpoint")), default=0)
-    return [CUT.format(last=last)]
+    step = max((r["step"] for r in ledger.of("checkpoint")), default=0)
+    return [CUT.format(step=step)]
 
 
 def _told(value: object) -> str:

@@ -202,10 +202,10 @@ def test_only_what_was_handed_out_is_added(engine: Make) -> None:
 
 
 def test_an_augmentation_sees_one_row_at_a_time(engine: Make) -> None:
-    seen: list[int] = []
+    sizes: list[int] = []
 
     def flipped(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        seen.append(len(x))
+        sizes.append(len(x))
         return x.flip(-1) * torch.rand(()).round(), y
 
     def run() -> Tensor:
@@ -217,7 +217,7 @@ def test_an_augmentation_sees_one_row_at_a_time(engine: Make) -> None:
 
     first = run()
     torch.manual_seed(99)  # a global seed has no say, so that a replay draws the same
-    assert torch.equal(first, run()) and set(seen) == {1}
+    assert torch.equal(first, run()) and set(sizes) == {1}
     for wrong in (lambda x, y: x, lambda x, y: (x[:0], y), lambda x, y: (1.0, y)):
         with pytest.raises(ShapeError, match="one row each"), engine().logical_step() as step:
             next(step.parts(each=wrong))
