@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import torch
-from orders import CLASSES, D, Pool, Rows, Step, T, Tape, Value, aten, newest
+from orders import D, Pool, Rows, Step, T, Tape, Value, aten, newest
 
 F64 = {"dtype": torch.float64}
 SHAPES: dict[str, list[Any]] = {"b": [Rows(), D], "bt": [Rows(), T, D], "tb": [T, Rows(), D], "e": [Rows(T), D],
@@ -95,7 +95,7 @@ def table(tape: Tape, rng: random.Random, at: str) -> Value:
 
 def merged_fresh(tape: Tape, rng: random.Random) -> Value:
     """Rows made from nothing that were alike until a reshape put other dimensions between them: in neither order."""
-    ones = tape(aten.ones.default, [T, Rows(T), D // 2], **F64) if rng.random() < 0.5 else tape(
+    ones = tape(aten.ones.default, [T, Rows(T), D // T], **F64) if rng.random() < 0.5 else tape(
         aten.ones.default, [T, Rows(), D], **F64)
     x = tape(aten.mul.Tensor, ones, tape(aten.reshape.default, tape["pos"], [T, 1, 1]))
     return tape(aten.reshape.default, x, [Rows(T), -1])
@@ -189,7 +189,7 @@ def crosses(tape: Tape, rng: random.Random, pool: Pool) -> None:
     at, other = rng.choice([("e", "t"), ("t", "e")])
     x = newest(rng, pool, at)
     y = rng.choice([lambda: newest(rng, pool, other), lambda: table(tape, rng, other), lambda: fresh(tape, rng, other),
-                    lambda: join(tape, rng, newest(rng, pool, other), fresh(tape, rng, other)),
+                    lambda: join(tape, rng, newest(rng, pool, other), fresh(tape, rng, other, 0)),
                     lambda: merged_fresh(tape, rng)])()
     if y.shape == x.shape:
         put(pool, at, join(tape, rng, x, y))
@@ -209,8 +209,7 @@ def places(tape: Tape, rng: random.Random, pool: Pool) -> None:
     x, i = newest(rng, pool, "b"), tape(aten.arange.default, Rows())
     wide = tape(aten.expand.default, tape(aten.unsqueeze.default, i, 1), [Rows(), D])
     number = rng.choice([
-        lambda: tape(aten.unsqueeze.default, tape(aten.index.Tensor, x, [i, i]), 1) if min(x.shape) >= max(
-            len(v) for v in i.values) else tape(aten.index.Tensor, wide, [i]),
+        lambda: tape(aten.unsqueeze.default, tape(aten.index.Tensor, x, [i, i]), 1) if max(tape.rows) <= D else wide,
         lambda: tape(aten.unsqueeze.default, tape(aten.index.Tensor, i, [i]), 1),
         lambda: tape(aten.index.Tensor, wide, [i]), lambda: wide,
         lambda: tape(aten.index.Tensor, tape["table"], [tape(aten.clamp.default, i, 0, T - 1)])])()
@@ -255,7 +254,7 @@ def numbers(tape: Tape, rng: random.Random, pool: Pool) -> None:
 
 
 PLAIN: list[Step] = [moves, moves, moves, maps, maps, maps, constants, constants, joins, scores, own_rows, norms]
-RISKY: list[Step] = [crosses, crosses, crosses, crosses, crossed_scores, places, trains, partly, wrong_view, over_batch,
+RISKY: list[Step] = [*[crosses] * 5, *[crossed_scores] * 3, *[places] * 3, trains, trains, partly, wrong_view, over_batch,
                      numbers]
 
 
@@ -268,5 +267,5 @@ def finish(tape: Tape, rng: random.Random, pool: Pool) -> Value:
         value = tape(aten.sin.default, tape(aten.reshape.default, pool[at][-1], shape))
         one = tape(aten.sum.dim_IntList, tape(aten.mul.Tensor, value, tape["one"]), dims)
         total = one if total is None else tape(aten.add.Tensor, total, one)
-    assert total is not None and CLASSES == D
+    assert total is not None
     return total

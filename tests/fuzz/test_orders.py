@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 import torch
-from orders import Pair, Shares, build, weights
+from orders import D, Pair, Shares, T, build, weights
 from torch import Tensor
 
 from fxperex.analysis import prove
@@ -23,8 +23,8 @@ ROWS, CLOSE = 4, 1e-7
 def batch(seed: int, rows: int, first: Pair | None = None) -> Pair:
     """Rows of numbers and their classes; the first of them those of `first`, if given."""
     source = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, 3, 4, generator=source, dtype=torch.float64)
-    y = torch.randint(4, (rows,), generator=source)
+    x = torch.randn(rows, T, D, generator=source, dtype=torch.float64)
+    y = torch.randint(D, (rows,), generator=source)
     if first is not None:
         x[:len(first[0])], y[:len(first[1])] = first
     return x, y
