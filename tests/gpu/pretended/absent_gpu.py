@@ -88,7 +88,7 @@ def _torch_believes(stack: contextlib.ExitStack, sm: int) -> None:
         "current_stream": _Nothing(),
     }
     answers = {name: _answering(value) for name, value in facts.items()}
-    answers["get_rng_state"] = lambda *_: torch.zeros(16, dtype=torch.uint8)
+    answers["get_rng_state"] = lambda *_: torch.zeros(16, dtype=torch.uint8, device="cpu")
     answers["stream"] = _Nothing
     for name, answer in answers.items():
         stack.enter_context(mock.patch.object(torch.cuda, name, answer))
