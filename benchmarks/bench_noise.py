@@ -187,21 +187,21 @@ def logical_step(name: str, rows: int, rounds: int, backend: str) -> dict[str, A
         for key, call in calls.items():
             value = timed(call)
             turns[key] += [value] if turn else []
-    phases = {key: each[1:] for key, each in private.phases.items()}
+    phases = {key: times[1:] for key, times in private.phases.items()}
     return {"parameters": sum(p.numel() for p in model.parameters()), "rows": rows, "part": part,
-            "seconds": {key: medians(each, 1) for key, each in (turns | phases).items()},
+            "seconds": {key: medians(times, 1) for key, times in (turns | phases).items()},
             "ratio": ratios(turns["ordinary"], turns["private"]),
             "ratio, discrete": ratios(turns["ordinary"], [
                 (p[0] - n[0] + d[0], p[1] - n[1] + d[1]) for p, n, d in
                 zip(turns["private"], phases["noise"], turns["discrete noise"], strict=True)]),
-            "beside": {key: medians([each], 1) for key, each in private.beside().items()}}
+            "beside": {key: medians([times], 1) for key, times in private.beside().items()}}
 
 
 def ratios(below: list[Turn], above: list[Turn]) -> dict[str, float]:
     """Returns the medians of the rounds' own ratios."""
-    each = [[a[i] / b[i] for a, b in zip(above, below, strict=True)] for i in (0, 1)]
-    return {"wall": round(statistics.median(each[0]), 3),
-            "cpu": round(statistics.median(each[1]), 3)}
+    rounds = [[a[i] / b[i] for a, b in zip(above, below, strict=True)] for i in (0, 1)]
+    return {"wall": round(statistics.median(rounds[0]), 3),
+            "cpu": round(statistics.median(rounds[1]), 3)}
 
 
 def main() -> None:

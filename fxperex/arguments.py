@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxperex.batches import check_dense
 from fxperex.capture import Capture
 from fxperex.errors import ConfigError, ShapeError
 from fxperex.lines import source_line
@@ -38,14 +39,6 @@ def check_batch(batch: object) -> torch.device:
     if len({x.device for x in batch}) != 1:
         raise ShapeError(f"batch tensors are on different devices: {[str(x.device) for x in batch]}")
     return batch[0].device
-
-
-def check_dense(x: Tensor, name: str) -> None:
-    """Raises ShapeError for a sparse, nested or quantised tensor."""
-    if x.is_nested or x.layout != torch.strided or x.is_quantized:
-        kind = "nested" if x.is_nested else "quantised" if x.is_quantized else str(x.layout)
-        raise ShapeError(f"{name} is a {kind} tensor, in which an example has no fixed place; give a dense one (to_dense(), "
-                         "dequantize(), or padded to one length)")
 
 
 def check_strategy(strategy: object) -> None:

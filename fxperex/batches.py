@@ -23,6 +23,17 @@ def filler(batch: Rows, spec: Spec) -> Rows:
     return tuple(torch.zeros((1, *shape), dtype=dtype, device=device) for shape, dtype, device in spec)
 
 
+def ranges(batch: Rows) -> list[tuple[float, float]]:
+    """Returns the smallest and the largest finite number of each tensor, (0, 1) of one that has none or one value alone."""
+    found = []
+    for x in batch:
+        y = x.detach().reshape(-1)
+        y = y[torch.isfinite(y)] if y.dtype.is_floating_point else y
+        low, high = (float(y.amin()), float(y.amax())) if y.numel() and not y.is_complex() else (0.0, 1.0)
+        found.append((min(low, 0.0), max(high, 1.0)) if low == high and x.dtype.is_floating_point else (low, high))
+    return found
+
+
 def physical(batch: Rows, rows: int, empty: Rows) -> list[tuple[Rows, Tensor, int]]:
     """Returns physical batches of `rows`: (padded tensors, mask `[rows]`, rows that count). An empty batch is one, all mask.
 
@@ -49,17 +60,28 @@ def check(batch: Sequence[object], spec: Spec) -> None:
     for i, (x, (shape, dtype, device)) in enumerate(zip(batch, spec, strict=True)):
         if not isinstance(x, Tensor):
             raise ShapeError(f"batch[{i}] must be a tensor with the examples first; got {type(x).__name__}")
-        if x.is_nested or x.layout != torch.strided:
-            layout = "a nested" if x.is_nested else f"a {str(x.layout).removeprefix('torch.')}"
-            raise ShapeError(f"batch[{i}] is {layout} tensor; a step takes ordinary (strided) ones. Convert it first, "
-                             "with to_dense() or to_padded_tensor()")
+        check_dense(x, f"batch[{i}]")
         if x.dim() == 0:
             raise ShapeError(f"batch[{i}] must be a tensor with the examples first; got {type(x).__name__}")
-        if tuple(x.shape[1:]) != shape or x.dtype != dtype or x.device != device:
+        if tuple(x.shape[1:]) != shape or x.dtype != dtype or not same_device(x.device, device):
             raise ShapeError(f"batch[{i}] is {told(x.shape[1:], x.dtype, x.device)}; this step was made for "
                              f"{told(shape, dtype, device)}. Transform again for another")
     if len({len(x) for x in batch}) != 1:
         raise ShapeError(f"batch tensors have different numbers of examples: {[len(x) for x in batch]}")
+
+
+def check_dense(x: Tensor, name: str) -> None:
+    """Raises ShapeError for a sparse, nested or quantised tensor."""
+    if x.is_nested or x.layout != torch.strided or x.is_quantized:
+        layout = str(x.layout).removeprefix("torch.")
+        kind = "nested" if x.is_nested else "quantised" if x.is_quantized else layout
+        raise ShapeError(f"{name} is a {kind} tensor, in which an example has no fixed place; give a dense one "
+                         "(to_dense(), dequantize(), to_padded_tensor())")
+
+
+def same_device(one: torch.device, two: torch.device) -> bool:
+    """True for the same device; "cuda" without a number stands for any one GPU."""
+    return one.type == two.type and (one.index == two.index or None in (one.index, two.index))
 
 
 def told(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> str:

@@ -8,6 +8,7 @@ differs between them is the batch's, which is how later stages tell a batch-size
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fxperex.bags import take_bags_apart
 from fxperex.causes import data_dependent, explain, no_ragged, no_scripts
+from fxperex.elsewhere import Elsewhere
 from fxperex.errors import CaptureError, FxperexError
 from fxperex.lines import Lines, kept, source_line
 from fxperex.masks import unseen
@@ -41,7 +43,8 @@ Forward = Callable[..., Tensor]
 class Program:
     """One functional graph at a fixed number of examples; `meta["val"]` holds fake values.
 
-    `constants`: the tensors that its placeholders of that kind stand for, by name of the placeholder.
+    `constants`: the tensors that its placeholders of that kind stand for, by name of the
+    placeholder.
     """
 
     graph: fx.GraphModule
@@ -97,14 +100,19 @@ class _Whole(nn.Module):
             return no_custom_backward(loss)
 
 
-def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows: int) -> Capture:
-    """Returns the Capture of `forward(model, *batch)`. Raises CaptureError with the user's line."""
+def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows: int,
+            elsewhere: Elsewhere | None = None) -> Capture:
+    """Returns the Capture of `forward(model, *batch)`, exported `elsewhere`.
+
+    Raises CaptureError or CoverageError with the user's line.
+    """
     no_backward_hooks(model)
-    size = max(rows, 2)  # one example has no visible batch axis
     no_scripts(model)
-    whole, fakes = _Whole(model, forward), FakeTensorMode(allow_non_fake_inputs=True)
+    size = max(rows, 2)  # one example has no visible batch axis
+    whole = _Whole(model if elsewhere is None else elsewhere.model(model), forward)
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        exported = _export(whole, _resize(batch, distinct(model, batch)), symbolic=True)
+        exported = _export(whole, _resize(batch, distinct(model, batch)), elsewhere, symbolic=True)
         # Taking operations apart may fix the size, without a word; then each size is exported by itself.
         exported = exported if exported.range_constraints else None
     except FxperexError:  # from the user's forward, where it is one of this library's
@@ -122,7 +130,7 @@ def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows:
             "it from the input: x.view(len(x), -1), x.shape[0]")
         try:
             if exported is None and count not in fixed:
-                fixed[count] = _export(whole, _resize(batch, count), symbolic=False)
+                fixed[count] = _export(whole, _resize(batch, count), elsewhere, symbolic=False)
             source = fixed[count] if exported is None else exported
             graph = _specialise(source, model, _resize(batch, count), fakes, count)
             inputs, constants = _inputs(source)
@@ -153,10 +161,11 @@ def _resize(batch: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:
     return tuple(one(x.detach()) for x in batch)
 
 
-def _export(whole: nn.Module, batch: tuple[Tensor, ...], *, symbolic: bool) -> Any:
+def _export(whole: nn.Module, batch: tuple[Tensor, ...], elsewhere: Elsewhere | None, *, symbolic: bool) -> Any:
     rows = torch.export.Dim("B", min=2)
     shapes = (tuple({0: rows} for _ in batch),) if symbolic else None
-    with quiet(), unseen():
+    batch = batch if elsewhere is None else tuple(map(elsewhere.tensor, batch))
+    with quiet(), unseen(), contextlib.nullcontext() if elsewhere is None else elsewhere.casting():
         with kept():
             exported = torch.export.export(whole, batch, dynamic_shapes=shapes, strict=False)
         _detach_no_grad(exported.graph_module)
@@ -165,7 +174,7 @@ def _export(whole: nn.Module, batch: tuple[Tensor, ...], *, symbolic: bool) -> A
         exported = exported.run_decompositions(DECOMPOSITIONS | {torch.ops.aten.copy.default: _written})
         no_writes(exported)
         forget_strides(exported.graph_module)
-        return exported
+        return exported if elsewhere is None else elsewhere.back(exported)
 
 
 def _written(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:

@@ -53,10 +53,10 @@ CAUSES: tuple[Cause, ...] = (
           "0.5 * (var.log() + (mean - target) ** 2 / var)"),
     Cause(lambda f: _reads_data(f) and f.says("specialized integer"), RAGGED),
     Cause(lambda f: _reads_data(f), BRANCH),
-    Cause(lambda f: "nn/utils/rnn.py" in f.files,
+    Cause(lambda f: "nn/utils/rnn.py" in f.files or ("nn/modules/rnn.py" in f.files and f.says("FakeTensor")),
           "packed sequences hold several examples in one row, and their lengths are data. Run the layer on the padded batch; "
           "o[torch.arange(len(o)), n - 1] is the output at the last valid step of lengths n"),
-    Cause(lambda f: f.says("_nested_"),
+    Cause(lambda f: f.says("_nested_") or "torch/nested/" in f.files,
           "nested tensors have no fixed place for each example. Pad the examples to one length, and leave padding out of the "
           "loss by a mask"),
     Cause(lambda f: f.says("fake tensor in the exported program constant", "has no attribute 'constant'", "functorch tensor"),

@@ -1,12 +1,15 @@
 """`private.save(path)` and `load(path, model)`: a compiled step that runs elsewhere without capture, plan or compiler.
 
-A saved step is one zip file: `manifest.json` (what it was made for), `constants.pt` (tensors the model's code made) and
-`step.pt2`, the step graph compiled by AOTInductor. The last is machine code: **load only files you trust**.
+A saved step is one zip file: `manifest.json` (what it was made for), `constants.pt` (tensors the model's code made),
+`recorded.pt` (inputs and outputs that it must give again, see `recorded`) and `step.pt2`, the step graph compiled by
+AOTInductor. The last is machine code: **load only files you trust**. A file that was damaged, or of which one part was changed
+apart from the others, is refused; who can change all of them can make it say anything.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -21,17 +24,22 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxperex import clipping
-from fxperex.batches import filler
-from fxperex.compiler import guarded
+from fxperex.compiler import Check, Step, guarded, host_waits, options
+from fxperex.compiler import recorded as recorded_graph
 from fxperex.devices import reserve
-from fxperex.errors import ConfigError, PackageError, StateError
+from fxperex.errors import ConfigError, FxperexError, PackageError, StateError
+from fxperex.manifest import check_manifest, dtype_name, told
+from fxperex.manifest import device_of_model as _device
 from fxperex.model_state import state
 from fxperex.passes import plainly
+from fxperex.recorded import Recorded, compare, drawn, record
 from fxperex.runtime import PerExampleModule
 from fxperex.step_graph import copied
 
-FORMAT = 2
-PARTS = ("manifest.json", "constants.pt", "step.pt2")
+FORMAT = 3
+PARTS = ("manifest.json", "constants.pt", "recorded.pt", "step.pt2")
+RULES: dict[str, type[clipping.Clip]] = {r.__name__: r for r in (clipping.Flat, clipping.Automatic, clipping.Normalised,
+                                                                  clipping.PerLayer)}
 
 
 def save(private: PerExampleModule, path: str | os.PathLike[str]) -> Path:
@@ -40,10 +48,13 @@ def save(private: PerExampleModule, path: str | os.PathLike[str]) -> Path:
     Raises ConfigError where the clipping rule cannot be written down, PackageError where AOTInductor fails; an
     older file at `path` is then left as it was.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"save takes a path; got {type(path).__name__}")
     target = Path(path)
     manifest = _manifest(private)
     with tempfile.TemporaryDirectory() as folder:
         compiled = Path(folder) / "step.pt2"
+        recorded = _record(private, manifest)
         try:
             _compile(private, compiled)
         except Exception as error:  # a compiler fails in its own many ways
@@ -51,7 +62,8 @@ def save(private: PerExampleModule, path: str | os.PathLike[str]) -> Path:
         whole = Path(folder) / "whole"
         with zipfile.ZipFile(whole, "w") as archive:
             archive.writestr("manifest.json", json.dumps(manifest, indent=1))
-            archive.writestr("constants.pt", _bytes(private._capture.constants))
+            archive.writestr("constants.pt", _bytes({k: v.detach() for k, v in private._capture.constants.items()}))
+            archive.writestr("recorded.pt", _bytes(recorded.to_plain()))
             archive.write(compiled, "step.pt2")
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.with_name(f".{target.name}.{os.getpid()}")
@@ -64,38 +76,65 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> LoadedStep:
     """Returns the step saved at `path`, for `model`: `step`, `plan` (as text) and the rest of what needs no graph.
 
     **The file holds machine code: load only what you trust.** Everything else is checked before that code is touched:
-    raises PackageError if the file is damaged, or was made for another model, dtype, device, torch or format.
+    raises PackageError if the file is damaged, or was made for another model, dtype, device, torch or format. Then the code must
+    give what was recorded when it was saved, and clip as the file says; this takes a second copy of the parameters for a moment.
     """
-    source = Path(path)
-    manifest, constants, compiled = _read(source)
-    _check(manifest, model, source)
-    from torch._inductor import aoti_load_package
+    try:
+        if not isinstance(path, str | os.PathLike) or not isinstance(model, nn.Module):
+            raise ConfigError("load takes a path and a torch.nn.Module; got "
+                              f"{type(path).__name__} and {type(model).__name__}")
+        source = Path(path)
+        manifest, constants, recorded, compiled = _read(source)
+        check_manifest(manifest, model, source)
+        if recorded.manifest != _digest(manifest):
+            raise PackageError(f"{source}: its manifest is not the one that the step was recorded with; it was changed")
+        if recorded.rows != manifest["rows"]:
+            raise PackageError(f"{source} was recorded with {recorded.rows} rows, its manifest says {manifest['rows']}")
+        from torch._inductor import aoti_load_package
 
-    with tempfile.TemporaryDirectory() as folder:  # the loader unpacks it into a place of its own
-        file = Path(folder) / "step.pt2"
-        file.write_bytes(compiled)
-        return LoadedStep(model, manifest, constants, aoti_load_package(str(file)))
+        with tempfile.TemporaryDirectory() as folder:  # the loader unpacks it into a place of its own
+            file = Path(folder) / "step.pt2"
+            file.write_bytes(compiled)
+            return LoadedStep(model, manifest, constants, recorded, aoti_load_package(str(file)))
+    except (FxperexError, Warning):
+        raise
+    except Exception as error:  # whatever reading a damaged file may raise
+        raise PackageError(f"{path} is damaged or no saved step ({type(error).__name__}: {error})") from error
 
 
 class LoadedStep(PerExampleModule):
     """A private step from a file: `step` as ever; `norms`, `gradients` and the graphs stayed behind."""
 
-    def __init__(self, model: nn.Module, manifest: dict[str, Any], constants: dict[str, Tensor], run: Any) -> None:
+    def __init__(self, model: nn.Module, manifest: dict[str, Any], constants: dict[str, Tensor], recorded: Recorded,
+                 run: Any) -> None:
         self.model, self.clip, self.manifest = model, _clip_from(manifest["clip"]), manifest
         self.backend, self._check = "package", None
-        self._rows = manifest["rows"]
-        self._spec = [(tuple(shape), _dtype(dtype), torch.device(device)) for shape, dtype, device in manifest["batch"]]
-        none = tuple(torch.empty((0, *shape), dtype=dtype, device=device) for shape, dtype, device in self._spec)
-        self._filler = filler(none, self._spec)
-        inputs = {name: (kind, key) for name, kind, key in manifest["inputs"]}
-        self._capture: Any = SimpleNamespace(inputs=inputs, constants=constants, mutated=manifest["mutated"])
-        self._order = manifest["order"]
-        self.parameters = {n: p for n, p in model.named_parameters(remove_duplicate=False) if n in self._order}
+        self._rows, self._order = manifest["rows"], manifest["order"]
+        device = _device(model)
+        self._spec = [(tuple(shape), _dtype(dtype), device) for shape, dtype, _ in manifest["batch"]]
+        taken = {name: (kind, key) for name, kind, key in manifest["inputs"]}
+        self._capture: Any = SimpleNamespace(inputs=taken, constants=constants, mutated=manifest["mutated"])
+        named = dict(model.named_parameters(remove_duplicate=False))
+        self.parameters = {n: named[n] for n in self._order}
         self._state = state(model)
         # What an error message says of the plan; the plan itself is text here.
         self.plan: Any = SimpleNamespace(rows=self._rows, peak=manifest["peak"], choices=())
-        self._lid = reserve(manifest["peak"]) if manifest["device"] == "cpu" else None
+        self._filler = drawn(recorded, self._spec)  # rows that the eager step ran on
         self._step = guarded(run, self.plan, lambda: self.plan.peak)
+        names = ["the losses", "the norms", "the factors", *(f"the sum of {n!r}" for n in self._order),
+                 *(f"the buffer {n!r}" for n in manifest["mutated"])]
+        compare(recorded, self._step, named, self._spec, self._assembled, names, self.clip, self._order)
+        if device.type == "cuda":
+            self._step = guarded(self._recorded(run, manifest["waits"]), self.plan, lambda: self.plan.peak)
+        self._lid = reserve(manifest["peak"]) if manifest["device"] == "cpu" else None
+
+    def _recorded(self, run: Step, waits: list[str]) -> Step:
+        """`run` as one CUDA graph, or as it is."""
+        mask = torch.ones(self._rows, dtype=torch.bool, device=self._spec[0][2])
+        two = tuple(x.roll(1, 0) for x in self._filler)
+        tries = [("recorded rows", [*self._inputs(rows), mask]) for rows in (self._filler, two)]
+        fixed = [kind != "batch" for kind, _ in self._capture.inputs.values()] + [False]
+        return [*recorded_graph(run, tries[0][1], fixed, waits, tries), run][0]
 
     def explain(self) -> str:
         """Prints and returns the table of the plan that the step was compiled from."""
@@ -134,9 +173,19 @@ def _compile(private: PerExampleModule, path: Path) -> None:
 
     copy = plainly(copied(private.step_graph))  # export takes the graph apart; the one people read stays whole
     inputs = tuple(x.clone() for x in private.example_inputs())
-    with torch.no_grad():
+    with torch.no_grad(), torch._inductor.config.patch(options(private.step_graph)):
         exported = torch.export.export(copy, inputs, strict=False)
         aoti_compile_and_package(exported, package_path=str(path))
+
+
+def _record(private: PerExampleModule, manifest: dict[str, Any]) -> Recorded:
+    model, check = private.model, Check(private.step_graph, (), 3)
+    named, buffers = (dict(each(remove_duplicate=False)) for each in (model.named_parameters, model.named_buffers))
+    return record(check, named, buffers, private._ranges, private._spec, private._rows, private._assembled, _digest(manifest))
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _manifest(private: PerExampleModule) -> dict[str, Any]:
@@ -144,78 +193,48 @@ def _manifest(private: PerExampleModule) -> dict[str, Any]:
     return {
         "format": FORMAT, "torch": torch.__version__, "machine": platform.machine(), "device": device.type,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "parameters": {n: _told(p) for n, p in model.named_parameters(remove_duplicate=False)},
+        "parameters": {n: told(p) for n, p in model.named_parameters(remove_duplicate=False)},
         "trainable": [n for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad],
-        "buffers": {n: _told(b) for n, b in model.named_buffers(remove_duplicate=False)},
+        "buffers": {n: told(b) for n, b in model.named_buffers(remove_duplicate=False)},
         "training": [n for n, m in model.named_modules() if m.training],
         "inputs": [[name, kind, key] for name, (kind, key) in private._capture.inputs.items()],
-        "batch": [[list(shape), _name(dtype), where.type] for shape, dtype, where in private._spec],
+        "batch": [[list(shape), dtype_name(dtype), where.type] for shape, dtype, where in private._spec],
         "order": private._order, "mutated": private._capture.mutated, "rows": private._rows,
         "clip": _clip_told(private.clip), "plan": str(private.plan), "peak": private.plan.peak or private.peak,
+        "waits": host_waits(private.step_graph),
     }
 
 
-def _check(manifest: dict[str, Any], model: nn.Module, path: Path) -> None:
-    """Raises PackageError where `model` or this process is not what the step was compiled for."""
-    device = next(iter([*model.parameters(), *model.buffers()]), torch.empty(0)).device
-    here = {"torch": torch.__version__, "device": device.type, "machine": platform.machine(),
-            "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None}
-    for what, found in here.items():
-        if manifest[what] != found:
-            raise PackageError(f"{path} was compiled for {what} {manifest[what]}; here it is {found}. Transform and save again")
-    _same(path, "parameter", manifest["parameters"], {n: _told(p) for n, p in model.named_parameters(remove_duplicate=False)})
-    _same(path, "buffer", manifest["buffers"], {n: _told(b) for n, b in model.named_buffers(remove_duplicate=False)})
-    trainable = [n for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
-    training = [n for n, m in model.named_modules() if m.training]
-    for what, then, now in (("trains parameter", manifest["trainable"], trainable), ("has in training mode", manifest["training"],
-                                                                                    training)):
-        if sorted(then) != sorted(now):
-            odd = sorted(set(then) ^ set(now))[0]
-            raise PackageError(f"{path}: the saved step {what} {odd!r}, or the model does, and not both")
-
-
-def _same(path: Path, what: str, then: dict[str, Any], now: dict[str, Any]) -> None:
-    for name in [*then, *(n for n in now if n not in then)]:
-        if then.get(name) != now.get(name):
-            raise PackageError(f"{path} was compiled for another model: {what} {name!r} was {then.get(name)}, the model's is "
-                               f"{now.get(name)}")
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], bytes]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Recorded, bytes]:
     try:
         with zipfile.ZipFile(path) as archive:
             # Reading checks each part's sum: a truncated or altered file ends here.
-            manifest, constants, compiled = (archive.read(name) for name in PARTS)
-        found = json.loads(manifest)
-        if found["format"] != FORMAT:
-            raise PackageError(f"{path} has format {found['format']}; this version of fxperex reads {FORMAT}. Save it again")
-        return found, torch.load(io.BytesIO(constants), weights_only=True), compiled
+            there = archive.namelist()
+            manifest, constants, recorded, compiled = (archive.read(name) if name in there else b"" for name in PARTS)
     except FileNotFoundError as error:
         raise PackageError(f"there is no saved step at {path}") from error
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError, EOFError) as error:
-        raise PackageError(f"{path} is damaged or no saved step ({type(error).__name__}: {error})") from error
+    found = json.loads(manifest)
+    if found["format"] != FORMAT:
+        raise PackageError(f"{path} has format {found['format']}; this version of fxperex reads {FORMAT}. Save it again")
+    return found, _tensors(constants), Recorded(**_tensors(recorded)), compiled
 
 
-def _told(x: Tensor) -> list[Any]:
-    return [list(x.shape), _name(x.dtype)]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _tensors(data: bytes) -> dict[str, Any]:
+    return torch.load(io.BytesIO(data), weights_only=True)
 
 
 def _dtype(name: str) -> torch.dtype:
     return getattr(torch, name)
 
 
-def _bytes(constants: dict[str, Tensor]) -> bytes:
+def _bytes(value: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
-    torch.save({k: v.detach() for k, v in constants.items()}, buffer)
+    torch.save(value, buffer)
     return buffer.getvalue()
 
 
 def _clip_told(clip: Any) -> dict[str, Any]:
-    known = getattr(clipping, type(clip).__name__, None)
+    known = RULES.get(type(clip).__name__)
     fields = {f.name: getattr(clip, f.name) for f in dataclasses.fields(clip)} if dataclasses.is_dataclass(clip) else None
     if known is not type(clip) or fields is None or not all(isinstance(v, int | float | str) for v in fields.values()):
         raise ConfigError(f"the clipping rule {clip!r} cannot be written down; save takes the rules of fxperex.clipping whose "
@@ -223,6 +242,5 @@ def _clip_told(clip: Any) -> dict[str, Any]:
     return {"rule": type(clip).__name__, "settings": fields}
 
 
-def _clip_from(told: dict[str, Any]) -> Any:
-    return getattr(clipping, told["rule"])(**told["settings"])
-
+def _clip_from(described: dict[str, Any]) -> clipping.Clip:
+    return RULES[described["rule"]](**described["settings"])

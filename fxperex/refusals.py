@@ -55,7 +55,8 @@ def no_writes(source: Any) -> None:
 
 @contextlib.contextmanager
 def same_numbers(model: nn.Module, run: Any) -> Iterator[None]:
-    """Raises CaptureError, all put back, if forward changes Python state or draws random numbers outside torch."""
+    """Raises CaptureError, all put back, if forward changes Python state or draws random numbers
+    outside torch."""
     before = watched(model, run)
     yield
     changed = before.changed(watched(model, run))
@@ -68,7 +69,8 @@ def same_numbers(model: nn.Module, run: Any) -> Iterator[None]:
 
 
 def same_constants(one: Any, two: Any) -> None:
-    """Raises CaptureError if two Programs of one model hold different constants: `torch.tensor(float(len(x)))`."""
+    """Raises CaptureError if two Programs of one model hold different constants:
+    `torch.tensor(float(len(x)))`."""
     for name, value in one.constants.items():
         other = two.constants.get(name)
         if other is None or not _equal(value, other):
@@ -86,7 +88,8 @@ def _equal(one: Tensor, two: Tensor) -> bool:
 
 @contextlib.contextmanager
 def nothing_unseen(model: nn.Module, run: Any) -> Iterator[None]:
-    """Within it forward is traced; raises for hooks on its tensors, Python state and random numbers outside torch."""
+    """Within it forward is traced; raises for hooks on its tensors, Python state and random numbers
+    outside torch."""
     with same_numbers(model, run), NoHooks():
         yield
 

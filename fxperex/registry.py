@@ -19,8 +19,9 @@ from fxperex.errors import ConfigError
 class BatchAxis:
     """Where the examples are: dimension `dim` of size `outer * B * inner`, B-major inside `inner`.
 
-    `fresh`: all entries of `dim` are alike (zeros, random numbers) and no example reaches them, so any factorisation holds.
-    `rows`: the values are the row numbers themselves (`arange(B)`). `fxperex.analysis.state` has the definitions.
+    `fresh`: all entries of `dim` are alike (zeros, random numbers) and no example reaches them, so
+    any factorisation holds. `rows`: the values are the row numbers themselves (`arange(B)`).
+    `fxperex.analysis.state` has the definitions.
     """
 
     dim: int

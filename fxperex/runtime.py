@@ -46,7 +46,7 @@ class PerExampleModule:
         self._capture, self._analysis, self._backend = capture, analysis, backend
         self._rows = 1 if plan.whole == "naive" else plan.rows
         self._spec = [(tuple(x.shape[1:]), x.dtype, x.device) for x in batch]
-        self._filler = batches.filler(batch, self._spec)
+        self._filler, self._ranges = batches.filler(batch, self._spec), batches.ranges(batch)
         named = dict(model.named_parameters(remove_duplicate=False))
         trainable = {p for s in analysis.sites for p in s.params} | set(analysis.unused)
         self._order = parameter_order(capture, trainable)
@@ -217,7 +217,7 @@ class PerExampleModule:
 
     def example_inputs(self) -> list[Tensor]:
         """Returns stand-in inputs of the step graph: the model's own tensors, copies of one row, a full mask."""
-        rows = tuple(x.expand(self._rows, *x.shape[1:]).contiguous() for x in self._filler)
+        rows = tuple(x.expand(self._rows, *x.shape[1:]).contiguous() for x in (row[:1] for row in self._filler))
         return [*self._inputs(rows), torch.ones(self._rows, dtype=torch.bool, device=rows[0].device)]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -230,13 +230,17 @@ class PerExampleModule:
         return save(self, path)
 
     def _inputs(self, rows: tuple[Tensor, ...]) -> list[Tensor]:
+        """What the step graph takes before the mask, of the model as it is."""
         named = dict(self.model.named_parameters(remove_duplicate=False))
-        named |= dict(self.model.named_buffers(remove_duplicate=False))
+        return self._assembled(named | dict(self.model.named_buffers(remove_duplicate=False)), rows)
+
+    def _assembled(self, named: dict[str, Tensor], rows: tuple[Tensor, ...], *mask: Tensor) -> list[Tensor]:
+        """What the step graph takes, in its order, of parameters and buffers by name, rows and mask."""
         values = []
         for kind, key in self._capture.inputs.values():
             value = rows[key] if kind == "batch" else self._capture.constants[key] if kind == "constant" else named[key]
             values.append(value.detach())
-        return values + [x.to(rows[0].device) for x in self.clip.inputs()]
+        return [*values, *(x.to(rows[0].device) for x in self.clip.inputs()), *mask]
 
     def check(self, *batch: Tensor) -> None:
         """Raises ShapeError unless `batch` is what the step takes, StateError as `check_model`; runs nothing."""

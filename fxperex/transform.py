@@ -18,6 +18,7 @@ from fxperex.clipping import Clip, as_rule
 from fxperex.compiler import BACKENDS
 from fxperex.devices import profile
 from fxperex.distributed import refuse_distributed
+from fxperex.elsewhere import Elsewhere
 from fxperex.errors import ConfigError, CoverageError
 from fxperex.frame import trace_frames
 from fxperex.planner import Plan, make_plan, parse_memory
@@ -106,12 +107,14 @@ def outline(
     check_callable(forward, "forward")
     if isinstance(strategy, Plan):
         rows = check_rows(strategy, None if physical_batch is None else rows)
-    run = _autocast(forward or as_forward(loss), autocast, here)
+    run = _autocast(forward or as_forward(loss), autocast, device or here)
+    # The meta device has no autocast: the model is looked at as on the device that the plan is for.
+    elsewhere = Elsewhere(device, here) if autocast and device and here.type == "meta" else None
     logical = max(len(batch[0]), 1)
     with _same_random_state(batch):
         # Code that makes a tensor without saying where means the model's device.
         with here if here.type == "meta" else contextlib.nullcontext():
-            captured = capture(model, run, batch, logical if rows is None else rows)
+            captured = capture(model, run, batch, logical if rows is None else rows, elsewhere)
         check_dtypes(captured)
         analysis = find_sites(captured, prove(captured), trainable)
         analysis = analysis if device is None else analysis.on(device)

@@ -1,8 +1,10 @@
-"""Python's own state that a forward pass reaches: numbers, strings, and generators of random numbers.
+"""Python's own state that a forward pass reaches: numbers, strings, generators of random numbers.
 
-A captured program holds the value of such state at the time of capture, for ever: a warm-up counter that has stopped, a
-layer that is always or never skipped. So what forward can reach by name is read before and after it is traced: attributes
-of modules, closures' cells, globals that the code names, and what those hold in lists, dicts, sets and plain objects.
+A captured program holds the value of such state at the time of capture, for ever: a warm-up counter
+that has stopped, a layer that is always or never skipped. So what forward can reach by name is read
+before and after it is traced: attributes of modules, closures' cells, globals that the code names,
+and what those hold in lists, dicts, sets and plain objects. Code and objects of installed packages
+are left out, but for attributes of modules: their caches and loggers change without harm.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import functools
 import random
 import sys
+import sysconfig
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, MutableSequence
@@ -26,16 +29,19 @@ DEEP = 4  # containers inside containers
 FUNCTIONS = 2  # forward, what it names, what that names
 LONG = 1000  # entries: a table of data is no counter
 DRAWS = "the state of "  # how names of generators of random numbers begin
+INSTALLED = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib"))
 INTERNAL = set(vars(nn.Module()))
 Put = Callable[[Any], None]
 
 
 @dataclass
 class Watch:
-    """What a forward pass can reach, as `place -> (name, value, how to put it back)`; `changed` says what it moved."""
+    """What a forward pass can reach, as `place -> (name, value, how to put it back)`; `changed`
+    says what it moved."""
 
     entries: dict[tuple[Any, Any], tuple[str, Any, Put]] = field(default_factory=dict)
-    visited: dict[int, Any] = field(default_factory=dict)  # by id; kept alive, so that no id is used twice
+    # by id; kept alive, so that no id is used twice
+    visited: dict[int, Any] = field(default_factory=dict)
 
     def modules(self, model: nn.Module) -> None:
         for path, module in model.named_modules():
@@ -45,7 +51,7 @@ class Watch:
                     if key not in INTERNAL:
                         put = functools.partial(_put, vars(module), key)
                         self._record(("module", id(module), key), f"{prefix}{key}", value, put, 0)
-                if is_users(_file(type(module).forward)):
+                if _written(_file(type(module).forward)):
                     self.function(type(module).forward, 0)
 
     def function(self, run: Any, deep: int) -> None:
@@ -61,7 +67,7 @@ class Watch:
             return
         for name, cell in zip(run.__code__.co_freevars, run.__closure__ or (), strict=True):
             self._cell(cell, name, deep + 1)
-        if is_users(run.__code__.co_filename):
+        if _written(run.__code__.co_filename):
             for name in sorted(_names(run.__code__) & run.__globals__.keys()):
                 put = functools.partial(_put, run.__globals__, name)
                 self._record((id(run.__globals__), name), f"the global {name}", run.__globals__[name], put, deep + 1)
@@ -104,7 +110,8 @@ class Watch:
                              deep + 1)
 
     def changed(self, after: Watch) -> list[str]:
-        """Names of what differs in `after`, all put back. A number added to a list or dict that was there counts."""
+        """Names of what differs in `after`, all put back. A number added to a list or dict that was
+        there counts."""
         found = []
         for place, (name, value, put) in self.entries.items():
             _, seen, _ = after.entries.get(place, (name, None, put))
@@ -116,7 +123,8 @@ class Watch:
 
 
 def watched(model: nn.Module, run: Any) -> Watch:
-    """Returns the Watch of what `run(model, ...)` reaches by name, and of the random numbers of Python and numpy."""
+    """Returns the Watch of what `run(model, ...)` reaches by name, and of the random numbers of
+    Python and numpy."""
     watch = Watch()
     watch.modules(model)
     watch.function(run, 0)
@@ -156,7 +164,8 @@ def _put(holder: Any, key: Any, old: Any) -> None:
 
 
 def _inside(value: Any) -> Iterator[tuple[Any, Any, Any, Put]]:
-    """(place, key, entry, how to put it back) of a list, dict, set, or an object or class of the user's own."""
+    """(place, key, entry, how to put it back) of a list, dict, set, or an object or class of the
+    user's own."""
     pairs: Iterable[tuple[Any, Any]]
     if isinstance(value, MutableMapping):
         pairs = ((key, inner) for key, inner in list(value.items()) if isinstance(key, STATE))
@@ -178,11 +187,15 @@ def _inside(value: Any) -> Iterator[tuple[Any, Any, Any, Put]]:
 
 
 def _own(value: Any) -> bool:
-    """True for an object or a class whose code is a file outside torch and this library, and no library of Python's own."""
+    """True for an object or a class of the user's own code."""
     kind = value if isinstance(value, type) else type(value)
-    module = sys.modules.get(kind.__module__)
-    file = getattr(module, "__file__", None)
-    return hasattr(value, "__dict__") and not isinstance(value, types.ModuleType) and bool(file) and is_users(str(file))
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return hasattr(value, "__dict__") and not isinstance(value, types.ModuleType) and _written(file)
+
+
+def _written(file: str | None) -> bool:
+    """True for a file that the user wrote: of no installed package, whose caches and loggers are no counters."""
+    return bool(file) and is_users(str(file)) and not str(file).startswith(INSTALLED)
 
 
 def _file(function: Any) -> str:

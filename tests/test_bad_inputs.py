@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxperex
+from fxperex import clipping, errors
 from fxperex.errors import CaptureError, ConfigError, CoverageError, FxperexError, ShapeError, StateError
 from fxperex.testing import clipped, error, loop
 
@@ -158,3 +159,124 @@ def test_no_grad_blocks_keep_their_meaning() -> None:
     assert error(result.norms, norms) <= 1e-10
     for name, p in model.named_parameters():
         assert p.grad is not None and error(p.grad, total[name]) <= 1e-10
+
+
+class _Lengthless:
+    """Neither a number nor a name nor a function: nothing has a use for it."""
+
+
+ODD: list[Any] = [None, 3, -1, 2.5, float("nan"), "", "x", b"x", [], [1], {}, {1: "ghost"}, {"*": 3}, (), (1,), _Lengthless(),
+                  object, torch.float32, torch.device("cpu"), torch.randn(3), torch.randn(4, 5).to_sparse(), nn.ReLU()]
+PUBLIC: dict[str, Callable[[Any], object]] = {
+    "model": lambda v: fxperex.transform(v, _batch(), F.cross_entropy, backend="eager"),
+    "batch": lambda v: _go(_model(), v), "batch[0]": lambda v: _go(_model(), (v, torch.zeros(4).long())),
+    "batch[1]": lambda v: _go(_model(), (torch.randn(4, 5), v)), "loss": lambda v: _go(_model(), loss=v),
+    "forward": lambda v: fxperex.transform(_model(), _batch(), forward=v, backend="eager"),
+    "clip": lambda v: _go(_model(), clip=v), "strategy": lambda v: _go(_model(), strategy=v),
+    "memory": lambda v: _go(_model(), memory=v), "physical_batch": lambda v: _go(_model(), physical_batch=v),
+    "autocast": lambda v: _go(_model(), autocast=v),
+    "backend": lambda v: fxperex.transform(_model(), _batch(), F.cross_entropy, backend=v),
+    "fix": fxperex.fix, "load": lambda v: fxperex.load(v, _model()), "load for": lambda v: fxperex.load("no/such/file", v),
+    "Automatic": lambda v: clipping.Automatic(v), "Normalised": lambda v: clipping.Normalised(1.0, v),
+    "PerLayer": lambda v: clipping.PerLayer(v), "PerGroup": lambda v: clipping.PerGroup(v),
+    "Function": lambda v: clipping.Function(v, 1.0), "Adaptive": lambda v: clipping.Adaptive(1.0, v),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", PUBLIC)
+def test_odd_arguments_are_refused_or_taken_and_nothing_else(name: str) -> None:
+    for value in ODD:
+        try:
+            PUBLIC[name](value)
+        except FxperexError as refusal:
+            assert len(str(refusal)) > 20
+
+
+def test_odd_arguments_of_a_step_and_what_stands_beside_it() -> None:
+    private = _go(_model())
+    nested = torch.nested.nested_tensor([torch.randn(5)] * 4, layout=torch.jagged)
+    for value in [*ODD, nested]:
+        for call in (private.step, private.norms, private.gradients, private.sums):
+            for rows in ((value,), (value, torch.zeros(4).long()), (torch.randn(4, 5), value)):
+                with pytest.raises(FxperexError):
+                    call(*rows)
+    for value in (None, 3, _Lengthless()):
+        with pytest.raises(ConfigError, match="takes a path"):
+            private.save(value)
+    assert all(p.grad is None for p in private.model.parameters())
+
+
+def test_odd_arguments_of_an_engine() -> None:
+    pytest.importorskip("dp_accounting")
+    from fxperex.privacy import PrivacyEngine
+
+    private = _go(_model())
+    usual = {"expected_batch": 2, "epochs": 1, "delta": 1e-5, "noise_multiplier": 1.0}
+    names = [*usual, "epsilon", "budget", "relation", "sampling", "noise", "account", "secure", "seed", "folder",
+             "checkpoint_every", "workers", "counter"]
+    odd = [v for v in ODD if v is not None and not isinstance(v, int | str)] + ["no such", -3]
+    for name in names:
+        for value in odd:
+            if name == "folder" and isinstance(value, str):
+                continue
+            optimizer = torch.optim.SGD(private.model.parameters(), 0.1)
+            try:
+                PrivacyEngine(private, optimizer, _batch(8), **{**usual, name: value}).close()
+            except FxperexError as refusal:
+                assert len(str(refusal)) > 20, name
+    for args in ((None, optimizer, _batch()), (private, None, _batch()), (private, optimizer, None),
+                 (private, optimizer, (1, 2)), (private, optimizer, 3), (_model(), optimizer, _batch())):
+        with pytest.raises(FxperexError):
+            PrivacyEngine(*args, **usual)  # type: ignore[arg-type]
+
+
+def test_a_batch_of_another_dtype_than_the_model() -> None:
+    with pytest.raises(ShapeError, match=r"aten\.linear.*torch.float64 and torch.float32.*batch\[0\] is torch.float64"):
+        _go(_model(), (torch.randn(4, 5).double(), torch.zeros(4).long()))
+
+
+def test_every_error_is_reached_from_the_package() -> None:
+    named = {n for n, e in vars(errors).items() if isinstance(e, type) and issubclass(e, FxperexError | Warning)}
+    assert named <= set(fxperex.__all__) and all(getattr(fxperex, n) is vars(errors)[n] for n in named)
+
+
+class _Own(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        raise LookupError("the user's own words")  # the line to be named
+
+
+def test_a_users_own_error_is_told_by_class_words_and_line_and_chained() -> None:
+    with pytest.raises(CaptureError, match=r'test_bad_inputs.py:\d+ "raise LookupError.*LookupError: the user.s own') as caught:
+        _go(_Own(5, 3))
+    assert isinstance(caught.value.__cause__, LookupError) and "batch size" not in str(caught.value)
+
+
+def test_trainable_tensors_outside_the_model_are_refused() -> None:
+    class Warm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heat = nn.Parameter(torch.ones(3))
+
+        def forward(self, scores: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(scores * self.heat, y)
+
+    class Derived(nn.Linear):
+        def __init__(self, leaf: bool) -> None:
+            super().__init__(5, 3)
+            self.factor = nn.Parameter(torch.ones(3))
+            double = self.factor * 2
+            self.double_ = double.detach().requires_grad_() if leaf else double
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.double_
+
+    warm, free = Warm(), torch.ones(3, requires_grad=True)
+    for model, loss in ((_model(), warm), (_model(), lambda s, y: F.cross_entropy(s * free, y)),
+                        (Derived(False), F.cross_entropy), (Derived(True), F.cross_entropy)):
+        with pytest.raises(CoverageError, match=r"test_bad_inputs.py:\d+ and is no parameter of the model"):
+            _go(model, None, loss)
+    _go(_model(), None, lambda s, y: F.cross_entropy(s * free.detach(), y))
+    whole = nn.ModuleDict({"model": _model(), "loss": warm})
+    private = fxperex.transform(whole, _batch(), forward=lambda m, x, y: m["loss"](m["model"](x), y), backend="eager")
+    assert "loss.heat" in private.parameters and not private._analysis.unused

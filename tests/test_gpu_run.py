@@ -36,7 +36,7 @@ def _rehearsed(folder: Path, *options: str) -> tuple[int, str, dict[str, Any]]:
         text=True,
         capture_output=True,
         timeout=1500,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER.parent)},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     return ended.returncode, ended.stdout, json.loads((folder / "out" / "summary.json").read_text())
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import os
+import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -14,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import fxperex
+from fxperex.batches import same_device
 from fxperex.clipping import Flat
 from fxperex.errors import ConfigError, MemoryLimitError, PackageError, ShapeError, StateError
 from fxperex.testing import clipped, error, loop
@@ -58,7 +63,7 @@ def test_a_loaded_step_equals_the_loop(saved: Path) -> None:
     for use in (private.norms, private.gradients):
         with pytest.raises(StateError, match="compiled code only"):
             use(x)
-    assert not hasattr(private, "step_graph")
+    assert not hasattr(private, "step_graph") and not private.proved
 
 
 def _change(path: Path, **changes: Any) -> None:
@@ -69,6 +74,52 @@ def _change(path: Path, **changes: Any) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name, part in parts.items():
             archive.writestr(name, part)
+
+
+def _parts(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def _put(path: Path, **parts: bytes) -> None:
+    """Writes the file anew with other parts (manifest, constants, recorded, step), every sum right."""
+    names = {"manifest": "manifest.json", "constants": "constants.pt", "recorded": "recorded.pt", "step": "step.pt2"}
+    changed = _parts(path) | {names[n]: data for n, data in parts.items()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, part in changed.items():
+            archive.writestr(name, part)
+
+
+def _all(path: Path, **changes: Any) -> None:
+    """What someone does who knows the format: manifest changed, and the recorded part made to belong to it."""
+    _change(path, **changes)
+    parts = _parts(path)
+    recorded = torch.load(io.BytesIO(parts["recorded.pt"]), weights_only=True)
+    manifest = json.loads(parts["manifest.json"])
+    recorded["manifest"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    buffer = io.BytesIO()
+    torch.save(recorded, buffer)
+    _put(path, recorded=buffer.getvalue())
+
+
+def _drop(path: Path, name: str) -> None:
+    manifest = json.loads(_parts(path)["manifest.json"])
+    del manifest[name]
+    _put(path, manifest=json.dumps(manifest).encode())
+
+
+def _flat(bound: float) -> dict[str, Any]:
+    return {"rule": "Flat", "settings": {"bound": bound}}
+
+
+class _Code:
+    """What `torch.load` without `weights_only` would run."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("nowhere",)
+
+
+ORDER = ["0.weight", "0.bias", "1.weight", "1.bias", "4.weight", "4.bias"]
 
 
 def _cut(path: Path) -> None:
@@ -86,7 +137,27 @@ DAMAGE: list[tuple[Callable[[Path], None], str]] = [
     (lambda p: _change(p, torch="2.0.0"), "torch 2.0.0; here"),
     (lambda p: _change(p, device="cuda"), "device cuda; here it is cpu"),
     (lambda p: _change(p, machine="sparc"), "machine sparc"), (lambda p: _change(p, gpu="H300"), "gpu H300"),
-    (lambda p: _change(p, format=99), "format 99")]
+    (lambda p: _change(p, format=99), "format 99"),
+    # One part changed apart from the others: what the account rests on must be what the code does.
+    (lambda p: _change(p, clip=_flat(0.001)), "manifest is not the one"),
+    (lambda p: _change(p, peak=1.0), "its manifest is not the one that"),
+    # All parts changed: the code itself is asked.
+    (lambda p: _all(p, clip=_flat(0.001)), r"Flat\(bound=0.001\), and its code clips otherwise"),
+    (lambda p: _all(p, clip=_flat(2.0)), r"Flat\(bound=2.0\), and its code"),
+    (lambda p: _all(p, clip={"rule": "Automatic", "settings": {"bound": 0.5, "gamma": 0.01}}), "Automatic.* clips otherwise"),
+    (lambda p: _all(p, order=ORDER[::-1]), "sum of another shape than parameter '4.bias'"),
+    (lambda p: _all(p, rows=2), "recorded with 4 rows, its manifest says 2"),
+    # Everything that is not as it must be is one kind of error.
+    (lambda p: _change(p, rows=0), "entry 'rows'"), (lambda p: _change(p, rows="4"), "no legal entry 'rows'"),
+    (lambda p: _change(p, clip={"rule": "torch", "settings": {}}), "manifest"),
+    (lambda p: _all(p, clip={"rule": "torch", "settings": {}}), "damaged or no saved step .KeyError: 'torch'"),
+    (lambda p: _all(p, clip={"rule": "Flat", "settings": {"limit": 1}}), "damaged or no saved step .TypeError"),
+    (lambda p: _drop(p, "inputs"), "no legal entry 'inputs'"), (lambda p: _drop(p, "format"), "damaged.*KeyError"),
+    (lambda p: _change(p, order=["5.weight"]), "names parameters, buffers or inputs that there are not"),
+    (lambda p: _put(p, manifest=b"[1, 2]"), "damaged.*TypeError"), (lambda p: _put(p, manifest=b"{"), "damaged.*JSON"),
+    (lambda p: _put(p, step=b"junk"), "damaged.*RuntimeError"),
+    (lambda p: _put(p, constants=pickle.dumps(_Code(), protocol=2)), "damaged.*Unpickling"),
+    (lambda p: _put(p, recorded=b""), "damaged.*EOFError")]
 
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGE, ids=[w for _, w in DAMAGE])
@@ -94,8 +165,52 @@ def test_a_file_that_does_not_fit_here(saved: Path, tmp_path: Path, damage: Call
     path = tmp_path / "step.pt2"
     shutil.copy(saved, path)
     damage(path)
+    model = _net()
     with pytest.raises(PackageError, match=words):
+        fxperex.load(path, model)
+    assert not Path("nowhere").exists() and all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("path", [None, 5])
+def test_what_is_no_path_is_refused(path: Any) -> None:
+    with pytest.raises(PackageError, match="TypeError"):
         fxperex.load(path, _net())
+
+
+FAULTS: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {
+    "a lost sum": lambda o: [*o[:-1], torch.zeros_like(o[-1])],
+    "a transposed sum": lambda o: [*o[:7], o[7].reshape(64, 3).t().contiguous(), o[8]],
+    "a scale": lambda o: [*o[:3], *(x * (1 + 2.0**-10) for x in o[3:])],
+    "norms of other rows": lambda o: [o[0], o[1].roll(1), *o[2:]],
+    "an output too few": lambda o: o[:-1],
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_saved_step_that_is_miscompiled_does_not_load(saved: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    from torch._inductor import aoti_load_package
+
+    def wrong(path: str) -> Callable[..., list[Tensor]]:
+        run = aoti_load_package(path)
+        return lambda *inputs: FAULTS[name](list(run(*inputs)))
+
+    monkeypatch.setattr("torch._inductor.aoti_load_package", wrong)
+    with pytest.raises(PackageError, match=r"does not give what was recorded|8 outputs"):
+        fxperex.load(saved, _net())
+
+
+def test_no_row_of_the_data_is_in_the_file(saved: Path) -> None:
+    """What is recorded is drawn from a seed; of the rows that transform was shown the file knows the range alone."""
+    recorded = torch.load(io.BytesIO(_parts(saved)["recorded.pt"]), weights_only=True)
+    assert len(recorded["batch"]) == 1 and len(recorded["batch"][0]) == 2
+    assert not any(x.shape[1:] == (2, 6, 6) for kind in recorded["outputs"] for x in kind)
+
+
+def test_a_step_on_a_gpu_takes_tensors_of_that_gpu() -> None:
+    """A device without a number means the one GPU there is: a loaded step refused every batch on it."""
+    one, two = torch.device("cuda", 0), torch.device("cuda", 1)
+    assert same_device(torch.device("cuda"), one) and same_device(one, one)
+    assert not same_device(one, two) and not same_device(torch.device("cuda"), torch.device("cpu"))
 
 
 def _frozen() -> nn.Module:

@@ -179,6 +179,8 @@ def gpt2(setting: Setting) -> dict[str, Any]:
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
     )
     model = transformers.GPT2LMHeadModel(config).to(setting.device)
     ids = torch.randint(50, (ROWS, 16), device=setting.device)
@@ -189,9 +191,8 @@ def gpt2(setting: Setting) -> dict[str, Any]:
 
 def swin(setting: Setting) -> dict[str, Any]:
     models = import_module("torchvision.models")
-    model = models.SwinTransformer(
-        [4, 4], 24, [1], [2], [4, 4], num_classes=5, stochastic_depth_prob=0.0
-    )
+    model = models.SwinTransformer([4, 4], 16, [1, 1], [2, 2], [4, 4], num_classes=5,
+                                   stochastic_depth_prob=0.0)
     return _waits(model.to(setting.device), (torch.randn(ROWS, 3, 32, 32, device=setting.device),))
 
 

@@ -26,11 +26,15 @@ class Part:
     def __init__(self, stage: str, name: str, asked: argparse.Namespace, folder: Path,
                  jobs: int) -> None:
         self.name = name
+        root = Path(__file__).parents[2]
         # Processes side by side share the cores that compilers take.
         threads = str(max((os.cpu_count() or 1) // jobs, 1))
-        self.environment = {"TORCHINDUCTOR_COMPILE_THREADS": threads, **os.environ}
+        # The library need not be installed: it is the one that this script came with.
+        paths = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+        self.environment = {"TORCHINDUCTOR_COMPILE_THREADS": threads, **os.environ,
+                            "PYTHONPATH": paths}
         self.file, self.log = (folder / f"{stage}.{name}.{end}" for end in ("json", "log"))
-        script = Path(__file__).parents[1] / "gpu_run.py"
+        script = root / "benchmarks" / "gpu_run.py"
         self.command = [
             sys.executable, str(script), "--stage", stage, "--part", name, "--rows", str(self.file),
             "--device", asked.device, "--cache", str(asked.cache),

@@ -1,9 +1,9 @@
 """Capture -> where the example axis is in every tensor, or BatchMixingError.
 
 Abstract interpretation. A tensor's state is None (the batch cannot reach it), a `BatchAxis`, or
-`Reduced`: a scalar that sums or averages over the batch, which only a loss may be; `fxperex.analysis.state`
-says what each promises. Every rule follows positions, never sizes. An operation without a rule is an error:
-nothing is assumed.
+`Reduced`: a scalar that sums or averages over the batch, which only a loss may be;
+`fxperex.analysis.state` says what each promises. Every rule follows positions, never sizes. An
+operation without a rule is an error: nothing is assumed.
 
 Theorem. If every rule holds and the loss has the batch axis at 0, example i's loss does not depend on
 example j's rows, hence neither does its gradient: one example moves the sum of clipped gradients by at

@@ -170,8 +170,8 @@ def value_dtype(given: dict[str, Any]) -> torch.dtype:
 
 
 def of_one(main: Any, twin: Any, rows: int) -> int | float | None:
-    """The number at one example that is `main` at `rows` and `twin` at one more, if it is a multiple of the number of
-    examples or of one over it; None if it is neither."""
+    """The number at one example that is `main` at `rows` and `twin` at one more, if it is a
+    multiple of the number of examples or of one over it; None if it is neither."""
     if math.isclose(main * (rows + 1), twin * rows):
         return main // rows if isinstance(main, int) and main % rows == 0 else main / rows
     return main * rows if math.isclose(main * rows, twin * (rows + 1)) else None

@@ -1,8 +1,8 @@
 """The parameter-only part of the graph: what each tensor is made of, and whether its pull-back keeps norms.
 
 Whether a gradient passes an operation is asked of autograd itself, on values without storage: no list of dtypes or
-operations can then leave a parameter out in silence. Every tensor gets the number of its value: two nodes with one number hold the same numbers, however often the
-program writes the view, the chunk or the product down.
+operations can then leave a parameter out in silence. Every tensor gets the number of its value: two nodes with one number
+hold the same numbers, however often the program writes the view, the chunk or the product down.
 """
 
 from __future__ import annotations

@@ -1,28 +1,32 @@
 """The states of the batch-axis proof, what they promise, and what a rule sees of a node.
 
-A rule takes the states of an operation's operands and returns those of its results. It may return a state only if the
-promise of that state follows from the promises of the operands. For every number of examples and every `b`:
+A rule takes the states of an operation's operands and returns those of its results. It may return a
+state only if the promise of that state follows from the promises of the operands. For every number
+of examples and every `b`:
 
 * `None`: the tensor is the same whatever the examples hold and however many there are.
-* `BatchAxis(dim, outer, inner)`: the entries `(o * B + b) * inner + i` of `dim`, over all `o` and `i`, are the slice of
-  example `b`. It is one function of example `b`, the same for every `b` and `B`; neither `b` nor `B` enters it.
-* with `rows`: every entry of slice `b` is the number `b` itself. This is the one exception to "`b` does not enter", so
-  nothing may read the values but an index of the batch dimension, which turns them into example `b`'s own row.
-* with `fresh`: all entries of `dim` are alike. They hold the same numbers, or draws of one distribution that are
-  independent of each other, and no example reaches them. Therefore any other `outer` and `inner` describe them as well.
+* `BatchAxis(dim, outer, inner)`: the entries `(o * B + b) * inner + i` of `dim`, over all `o` and
+  `i`, are the slice of example `b`. It is one function of example `b`, the same for every `b` and
+  `B`; neither `b` nor `B` enters it.
+* with `rows`: every entry of slice `b` is the number `b` itself. This is the one exception to "`b`
+  does not enter", so nothing may read the values but an index of the batch dimension, which turns
+  them into example `b`'s own row.
+* with `fresh`: all entries of `dim` are alike. They hold the same numbers, or draws of one
+  distribution that are independent of each other, and no example reaches them. Therefore any other
+  `outer` and `inner` describe them as well.
 * `Reduced(kind)`: a scalar, the mean or sum over the batch of what each example has by itself.
 
 Obligations that follow, each with a way to meet it:
 
-* A rule that moves, merges or cuts dimensions keeps `fresh` only if each entry of the new `dim` is made of the entries of
-  one old one, in one way for all (`refactor`). A pattern that repeats along `dim`, like a table written down `B` times,
-  is not fresh.
-* A rule that fills a dimension with something that has no batch (`expand`, `repeat`) says how the dimension is ordered:
-  `written`.
-* Results of several operands are joined by `join` alone: it keeps `fresh` only if all that have the batch are fresh, and
-  lets examples in another order meet only what is fresh.
-* Where a parameter enters (`Context.site`), nothing is fresh. Its gradient is cut at that node into the examples' shares
-  by the node's own axis, so nobody may read the rows in another order later.
+* A rule that moves, merges or cuts dimensions keeps `fresh` only if each entry of the new `dim` is
+  made of the entries of one old one, in one way for all (`refactor`). A pattern that repeats along
+  `dim`, like a table written down `B` times, is not fresh.
+* A rule that fills a dimension with something that has no batch (`expand`, `repeat`) says how the
+  dimension is ordered: `written`.
+* Results of several operands are joined by `join` alone: it keeps `fresh` only if all that have the
+  batch are fresh, and lets examples in another order meet only what is fresh.
+* Where a parameter enters (`Context.site`), nothing is fresh. Its gradient is cut at that node into
+  the examples' shares by the node's own axis, so nobody may read the rows in another order later.
 * Numbers that change with the batch size are sizes, or refused (`refuse_batch_numbers`).
 """
 
@@ -43,7 +47,8 @@ from fxperex.registry import BatchAxis
 class Reduced:
     """A scalar `mean` or `sum` over the batch of something each example has: a loss in the making.
 
-    `axis`: where the examples are in what a loss operation reduced; None for sums and means, whose input says it.
+    `axis`: where the examples are in what a loss operation reduced; None for sums and means, whose
+    input says it.
     """
 
     kind: str
@@ -59,9 +64,11 @@ class Mixes(Exception):
 
 
 def join(axes: Iterable[BatchAxis | None]) -> BatchAxis | None:
-    """Returns the one axis of a result whose operands have these, in the result's dimensions; refuses disagreement.
+    """Returns the one axis of a result whose operands have these, in the result's dimensions;
+    refuses disagreement.
 
-    Fresh only if every operand with the batch is. A fresh operand takes the order of one that is not.
+    Fresh only if every operand with the batch is. A fresh operand takes the order of one that is
+    not.
     """
     joined: BatchAxis | None = None
     for axis in axes:
@@ -79,23 +86,27 @@ def _joined(one: BatchAxis, two: BatchAxis) -> BatchAxis:
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
-    """Returns {name: value} of all arguments in the schema of an operator's node, defaults where none is given."""
+    """Returns {name: value} of all arguments in the schema of an operator's node, defaults where
+    none is given."""
     schema = node.target._schema.arguments  # type: ignore[union-attr]
     values = {a.name: a.default_value for a in schema if a.has_default_value()}
     return values | {a.name: v for a, v in zip(schema, node.args, strict=False)} | dict(node.kwargs)
 
 
 def readable(name: str) -> tuple[list[str], bool]:
-    """Returns (alternatives, whether an overload may lack all of them) of a name as rules write it: `"self|input?"`."""
+    """Returns (alternatives, whether an overload may lack all of them) of a name as rules write it:
+    `"self|input?"`."""
     return name.removesuffix("?").split("|"), name.endswith("?")
 
 
 @dataclass
 class Context:
-    """One node at the proof: its twin (one more example), the states so far, and the two batch sizes.
+    """One node at the proof: its twin (one more example), the states so far, and the two batch
+    sizes.
 
-    Arguments are read by their names in the operator's schema, never by position. `"self|input"` is whichever of the two
-    the overload has; a name that ends in `?` may be absent from some overloads. A rule declares what it reads (`reads`).
+    Arguments are read by their names in the operator's schema, never by position. `"self|input"` is
+    whichever of the two the overload has; a name that ends in `?` may be absent from some
+    overloads. A rule declares what it reads (`reads`).
     """
 
     node: fx.Node
@@ -174,7 +185,8 @@ class Context:
         return any(self.states.get(n) is not None for n in self.node.all_input_nodes) or bool(self.scaling)
 
     def refuse_batch_numbers(self, *names: str) -> None:
-        """A number that changes with the batch size must not become a value: any, or those of the arguments `names`."""
+        """A number that changes with the batch size must not become a value: any, or those of the
+        arguments `names`."""
         mine, other = self.node, self.twin
         if names:
             present = [n for name in names for n in readable(name)[0]]

@@ -1,9 +1,10 @@
 """Step graph -> callable: Inductor or eager, one CUDA graph on a GPU, remembered choices; all compared with the eager step."""
 
-from fxperex.compiler.backends import BACKENDS, Step, compile_step, recorded
+from fxperex.compiler.backends import BACKENDS, Step, compile_step, options, recorded
 from fxperex.compiler.check import Check, first_difference
 from fxperex.compiler.memory import guarded
 from fxperex.compiler.replay import host_waits
 from fxperex.compiler.stand_ins import tries
 
-__all__ = ["BACKENDS", "Check", "Step", "compile_step", "first_difference", "guarded", "host_waits", "recorded", "tries"]
+__all__ = ["BACKENDS", "Check", "Step", "compile_step", "first_difference", "guarded", "host_waits", "options", "recorded",
+           "tries"]

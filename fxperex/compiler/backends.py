@@ -121,6 +121,11 @@ def _random(graph: fx.GraphModule) -> list[fx.Node]:
     return [n for n in graph.graph.nodes if torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())]
 
 
+def options(graph: fx.GraphModule) -> dict[str, Any]:
+    """Returns Inductor's settings: random numbers are torch's own, as in the eager step; others could not be compared with it."""
+    return {"fallback_random": True} if _random(graph) else {}
+
+
 def _draws_images(graph: fx.GraphModule) -> bool:
     """True if random numbers fill images, which in another layout get other ones: nothing that could be compared."""
     values = [v for n in _random(graph) for v in tree_leaves(n.meta.get("val"))]
@@ -143,10 +148,9 @@ def _inductor(graph: fx.GraphModule, inputs: list[Tensor], fixed: Sequence[bool]
     fakes = FakeTensorMode(shape_env=ShapeEnv())
     context = TracingContext(fakes)
     static = [fakes.from_tensor(x.detach(), static_shapes=True) for x in inputs]
-    # Random numbers are torch's own, as in the eager step: others could not be compared with it.
-    options = {"fx_graph_cache": True} | ({"fallback_random": True} if _random(graph) else {})
     # The compiler takes the graph apart; the one people read stays whole.
-    with torch.no_grad(), tracing(context), torch._inductor.config.patch(options), on(device_of(inputs)):
+    settings = {"fx_graph_cache": True} | options(graph)
+    with torch.no_grad(), tracing(context), torch._inductor.config.patch(settings), on(device_of(inputs)):
         run = _no_grad(compile_fx(plainly(copied(graph)), static))
         run(*inputs)  # compiles now, so that a failure is seen here
     return run

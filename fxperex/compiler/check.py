@@ -78,22 +78,37 @@ class Check:
             if a.shape != b.shape or a.dtype != b.dtype:
                 return f"{self._told(i)} is {b.dtype} {list(b.shape)} on {kind}, eagerly {a.dtype} {list(a.shape)}"
         far = [self._distance(i, a, b) for i, (a, b) in enumerate(zip(want, found, strict=True))]
-        total = sum(float(_size(w)) ** 2 for w in want[self.by_row:]) ** 0.5
-        free = [self._free(i, w, total) for i, w in enumerate(want)]
-        allowed, seed = free, 0
-        for draws in (0, DRAWS, MORE):
+        allowed = self._allowed_free(want)
+        for draws in (range(0), range(DRAWS), range(DRAWS, DRAWS + MORE)):
             # What rounding explains is measured only where something is further off than any rounding needs an excuse for.
-            for _ in range(draws):
-                seed += 1
-                _draw_again(start)
-                shifted = shaken(self.graph, inputs, self.unit, seed)
-                allowed = [torch.maximum(old, least + SAFETY * self._spread(i, w, s)) for i, (old, least, w, s) in
-                           enumerate(zip(allowed, free, want, shifted, strict=True))]
-                del shifted
+            allowed = self._widened(allowed, want, inputs, start, draws)
             wrong = [i for i, (d, most) in enumerate(zip(far, allowed, strict=True)) if not bool((d <= most).all())]
             if not wrong:
                 return ""
         return self._text(wrong[0], want, far, allowed, kind)
+
+    def tolerated(self, inputs: Sequence[Tensor]) -> tuple[list[Any], list[Tensor]]:
+        """Returns the eager outputs on `inputs`, and how far another's may be from each: by row, or in the Euclidean norm."""
+        start = _draws(inputs)
+        want = self.eager(*inputs)
+        end = _draws(inputs)
+        allowed = self._widened(self._allowed_free(want), want, inputs, start, range(DRAWS + MORE))
+        _draw_again(end)
+        return want, allowed
+
+    def _allowed_free(self, want: list[Any]) -> list[Tensor]:
+        total = sum(float(_size(w)) ** 2 for w in want[self.by_row:]) ** 0.5
+        return [self._free(i, w, total) for i, w in enumerate(want)]
+
+    def _widened(self, allowed: list[Tensor], want: list[Any], inputs: Sequence[Tensor], start: Any,
+                 draws: range) -> list[Tensor]:
+        """`allowed`, or SAFETY times the distance of the furthest of some shaken runs where that is more."""
+        for seed in draws:
+            _draw_again(start)
+            moved = shaken(self.graph, inputs, self.unit, seed)
+            allowed = [torch.maximum(old, SAFETY * self._spread(i, w, s))
+                       for i, (old, w, s) in enumerate(zip(allowed, want, moved, strict=True))]
+        return allowed
 
     def _distance(self, i: int, a: Tensor, b: Tensor) -> Tensor:
         """How far two values of output i are apart: by row, or as one tensor; two that are not finite are equal."""

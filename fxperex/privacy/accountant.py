@@ -94,7 +94,7 @@ def bound(sampler: Sampler, noise_multiplier: float, delta: float, units: int,
     if method != "rdp":
         grid = coarser * _grid(sampler, sigma, units, relation)
         bounds.append(Bound(_epsilon(_maker("pld", relation, grid), event, units, delta), "pld"))
-    if method == "rdp" or method == "smaller" and _has_orders(event, relation):
+    if method == "rdp" or (method == "smaller" and _has_orders(event, relation)):
         bounds.append(Bound(_epsilon(_maker("rdp", relation), event, units, delta), "rdp"))
     return min(bounds, key=lambda b: b.epsilon)
 

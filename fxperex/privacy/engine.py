@@ -40,7 +40,8 @@ class PrivacyEngine:
     noise_multiplier or epsilon: the noise in units of the bound, or what the whole run may spend at `delta`;
     budget: with noise_multiplier, an epsilon at which to stop, before the step that would pass it reads data.
     relation: "add-or-remove", "zero-out" or "replace" one example; sampling: "poisson", "shuffled" or a Sampler.
-    noise: "gaussian", or "discrete" on an integer grid; account: "pld", "rdp" or the "smaller" of both. secure: ChaCha20 (the default).
+    noise: "gaussian", or "discrete" on an integer grid. secure: ChaCha20 (the default).
+    account: "pld", "rdp", or "smaller" (the default): the smaller of these two bounds.
     seed: for reproducible science only; without it every key is the operating system's.
     folder: where ledger and checkpoints go, one every `checkpoint_every` steps; a run found there
     is gone on with. same_data: also binds the folder to the data's shapes and a few rows' values.
@@ -148,7 +149,10 @@ class PrivacyEngine:
         return LogicalStep(self, self._release)
 
     def epsilon(self, delta: float | None = None, method: str | None = None) -> float:
-        """Returns the epsilon spent so far at `delta` (default: the run's), by the run's account or `method`. Raises ConfigError."""
+        """Returns the epsilon spent so far at `delta` (default: the run's).
+
+        method: another account than the run's. Raises ConfigError.
+        """
         return accountant.epsilon_of(self.sampler, self.noise_multiplier, self.delta if delta is None else delta,
                                      self.books.units, method=method or self.account, relation=self.mechanism.relation)
 

@@ -82,7 +82,8 @@ def guarantee(engine: PrivacyEngine) -> Guarantee:
     return Guarantee({
         "epsilon": spent.epsilon, "delta": engine.delta, "mechanism": mechanism.describe(),
         "sampler": engine.sampler.describe(),
-        "account": {"method": spent.method, "asked": engine.account, "steps taken": engine.steps_done, "steps planned": engine.sampler.steps,
+        "account": {"method": spent.method, "asked": engine.account,
+                    "steps taken": engine.steps_done, "steps planned": engine.sampler.steps,
                     "units debited": books.units, "units allowed": books.most, "extra steps": books.extra,
                     "steps with rows left out": books.shortened},
         "randomness": engine.randomness.told,

@@ -189,7 +189,8 @@ class LogicalStep:
         Raises what the step raises for no rows at all: then it is none of theirs.
         """
         private = self._engine.private
-        result, sums = private.sums(*(x[:0] for x in batch))
+        # Not of `batch`, whose rows may have a shape that the step does not take.
+        result, sums = private.sums(*(x.to(batch[0].device) for x in self._engine.rows.nothing))
         results = [result]
         for i in range(len(batch[0])):
             try:

@@ -69,10 +69,10 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def normless(model: nn.Module) -> nn.Module:
-    """`model` with every BatchNorm replaced by GroupNorm."""
+    """`model` with every BatchNorm replaced by GroupNorm; what timm's subclasses do after it (drop, act) stays."""
     for name, child in model.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            model._modules[name] = group_norm(child.num_features)
+            model._modules[name] = nn.Sequential(group_norm(child.num_features), *child.children())
         else:
             normless(child)
     return model

@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 from fxperex.capture import Capture, Program
 
 aten = torch.ops.aten
-T, D, CLASSES = 3, 4, 4
+T, D = 3, 6  # D: more than rows, so a place may be looked up among features; a multiple of T
 Pair = tuple[Tensor, Tensor]
 
 
@@ -135,7 +135,7 @@ def build(seed: int, held: dict[str, Tensor], *batches: Pair) -> tuple[Tape, Val
     rng, tape = random.Random(seed), Tape(held, *batches)
     pool = start(tape)
     steps = [rng.choice(PLAIN) for _ in range(rng.randint(3, 9))]
-    if rng.random() < 0.4:
+    if rng.random() < 0.45:
         steps.insert(rng.randint(len(steps) // 2, len(steps)), rng.choice(RISKY))
     for step in steps:
         step(tape, rng, pool)

@@ -11,20 +11,23 @@ from collections import Counter
 
 import pytest
 import torch
-from orders import Pair, Shares, build, weights
-from torch import Tensor
+from orders import D, Pair, Shares, T, build, weights
+from torch import Tensor, nn
 
+import fxperex
 from fxperex.analysis import prove
 from fxperex.errors import BatchMixingError
+from fxperex.testing import error, loop
 
 ROWS, CLOSE = 4, 1e-7
+ACCEPTED = (1, 2, 3)  # seeds whose programs go through the whole library
 
 
 def batch(seed: int, rows: int, first: Pair | None = None) -> Pair:
     """Rows of numbers and their classes; the first of them those of `first`, if given."""
     source = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, 3, 4, generator=source, dtype=torch.float64)
-    y = torch.randint(4, (rows,), generator=source)
+    x = torch.randn(rows, T, D, generator=source, dtype=torch.float64)
+    y = torch.randint(D, (rows,), generator=source)
     if first is not None:
         x[:len(first[0])], y[:len(first[1])] = first
     return x, y
@@ -80,6 +83,35 @@ def test_three_hundred_programs_hold_or_are_refused() -> None:
     told = swept(range(300))
     # A generator that is always refused proves nothing, and one that never is attacks nothing.
     assert told["accepted"] >= 150 and told["refused"] >= 45, told
+
+
+class Written(nn.Module):
+    """The weights of the programs as a module; `forward` of it and a seed is the program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, value in weights().items():
+            if value.requires_grad:
+                self.register_parameter(name, nn.Parameter(value.detach()))
+            else:
+                self.register_buffer(name, value)
+
+    def forward(self, seed: int, *rows: Tensor) -> Tensor:
+        held = dict([*self.named_parameters(), *self.named_buffers()])
+        return build(seed, held, rows)[1].values[0]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", ACCEPTED)
+def test_the_librarys_own_gradients_are_those_of_the_loop(seed: int) -> None:
+    assert verdict(seed) == "accepted"
+    model, given = Written(), batch(seed, ROWS)
+
+    def forward(m: nn.Module, *rows: Tensor) -> Tensor:
+        return m(seed, *rows)
+
+    private = fxperex.transform(model, given, forward=forward, clip=1e6, backend="eager")
+    truth, found = loop(model, forward, given), private.gradients(*given)
+    assert max(error(found[n], g, 1e-3) for n, g in truth.items()) <= 1e-9
 
 
 @pytest.mark.nightly

@@ -24,25 +24,28 @@ SIGMAS = [1.0, 1.7, 16.0, 40.0, 3.3e9]
 
 @pytest.mark.parametrize("sigma", [1.0, 5.3, 40.0, 700.0])
 def test_small_sigmas_by_chi_square(sigma: float) -> None:
-    found = discrete_gaussian(sigma, 400_000, Secret().streams("test"), 0).numpy().astype(int)
+    drawn = discrete_gaussian(sigma, 400_000, Secret().streams("test"), 0).numpy().astype(int)
     values = np.arange(-int(60 * sigma), int(60 * sigma) + 1)
     weights = np.exp(-(values**2) / (2 * sigma**2))
     expected = 400_000 * weights / weights.sum()
-    seen = np.bincount(found - values[0], minlength=len(values))
+    counts = np.bincount(drawn - values[0], minlength=len(values))
     common = expected >= 5
-    pairs = [[*v[common], v[~common].sum()] for v in (seen, expected)]
-    assert stats.chisquare(*pairs).pvalue > 1e-6 and abs((found > 0).mean() - (found < 0).mean()) < 4.9 / math.sqrt(400_000)
+    pairs = [[*v[common], v[~common].sum()] for v in (counts, expected)]
+    assert stats.chisquare(*pairs).pvalue > 1e-6
+    assert abs((drawn > 0).mean() - (drawn < 0).mean()) < 4.9 / math.sqrt(400_000)
 
 
 def test_discrete_noise_is_the_discrete_gaussian() -> None:
     sigma, count = 1.7, 400_000
-    found = discrete_gaussian(sigma, count, Secret().streams("test"), 0)
+    drawn = discrete_gaussian(sigma, count, Secret().streams("test"), 0)
     values = torch.arange(-7, 8, dtype=torch.float64)
     weights = torch.exp(-values.square() / (2 * sigma**2))
-    expected = count * weights / torch.exp(-torch.arange(-60, 61, dtype=torch.float64).square() / (2 * sigma**2)).sum()
-    seen = torch.tensor([float((found == v).sum()) for v in values], dtype=torch.float64)
-    chi = float(((seen - expected).square() / expected).sum())
-    assert torch.equal(found, found.round()) and chi < 70  # 15 cells: beyond 70 with probability 4e-9
+    total = torch.exp(-torch.arange(-60, 61, dtype=torch.float64).square() / (2 * sigma**2)).sum()
+    expected = count * weights / total
+    counts = torch.tensor([float((drawn == v).sum()) for v in values], dtype=torch.float64)
+    chi = float(((counts - expected).square() / expected).sum())
+    # 15 cells: beyond 70 with probability 4e-9.
+    assert torch.equal(drawn, drawn.round()) and chi < 70
 
 
 def _exp(x: Fraction) -> Fraction:

@@ -251,5 +251,15 @@ def test_guarantee_says_everything(engine: Make) -> None:
     assert "2^-41" in str(engine(noise="discrete").guarantee())
 
 
+def test_the_account_that_a_guarantee_is_by_is_named(engine: Make) -> None:
+    run = engine(delta=1e-30)
+    list(run)
+    facts = run.guarantee().facts
+    assert facts["account"]["method"] == "rdp" and facts["account"]["asked"] == "smaller"
+    assert facts["epsilon"] == run.epsilon() == run.epsilon(method="rdp") < 1000
+    assert "by rdp from" in str(run.guarantee()) and "what several spend adds up" in str(run.guarantee())
+    assert run.epsilon(method="pld") == float("inf")
+
+
 def _fail(*_: Any) -> None:
     raise KeyboardInterrupt

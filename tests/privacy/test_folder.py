@@ -16,7 +16,7 @@ import torch
 
 from fxperex.clipping import Adaptive
 from fxperex.errors import LedgerError
-from fxperex.privacy import PrivacyEngine
+from fxperex.privacy import PrivacyEngine, facts
 from fxperex.privacy.ledger import Ledger
 
 Make = Callable[..., PrivacyEngine]
@@ -202,7 +202,11 @@ def test_a_whole_older_folder_is_seen_by_a_counter_alone(folder: Path, engine: M
 @pytest.mark.parametrize(("change", "words"), [
     ({"noise_multiplier": 1.0}, "mechanism"), ({"clip": 0.25}, "mechanism"), ({"expected_batch": 5}, "mechanism"),
     ({"relation": "replace"}, "mechanism"), ({"noise": "discrete"}, "mechanism"), ({"epochs": 2}, "sampler"),
-    ({"sampling": "shuffled", "relation": "zero-out"}, "mechanism"), ({"seed": 5}, "randomness")])
+    ({"sampling": "shuffled", "relation": "zero-out"}, "mechanism"), ({"seed": 5}, "randomness"),
+    ({"delta": 1e-4}, "target: delta is 0.001, this engine's 0.0001"),
+    ({"budget": 5.0}, "target: budget is None, this engine's 5.0"),
+    ({"noise_multiplier": 1.0, "delta": 1e-4},
+     r"mechanism: noise multiplier is 1.3, this engine's 1.0; its mechanism: standard .*target")])
 def test_another_run_is_named(change: dict[str, Any], words: str, folder: Path, engine: Make) -> None:
     _refused(engine, folder, f"belongs to another run: its {words}", **change)
 
@@ -277,8 +281,59 @@ def test_dropout_is_replayed(engine: Make, private: Callable[..., Any], tmp_path
     assert run(tmp_path / "a", 0) == run(tmp_path / "b", 1)
 
 
-def test_the_secret_is_the_owners(folder: Path) -> None:
-    assert (folder / SECRET).stat().st_mode & 0o077 == 0
+def _mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_all_of_it_is_the_owners_alone(engine: Make, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    engine(folder=run).close()
+    assert _mode(run) == _mode(_set(run)) == 0o700 and _mode(run / SECRET) == 0o600
+    assert {_mode(path) for path in [run / LEDGER, *_set(run).iterdir()]} == {0o600}
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o602])
+def test_a_secret_that_others_can_read_is_refused(mode: int, folder: Path, engine: Make) -> None:
+    (folder / SECRET).chmod(mode)
+    (folder / LEDGER).chmod(0o644)
+    _refused(engine, folder, f"secret may be read or written by others .mode 0{mode:o}.*chmod 600")
+    (folder / SECRET).chmod(0o600)
+    assert engine(folder=folder, checkpoint_every=3).steps_done == 3
+    assert _mode(folder / LEDGER) == 0o600, "what is no secret is repaired"
+
+
+def test_a_folder_is_bound_to_its_data_if_asked(engine: Make, tmp_path: Path, folder: Path) -> None:
+    x, y = torch.linspace(-1, 1, 240).reshape(40, 6), torch.arange(40) % 3
+    run = tmp_path / "bound"
+    engine(folder=run, same_data=True).close()
+    engine(folder=run, same_data=True).close()
+    engine(folder=run).close()
+    for change, words in (((x + 1e-6, y), "data: values of four rows"),
+                          ((x, (y + 1) % 3), "data: values of four rows")):
+        with pytest.raises(LedgerError, match=f"another run: its {words}"):
+            engine(folder=run, same_data=True, dataset=change)
+    _refused(engine, folder, "data were not recorded", same_data=True)
+
+
+def test_a_folder_of_an_earlier_version_is_gone_on_with(engine: Make, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    def before(*arguments: Any) -> dict[str, Any]:
+        return {k: v for k, v in facts.facts(*arguments).items() if k != "target"}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fxperex.privacy.engine.facts", mock.Mock(facts=before, raw=facts.raw))
+        engine(folder=tmp_path).close()
+    assert engine(folder=tmp_path).steps_done == 0
+
+
+def test_what_a_cut_ledger_hides_is_said(engine: Make, tmp_path: Path) -> None:
+    made = engine(folder=tmp_path, checkpoint_every=2)
+    for _ in range(3):
+        made.step()
+    text = str(made.guarantee())
+    made.close()
+    assert "no records were cut off the ledger's end" in text and "which was at step 2" in text
+    assert "records were cut" not in str(engine().guarantee()), "there is no file to cut"
 
 
 def test_a_ledger_in_memory_checks_nothing_and_counts_all() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from fxperex.clipping import Flat
-from fxperex.errors import PrivacyError
-from fxperex.privacy import Mechanism, Noise, Secret
+from fxperex.errors import LedgerError, PrivacyError
+from fxperex.privacy import Mechanism, Noise, PrivacyEngine, Secret
+from fxperex.privacy import streams as streams_module
 from fxperex.privacy.discrete import BLOCK, discrete_gaussian
 from fxperex.privacy.normal import CHUNK, box_muller, gaussian
 from fxperex.privacy.streams import Streams
@@ -108,6 +110,16 @@ def test_numbers_past_the_end_of_a_stream_are_refused() -> None:
     assert len(discrete_gaussian(9.0, 8, stream, 0, start=2**32 - 8)) == 8
     with pytest.raises(PrivacyError, match="do not fit"):
         discrete_gaussian(9.0, 9, stream, 0, start=2**32 - 8)
+
+
+def test_a_folder_of_another_layout_is_refused_and_says_why(
+        engine: Callable[..., PrivacyEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that went on with other noise would not be the run that a crash interrupted."""
+    with monkeypatch.context() as before:
+        before.setattr(streams_module, "LAYOUT", "noise layout 1")
+        engine(folder=tmp_path).close()
+    with pytest.raises(LedgerError, match=r"its randomness is .*noise layout 1.*noise layout 2"):
+        engine(folder=tmp_path)
 
 
 def test_further_bits_are_of_one_place_and_begin_alike() -> None:

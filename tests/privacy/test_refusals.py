@@ -241,7 +241,26 @@ ROWS: dict[str, Row] = {
     "no optimizer": (lambda s: s.engine(optimizer="sgd"), ConfigError, "optimizer must be"),
     "checkpoint without a folder": (lambda s: s.run.checkpoint(), LedgerError, "without a folder"),
     "several processes": (lambda s: _several(s), ConfigError, "one process"),
+    "no private step": (lambda s: PrivacyEngine(None, s.run.optimizer, (X, Y), expected_batch=4,  # type: ignore[arg-type]
+                                                epochs=1, delta=1e-5, noise_multiplier=1.0),
+                        ConfigError, "what fxperex.transform returned; got NoneType"),
+    "a loaded step": (lambda s: _loaded(s), ConfigError, "no proof.*fxperex.transform"),
+    "folder": (lambda s: s.engine(folder=5), ConfigError, "folder must be a path; got int"),
+    "secure": (lambda s: s.engine(secure="yes"), ConfigError, "secure must be True, False or None"),
+    "counter alone": (lambda s: s.engine(counter=5), ConfigError, "give folder too"),
+    "counter": (lambda s: s.engine(counter=5, folder="never made"), ConfigError,
+                r"counter must have read\(\) and write"),
+    "same_data alone": (lambda s: s.engine(same_data=True), ConfigError, "give folder too"),
+    "same_data": (lambda s: s.engine(same_data=1), ConfigError, "same_data must be True or False"),
+    "a second engine": (lambda s: s.engine(optimizer=s.run.optimizer), LedgerError,
+                        r"close\(\) of the older engine"),
 }
+
+
+def _loaded(s: Setting) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PerExampleModule, "proved", False)
+        s.engine()
 
 
 def _several(s: Setting) -> None:

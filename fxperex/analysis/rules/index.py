@@ -79,7 +79,8 @@ def scatter(context: Context) -> State:
         return None
     if found.dim == at or any(context.axis_of(t) is None for t in tensors):
         raise Mixes("it scatters along the batch dimension, or rows of all examples into one")
-    if len({context.shape(t)[found.dim] for t in tensors}) > 1:  # torch lets an index be shorter, and takes the front
+    # torch lets an index be shorter, and takes the front
+    if len({context.shape(t)[found.dim] for t in tensors}) > 1:
         raise Mixes("its index has fewer rows of the batch than what it writes to, so only some examples are written")
     return found
 

@@ -150,7 +150,8 @@ def loss(context: Context) -> State:
 
 
 def _classified(context: Context) -> BatchAxis | None:
-    """Where the examples are in the losses of scores `[B, classes, ...]`, whose second dimension is gone in them."""
+    """Where the examples are in the losses of scores `[B, classes, ...]`, whose second dimension is
+    gone in them."""
     scores, target = context.axis(INPUT), context.axis("target")
     rank = _rank(context)
     classes = 1 if rank > 1 else 0

@@ -53,13 +53,15 @@ def reduced_tail(context: Context, states: list[State]) -> State:
 
 
 def created(context: Context) -> BatchAxis | None:
-    """A batch-sized tensor made from nothing, all rows of its one batch-sized dimension alike; None if it has none."""
+    """A batch-sized tensor made from nothing, all rows of its one batch-sized dimension alike; None
+    if it has none."""
     return written(context, 1)
 
 
 def written(context: Context, size: int, times: int | None = None) -> BatchAxis | None:
-    """A batch-sized dimension filled with `size` entries that have no batch, `times` each (once and then all again, if
-    None); fresh if there is but one entry. None if no dimension is batch-sized."""
+    """A batch-sized dimension filled with `size` entries that have no batch, `times` each (once and
+    then all again, if None); fresh if there is but one entry. None if no dimension is
+    batch-sized."""
     scaling = context.scaling
     if not scaling:
         return None

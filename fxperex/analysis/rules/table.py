@@ -13,10 +13,11 @@ READS: dict[str, frozenset[str]] = {}
 
 
 def rule(*ops: str, reads: str = "") -> Callable[[Rule], Rule]:
-    """Decorator: the function is the batch rule of these ATen ops (`"aten.view"`). A duplicate raises.
+    """Decorator: the function is the batch rule of these ATen ops (`"aten.view"`). A duplicate
+    raises.
 
-    `reads`: names of all arguments that it reads, as `Context.arg` takes them, separated by spaces; reading another
-    raises. The tests hold every one to the schemas of all overloads.
+    `reads`: names of all arguments that it reads, as `Context.arg` takes them, separated by spaces;
+    reading another raises. The tests hold every one to the schemas of all overloads.
     """
 
     def add(function: Rule) -> Rule:

@@ -39,7 +39,8 @@ def refactor(axis: BatchAxis, before: tuple[int, ...], after: tuple[int, ...], r
         size = after[d]
         if right * size >= inner * rows:
             if inner % right == 0 and right * size % (inner * rows) == 0:
-                # Rows that were alike stay alike while each is the same row as before, of the same entries.
+                # Rows that were alike stay alike while each is the same row as before, of the same
+                # entries.
                 whole = size == before[axis.dim] and right == math.prod(before[axis.dim + 1:])
                 return BatchAxis(d, right * size // (inner * rows), inner // right, axis.fresh and whole, axis.rows)
             break
@@ -110,7 +111,8 @@ def expand(context: Context) -> State:
 
 
 def _size(context: Context) -> int:
-    """Entries of the input in the dimension that is batch-sized in the output; 1 if there is none."""
+    """Entries of the input in the dimension that is batch-sized in the output; 1 if there is
+    none."""
     before, scaling = context.shape(context.arg("self?")), context.scaling
     at = scaling[0] - (len(context.out) - len(before)) if scaling else -1
     return before[at] if at >= 0 else 1
