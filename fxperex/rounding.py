@@ -10,13 +10,13 @@ in any order at most `34 u` low; `raised` gives `24 u` of that back, and
 
 **Strategies that do not store** scale output gradients and let one product add up their outer
 products with the inputs. A number of that sum is `sum_t a_t g_t` over at most T terms. Each term
-meets the factor's rounding, that of the scaled gradient, at most three of its products (a bilinear
-form has three), and at most T - 1 additions, in whatever order and tree: `K = T + 4`. Where the
+meets the factor's rounding, that of the scaled gradient, that of its product (a bilinear form has
+three), and at most T - 1 additions, in whatever order and tree: `K = T + 2` or `T + 4`. Where the
 product rounds its operands too, each by a factor within `1 +- r` (`rounds`), the term comes out as
 `a_t g_t f (1 + e)` with `|e| <= rho = (1 + r)^2 / (1 - K u) - 1`. So the example adds at most
 `f (n + rho S)`, with `n` its true norm and `S = sum_t |a_t| |g_t|`, and `certified` raises n to
 
-    N = max(n, (n + rho S) / (1 + SLACK / 2)); f <= C / N gives f (n + rho S) <= C (1 + SLACK / 2)
+    N = max(n, (n + rho S) / (1 + s)), s = 3 SLACK / 4;  f <= C / N  gives  f (n + rho S) <= C (1 + s)
 
 for every n, S and K. No bound in n and S alone is tighter. Norms that a float32 product gave are
 themselves `rho S` low at most; Gram matrices in float64 are `k 2^-53 S^2` low in square. Sites add
@@ -44,6 +44,8 @@ PRECISIONS = {"tf32": 2.0**-10, "bf16": 2.0**-8}
 # The names of oneDNN's own setting in the environment, which PyTorch's flags do not show.
 ENVIRONMENT = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 MODES = {"BF16": "bf16", "F16": "bf16", "ANY": "bf16", "TF32": "tf32"}
+# Kinds whose `a_t g_t` is one product; of kinds that users add it may be three.
+SINGLE_PRODUCTS = ("linear", "conv", "conv_transpose", "embedding")
 LOST = 2.0**-74  # length below which a float32 square may vanish
 
 
@@ -102,14 +104,19 @@ def unbounded(site: Site) -> str | None:
     return None
 
 
-def rho(site: Site, dtype: torch.dtype) -> float:
-    """Returns rho: a sum of `dtype` operands rounds what an example adds by at most `rho S`."""
+def rho(site: Site, dtype: torch.dtype, scaled: bool = True) -> float:
+    """Returns rho: a sum of `dtype` operands rounds what an example adds by at most `rho S`.
+
+    `scaled`: its output gradients are multiplied by clip factors first.
+    """
     assert site.dims is not None
     rounded = rounds(site) if dtype != torch.float64 else 0.0
     unit = 2.0**-53 if dtype == torch.float64 else 2.0**-24
     # Tensor cores cut off what they shift out, and not at the last bit of float32.
     unit *= 4 if rounded and site.device.type != "cpu" else 1
-    return (1 + rounded) ** 2 / (1 - (site.dims.T + 4) * unit) - 1
+    single = all(use.kind in SINGLE_PRODUCTS for use in site.each)
+    terms = site.dims.T + (2 if scaled else 0) + (0 if single else 2)
+    return (1 + rounded) ** 2 / (1 - terms * unit) - 1
 
 
 def certified(squared: Tensor, spread: Tensor, rho: float, read: float = 0.0,
@@ -119,7 +126,7 @@ def certified(squared: Tensor, spread: Tensor, rho: float, read: float = 0.0,
     `squared`: `n^2` `[B]`, at most `gram S^2` low, or n at most `read S` low; `spread`: `S` `[B]`.
     """
     norm = (squared + gram * spread.square()).sqrt() + read * spread
-    return torch.maximum(norm, (norm + rho * spread) / (1 + SLACK / 2)).square()
+    return torch.maximum(norm, (norm + rho * spread) / (1 + 0.75 * SLACK)).square()
 
 
 def spread(a: Tensor, g: Tensor, dtype: torch.dtype) -> Tensor:
@@ -152,7 +159,7 @@ def upper_squares(squared: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     if dtype == torch.float64:
         return squared
     # The additions of a block and of a vector's lanes, and the squares themselves.
-    return squared * (1 + (min(count, BLOCK) + 6) * 2.0**-24) + count * LOST**2
+    return squared * (1 + (min(count, BLOCK) + 4) * 2.0**-24) + count * LOST**2
 
 
 def raised(squared: Tensor, dtype: torch.dtype) -> Tensor:

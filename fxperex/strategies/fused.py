@@ -104,10 +104,10 @@ class Fused:
             seen = kind_of(uses.site).ordered(uses.args[0], uses.grad)[1]
             each = _patch_lengths(uses), rounding.lengths(seen.unflatten(1, (shape.groups, -1)), 2)
             inputs, outputs = (_by_example(v, uses.out_axis, uses.site.rows) for v in each)
-        rho = rounding.rho(uses.site, uses.dtype)
+        rho, read = (rounding.rho(uses.site, uses.dtype, scaled) for scaled in (True, False))
         squared = rounding.upper_squares(squared, uses.site.size, uses.dtype)
         spread = rounding.spread(inputs, outputs, uses.dtype)
-        return rounding.certified(squared, spread, rho, read=rho)
+        return rounding.certified(squared, spread, rho, read)
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         return kind_of(uses.site).weighted_sum(uses, factors, valid)

@@ -73,9 +73,9 @@ class Ghost:
         if all(use.kind == "embedding" and not use.turned for use in uses.site.each):
             ids, g = kind.tokens(uses)
             spread = kernels.by_token(ids, rounding.lengths(g, 2)[..., None]).sqrt()
-            rho = rounding.rho(uses.site, g.dtype)
+            rho, read = (rounding.rho(uses.site, g.dtype, scaled) for scaled in (True, False))
             squared = rounding.upper_squares(kernels.by_token(ids, g), g[:1].numel(), g.dtype)
-            return rounding.certified(squared, spread, rho, read=rho)
+            return rounding.certified(squared, spread, rho, read)
         if kernels.unavailable(uses.site.device) is None and uses.dtype in DTYPES and offers(uses.site, "fold"):
             a, g = kind.factors(uses)
             squared, inputs, outputs = kernels.gram_sq_norm(a, g), a.double().square().sum(3), g.double().square().sum(3)
