@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from fxperex.config import LONGEST, SLACK, accumulator
+from fxperex.errors import StateError
 from fxperex.numerics import BLOCK, wide
 from fxperex.registry import Site
 

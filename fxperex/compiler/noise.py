@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fxperex.rounding import operands
+
 MOVED = 8.0  # units of rounding; a gate that rounding may open (ReLU, max) opens more often so, and its effect is seen
 DRAWS, MORE = 2, 6  # perturbed runs; and before something is called wrong
 
@@ -27,14 +29,10 @@ EXACT = {"reshape", "view", "_unsafe_view", "t", "transpose", "permute", "expand
 
 def unit(graph: fx.GraphModule) -> float:
     """Returns the unit of rounding of the coarsest arithmetic in `graph`."""
-    values = [v for n in graph.graph.nodes if isinstance(v := n.meta.get("val"), Tensor) and v.dtype.is_floating_point]
-    found = max((torch.finfo(v.dtype).eps / 2 for v in values), default=torch.finfo(torch.float32).eps / 2)
-    if any(v.dtype == torch.float32 for v in values):
-        if torch.get_float32_matmul_precision() != "highest":
-            found = max(found, 2.0**-9)
-        if any(v.is_cuda for v in values) and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32):
-            found = max(found, 2.0**-11)
-    return found
+    values = [v for n in graph.graph.nodes if isinstance(v := n.meta.get("val"), Tensor) and v.is_floating_point()]
+    units = [torch.finfo(v.dtype).eps / 2 for v in values] or [torch.finfo(torch.float32).eps / 2]
+    products = [max(operands(device)) for device in {v.device for v in values if v.dtype == torch.float32}]
+    return max(units + products)
 
 
 class _Shaken(fx.Interpreter):

@@ -62,15 +62,6 @@ def on_its_device(launch: Callable[Concatenate[Tensor, P], R]) -> Callable[Conca
     return run
 
 
-def precision(dtype: torch.dtype) -> str:
-    """Returns how products of stored gradients are formed: "tf32" where the user allows it, else "ieee".
-
-    Rounding of operands is harmless there: norm and sum both read what was stored.
-    """
-    loose = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    return "tf32" if loose else "ieee"
-
-
 def splits(programs: int, positions: int, device: torch.device, least: int = 256) -> int:
     """Returns into how many parts of at least `least` positions a product is cut, so that the GPU is full."""
     return max(1, min(-(-2 * _processors(device) // programs), positions // least))
