@@ -71,13 +71,13 @@ def _copied(model: nn.Module) -> nn.Module:
                             "files, locks or results of an earlier forward") from error
 
 
-def _fixed(module: nn.Module, name: str, changes: list[Change], done: dict[int, nn.Module]) -> nn.Module:
-    # A module used in several places stays one module.
-    if id(module) in done:
-        return done[id(module)]
+def _fixed(module: nn.Module, name: str, changes: list[Change], done: dict[nn.Module, nn.Module]) -> nn.Module:
+    # A module used in several places stays one module. Modules are keys, not ids: a freed one's id is used again.
+    if module in done:
+        return done[module]
     rule = next((make for kind, make in RULES if isinstance(module, kind)), None)
     after = rule(module, name, changes) if rule is not None else module
-    done[id(module)] = after
+    done[module] = after
     for key, child in list(after._modules.items()):
         if child is not None:
             after._modules[key] = _fixed(child, f"{name}.{key}" if name else key, changes, done)
