@@ -11,6 +11,7 @@ from fxperex.errors import (
     CaptureError,
     ConfigError,
     CoverageError,
+    DataError,
     DivergedError,
     FxperexError,
     LedgerError,
@@ -29,7 +30,7 @@ from fxperex.runtime import PerExampleModule, StepResult
 from fxperex.transform import transform
 
 __all__ = ["BackendWarning", "BatchMixingError", "BudgetError", "CaptureError", "ConfigError", "CoverageError",
-           "DivergedError", "FxperexError", "LedgerError", "MemoryLimitError", "MutationError", "PackageError",
+           "DataError", "DivergedError", "FxperexError", "LedgerError", "MemoryLimitError", "MutationError", "PackageError",
            "PerExampleModule", "PrivacyError", "SamplingError", "SemanticsWarning", "ShapeError", "StateError",
            "StepResult", "fix", "load", "transform"]
 __version__ = "0.1.0"
