@@ -25,13 +25,13 @@ def filler(batch: Rows, spec: Spec) -> Rows:
 
 def ranges(batch: Rows) -> list[tuple[float, float]]:
     """Returns the smallest and the largest finite number of each tensor, (0, 1) of one that has none or one value alone."""
-    found = []
+    limits = []
     for x in batch:
         y = x.detach().reshape(-1)
         y = y[torch.isfinite(y)] if y.dtype.is_floating_point else y
         low, high = (float(y.amin()), float(y.amax())) if y.numel() and not y.is_complex() else (0.0, 1.0)
-        found.append((min(low, 0.0), max(high, 1.0)) if low == high and x.dtype.is_floating_point else (low, high))
-    return found
+        limits.append((min(low, 0.0), max(high, 1.0)) if low == high and x.dtype.is_floating_point else (low, high))
+    return limits
 
 
 def physical(batch: Rows, rows: int, empty: Rows) -> list[tuple[Rows, Tensor, int]]:

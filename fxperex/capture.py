@@ -70,9 +70,9 @@ class Capture:
 
     def at(self, rows: int) -> Program:
         """Returns the same program at another number of examples; CaptureError if it becomes another."""
-        for known in (self.main, self.twin):
-            if rows == known.rows:
-                return known
+        for ready in (self.main, self.twin):
+            if rows == ready.rows:
+                return ready
         program = self.make(rows)
         _same(self.main, program)
         return program
@@ -104,10 +104,10 @@ def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows:
     no_backward_hooks(model)
     no_scripts(model)
     size = max(rows, 2)  # one example has no visible batch axis
-    whole = _Whole(model if elsewhere is None else elsewhere.model(model), forward)
+    wrapped = _Whole(model if elsewhere is None else elsewhere.model(model), forward)
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        exported = export(whole, _resize(batch, distinct(model, batch)), elsewhere, symbolic=True)
+        exported = export(wrapped, _resize(batch, distinct(model, batch)), elsewhere, symbolic=True)
         # Taking operations apart may fix the size, without a word; then each size is exported by itself.
         exported = exported if exported.range_constraints else None
     except FxperexError:  # from the user's forward, where it is one of this library's
@@ -125,7 +125,7 @@ def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows:
             "it from the input: x.view(len(x), -1), x.shape[0]")
         try:
             if exported is None and count not in fixed:
-                fixed[count] = export(whole, _resize(batch, count), elsewhere, symbolic=False)
+                fixed[count] = export(wrapped, _resize(batch, count), elsewhere, symbolic=False)
             source = fixed[count] if exported is None else exported
             graph = specialise(source, model, _resize(batch, count), fakes, count)
             inputs, constants = inputs_of(source)
@@ -140,8 +140,8 @@ def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows:
     _same(main, twin)
     source = fixed[size] if exported is None else exported
     inputs, constants = inputs_of(source)
-    first = _first_names(model)
-    inputs = {k: (kind, first.get(key, key)) if kind == "parameter" else (kind, key) for k, (kind, key) in inputs.items()}
+    first_names = _first_names(model)
+    inputs = {k: (kind, first_names.get(key, key)) if kind == "parameter" else (kind, key) for k, (kind, key) in inputs.items()}
     mutated = [user_name(name) for name in source.graph_signature.buffers_to_mutate.values()]
     return Capture(main, twin, inputs, constants, mutated, exported is not None, make, fakes)
 
@@ -160,20 +160,20 @@ def _same(one: Program, two: Program) -> None:
     pairs = zip(one.nodes, two.nodes, strict=False)
     differs = next(((a, b) for a, b in pairs if a.op != b.op or (a.target != b.target and a.op != "placeholder")), None)
     if differs or len(one.nodes) != len(two.nodes):
-        at = "the end of the program"
+        place = "the end of the program"
         if differs:
             path = module_path(differs[0])
-            at = source_line(differs[0]) + (f" (module {path})" if path else "")
+            place = source_line(differs[0]) + (f" (module {path})" if path else "")
         raise CaptureError(f"the model runs another program with {one.rows} examples than with {two.rows}: they "
-                           f"part at {at}. A private step needs one program for every batch size. A loop over the batch "
+                           f"part at {place}. A private step needs one program for every batch size. A loop over the batch "
                            "does this, and a recurrent layer that takes the batch for its time steps (see batch_first).")
     same_constants(one, two)
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:
     """Returns {every name of a parameter: its first}: export may keep any name of a tied one."""
-    first: dict[int, str] = {}
-    return {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
+    first_names: dict[int, str] = {}
+    return {name: first_names.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
 
 
 def module_path(node: fx.Node) -> str:

@@ -92,15 +92,15 @@ def explain(error: Exception, sized: str = "") -> CaptureError:
     """
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if is_users(f.filename)]
-    at = f' at {own[-1].filename}:{own[-1].lineno} "{own[-1].line}"' if own else ""
+    place = f' at {own[-1].filename}:{own[-1].lineno} "{own[-1].line}"' if own else ""
     failure = Failure(error, str(error), "\n".join(f.filename for f in frames),
                       "\n".join(f"{f.name} {f.line}" for f in frames))
     words = failure.text.strip().splitlines()
     torchs = f"{type(error).__name__}: {words[0]}" if words else type(error).__name__
     cause = next((c.what for c in CAUSES if c.explains(failure)), "")
     if cause:
-        return CaptureError(f"the model could not be captured{at}: {cause}. ({torchs})")
-    return CaptureError(f"the model could not be captured{sized}{at}: {torchs}")
+        return CaptureError(f"the model could not be captured{place}: {cause}. ({torchs})")
+    return CaptureError(f"the model could not be captured{sized}{place}: {torchs}")
 
 
 def no_ragged(graph: fx.GraphModule) -> None:

@@ -48,10 +48,10 @@ class Clip(ABC):
 
     def apply(self, norms: Tensor, *inputs: Tensor) -> Tensor:
         """Returns factors `[B, K]` for norms `[B, K]`, held to the declared sensitivity."""
-        made = torch.func.vmap(lambda one: self.factors(one, *inputs).broadcast_to(one.shape))(norms)
-        made = torch.nan_to_num(made.to(norms.dtype), nan=0.0).clamp(0.0, LARGEST_FACTOR)
-        share = (made * norms.clamp(min=SHORTEST)).square().sum(1, keepdim=True).sqrt()
-        return made * (self.sensitivity / share).clamp(max=1.0)
+        factors = torch.func.vmap(lambda one: self.factors(one, *inputs).broadcast_to(one.shape))(norms)
+        factors = torch.nan_to_num(factors.to(norms.dtype), nan=0.0).clamp(0.0, LARGEST_FACTOR)
+        share = (factors * norms.clamp(min=SHORTEST)).square().sum(1, keepdim=True).sqrt()
+        return factors * (self.sensitivity / share).clamp(max=1.0)
 
 
 @dataclass(frozen=True)
@@ -165,15 +165,15 @@ class PerGroup(Clip):
         return math.hypot(*(value for _, value in self.bounds))
 
     def groups(self, names: Sequence[str]) -> tuple[int, ...]:
-        made = [next((i for i, (glob, _) in enumerate(self.bounds) if fnmatch.fnmatchcase(n, glob)), -1) for n in names]
-        left = [n for n, group in zip(names, made, strict=True) if group < 0]
-        idle = [glob for i, (glob, _) in enumerate(self.bounds) if i not in made]
-        if left or idle:
-            reasons = [f"no glob matches {', '.join(left)}"] * bool(left)
+        groups = [next((i for i, (glob, _) in enumerate(self.bounds) if fnmatch.fnmatchcase(n, glob)), -1) for n in names]
+        unmatched = [n for n, group in zip(names, groups, strict=True) if group < 0]
+        idle = [glob for i, (glob, _) in enumerate(self.bounds) if i not in groups]
+        if unmatched or idle:
+            reasons = [f"no glob matches {', '.join(unmatched)}"] * bool(unmatched)
             reasons += [f"nothing is left for the globs {', '.join(idle)}"] * bool(idle)
             raise ConfigError(f"clip per group: {'; '.join(reasons)}. "
                               f"The parameters are {', '.join(names)}")
-        return tuple(made)
+        return tuple(groups)
 
     def factors(self, norms: Tensor, *inputs: Tensor) -> Tensor:
         return _each(norms, [value for _, value in self.bounds])
@@ -193,17 +193,18 @@ class Function(Clip):
         _positive(self.bound, "bound")
         norms = torch.tensor(PROBES, dtype=torch.float64)
         try:
-            made = torch.func.vmap(self.call)(norms)
+            factors = torch.func.vmap(self.call)(norms)
         except Exception as e:  # whatever a user's function may raise
             raise ConfigError(f"the clip function must map one norm (a scalar tensor) to one factor by torch operations "
                               f"without branches on its value: {type(e).__name__}: {e}") from e
-        if made.shape != norms.shape or not torch.isfinite(made * norms).all() or (made < 0).any():
+        if factors.shape != norms.shape or not torch.isfinite(factors * norms).all() or (factors < 0).any():
             raise ConfigError(f"the clip function must give one factor, finite and not negative, for every norm; for norms "
-                              f"{list(PROBES)} it gave {made.tolist()}")
-        over = made * norms > self.bound * (1 + 1e-12)
+                              f"{list(PROBES)} it gave {factors.tolist()}")
+        over = factors * norms > self.bound * (1 + 1e-12)
         if over.any():
-            at = int(over.nonzero()[0])
-            raise ConfigError(f"the clip function lets a norm of {PROBES[at]} through at {float(made[at]) * PROBES[at]}, "
+            place = int(over.nonzero()[0])
+            norm, clipped = PROBES[place], float(factors[place]) * PROBES[place]
+            raise ConfigError(f"the clip function lets a norm of {norm} through at {clipped}, "
                               f"above its declared bound {self.bound}")
 
     def __repr__(self) -> str:

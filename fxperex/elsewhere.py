@@ -66,8 +66,8 @@ class Elsewhere:
     def back(self, exported: Any) -> Any:
         """Returns `exported`, in place, with every device that it names and every constant where the batch is."""
         def home(value: Any) -> Any:
-            there = isinstance(value, torch.device) and value.type == self.device.type
-            return self.here if there else value
+            away = isinstance(value, torch.device) and value.type == self.device.type
+            return self.here if away else value
 
         for node in exported.graph_module.graph.nodes:
             node.args = fx.node.map_aggregate(node.args, home)

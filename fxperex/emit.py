@@ -56,7 +56,7 @@ def widened(uses: Uses) -> Uses:
     if uses.dtype not in LOW_PRECISION:
         return uses
 
-    args, grads = ([wide(x) if isinstance(x, Tensor) else x for x in given] for given in (uses.args, uses.grads))
+    args, grads = ([wide(x) if isinstance(x, Tensor) else x for x in values] for values in (uses.args, uses.grads))
     return replace(uses, args=args, grads=grads,
                    parts=tuple(widened(part) for part in uses.parts))
 
@@ -77,21 +77,21 @@ class Emit:
     def squares(self, mask: Tensor) -> Tensor:
         """Returns squared norms `[B, K]`, float64, of the K clip groups."""
         zero = torch.zeros(self.rows, dtype=torch.float64, device=mask.device)
-        found: list[list[Tensor]] = [[] for _ in range(1 + max(self.clip_groups.values(), default=0))]
+        squares: list[list[Tensor]] = [[] for _ in range(1 + max(self.clip_groups.values(), default=0))]
         for site in self._alone:
-            name, at = self.chosen[site.name], self._clip_group(site)
+            name, clip_group = self.chosen[site.name], self._clip_group(site)
             with marked(site.name, name, "norm"):
-                found[at].append(_squared(self.uses[site.name], name))
+                squares[clip_group].append(_squared(self.uses[site.name], name))
         for key, sites in self._bundled.items():
             self.bundles[key] = self._side_by_side(sites)
             with marked(_several(sites), BESIDE, "norm"):
-                found[key[0]].append(raised(sq_norm(self.bundles[key]), key[1]))
+                squares[key[0]].append(raised(sq_norm(self.bundles[key]), key[1]))
         for group in (g for g in self.analysis.groups if not g[0].direct_norm):
             for param, grads in self._pull([s for s in group if s.name in self.uses]).items():
                 with marked(param, "tied", "norm"):
                     self.pulled[param] = grads
-                    found[self.clip_groups[param]].append(raised(sq_norm(grads), grads.dtype))
-        return torch.stack([torch.stack(of).sum(0) if of else zero for of in found], 1)
+                    squares[self.clip_groups[param]].append(raised(sq_norm(grads), grads.dtype))
+        return torch.stack([torch.stack(of).sum(0) if of else zero for of in squares], 1)
 
     def _bundle(self, site: Site) -> Bundle | None:
         """What `site` may be side by side with, None for nothing."""
@@ -100,11 +100,11 @@ class Emit:
 
     @cached_property
     def _bundled(self) -> dict[Bundle, list[Site]]:
-        found: dict[Bundle, list[Site]] = {}
+        bundles: dict[Bundle, list[Site]] = {}
         for site in self._direct:
             if key := self._bundle(site):
-                found.setdefault(key, []).append(site)
-        return {key: sites for key, sites in found.items() if len(sites) > 1}
+                bundles.setdefault(key, []).append(site)
+        return {key: sites for key, sites in bundles.items() if len(sites) > 1}
 
     @cached_property
     def _alone(self) -> list[Site]:
@@ -117,20 +117,20 @@ class Emit:
         return [s for g in self.analysis.groups for s in g if s.direct_norm and s.name in self.uses]
 
     def _side_by_side(self, sites: list[Site]) -> Tensor:
-        made = []
+        gathered = []
         for site in sites:
             name = self.chosen[site.name]
             with marked(site.name, name, "grad"):
-                made.append(strategies()[name].stored(self.uses[site.name]).reshape(self.rows, -1))
+                gathered.append(strategies()[name].stored(self.uses[site.name]).reshape(self.rows, -1))
         with marked(_several(sites), BESIDE, "grad"):
-            return torch.cat(made, 1)
+            return torch.cat(gathered, 1)
 
     def _clip_group(self, site: Site) -> int:
-        found = {self.clip_groups[p] for p in site.params}
-        if len(found) > 1:
+        groups = {self.clip_groups[p] for p in site.params}
+        if len(groups) > 1:
             raise ConfigError(f"parameters {', '.join(site.params)} meet the batch as one tensor at {site.name} and have one "
                               "norm there; a clip rule must put them into one group")
-        return found.pop()
+        return groups.pop()
 
     def _pull(self, sites: list[Site]) -> dict[str, Tensor]:
         """Per-example gradients of the parameters behind `sites`: the sum over uses, pulled back."""
@@ -143,9 +143,9 @@ class Emit:
         names = sorted({p for s in sites for p in s.params})
         leaves = [self.run.leaves[n] for n in names]
         with marked("+".join(names), "tied", "grad"):
-            made = torch.autograd.grad(outs, leaves, stored, retain_graph=True, is_grads_batched=True,
+            gradients = torch.autograd.grad(outs, leaves, stored, retain_graph=True, is_grads_batched=True,
                                        allow_unused=True) if outs else []
-        return {n: g for n, g in zip(names, made, strict=False) if g is not None}
+        return {n: g for n, g in zip(names, gradients, strict=False) if g is not None}
 
     def _tensor(self, site: Site) -> Tensor:
         by_name = {n.name: v for n, v in self.run.params.items()}
@@ -153,18 +153,18 @@ class Emit:
 
     def sums(self, factors: Tensor, valid: Tensor) -> dict[str, Tensor]:
         """Returns {parameter: `sum_b factors[b, k] grad_b`} for factors `[B, K]`, k the parameter's clip group."""
-        made: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
         for param, grads in self.pulled.items():
             with marked(param, "tied", "weighted_sum"):
-                made[param] = by_factors(grads, factors[:, self.clip_groups[param]], valid)
+                sums[param] = by_factors(grads, factors[:, self.clip_groups[param]], valid)
         outs, cotangents = [], []
         for site, total in self._sums(factors, valid):
             if len(site.params) == 1 and self._tensor(site) is self.run.leaves[site.params[0]]:
-                made[site.params[0]] = total
+                sums[site.params[0]] = total
             else:
                 outs.append(self._tensor(site))
                 cotangents.append(total.to(outs[-1].dtype))
-        return made | self._pull_sum(outs, cotangents)
+        return sums | self._pull_sum(outs, cotangents)
 
     def _sums(self, factors: Tensor, valid: Tensor) -> Iterator[tuple[Site, Tensor]]:
         """Every site whose norm is not that of a tied group, and its weighted sum."""
@@ -175,9 +175,9 @@ class Emit:
             yield site, total
         for key, sites in self._bundled.items():
             with marked(_several(sites), BESIDE, "weighted_sum"):
-                whole = by_factors(self.bundles[key], factors[:, key[0]], valid)
+                bundle_sum = by_factors(self.bundles[key], factors[:, key[0]], valid)
                 # Copies: parameters' gradients must not be parts of one tensor, which would live as long as any of them.
-                parts: Sequence[Tensor] = torch.ops.aten.split_with_sizes_copy(whole, [s.size for s in sites])
+                parts: Sequence[Tensor] = torch.ops.aten.split_with_sizes_copy(bundle_sum, [s.size for s in sites])
                 totals = [part.reshape(s.shape) for s, part in zip(sites, parts, strict=True)]
             yield from zip(sites, totals, strict=True)
 
@@ -200,9 +200,9 @@ class Emit:
         return leaf.new_zeros((self.rows, *leaf.shape))
 
     def _pull_all(self) -> dict[str, Tensor]:
-        known = strategies()
+        registered = strategies()
         for site in self.analysis.sites:
-            if known[self.chosen[site.name]].illegal(site) is not None or not known[self.chosen[site.name]].stores:
-                legal = [n for n in ("direct", "unfold", "vmap", "multi") if known[n].illegal(site) is None]
+            if registered[self.chosen[site.name]].illegal(site) is not None or not registered[self.chosen[site.name]].stores:
+                legal = [n for n in ("direct", "unfold", "vmap", "multi") if registered[n].illegal(site) is None]
                 self.chosen = self.chosen | {site.name: legal[0]}
         return self._pull([s for s in self.analysis.sites if s.name in self.uses])

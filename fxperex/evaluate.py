@@ -63,10 +63,10 @@ def _call(run: Run, node: fx.Node, parameter_only: bool, is_site: bool) -> None:
     if parameter_only:
         _call_on_parameters(run, node)
         return
-    made = _called(node, *fx.map_arg(node.args, run.env.__getitem__), **fx.map_arg(node.kwargs, run.env.__getitem__))
+    value = _called(node, *fx.map_arg(node.args, run.env.__getitem__), **fx.map_arg(node.kwargs, run.env.__getitem__))
     if is_site:
-        made = pytree.tree_map_only(Tensor, _tracked, made)
-    run.env[node] = made
+        value = pytree.tree_map_only(Tensor, _tracked, value)
+    run.env[node] = value
 
 
 def _called(node: fx.Node, *args: Any, **kwargs: Any) -> Any:
@@ -76,8 +76,8 @@ def _called(node: fx.Node, *args: Any, **kwargs: Any) -> Any:
     first, 64 x 16 x 256 by 768 on a CPU: 3.1 ms and 0.4 for the bias, one product 2.3).
     """
     if node.target is torch.ops.aten.linear.default and args[0].dim() > 2 and args[1].dim() == 2:
-        x, *rest = args
-        return node.target(x.flatten(0, -2), *rest, **kwargs).unflatten(0, x.shape[:-1])
+        x, *remaining = args
+        return node.target(x.flatten(0, -2), *remaining, **kwargs).unflatten(0, x.shape[:-1])
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
@@ -95,11 +95,11 @@ def _call_on_parameters(run: Run, node: fx.Node) -> None:
             return node.target(*fx.map_arg(node.args, look), **fx.map_arg(node.kwargs, look))  # type: ignore[operator]
 
     source = node.all_input_nodes[0] if node.all_input_nodes else None
-    made = evaluated(fetch)
-    cast = node.target is torch.ops.aten._to_copy.default and made.dtype in LOW_PRECISION
-    run.params[node] = fetch(source) if cast and source is not None else made
+    value = evaluated(fetch)
+    cast = node.target is torch.ops.aten._to_copy.default and value.dtype in LOW_PRECISION
+    run.params[node] = fetch(source) if cast and source is not None else value
     rounded = any(_dtypes(fetch(n)) != _dtypes(run.env[n]) for n in node.all_input_nodes)
-    run.env[node] = pytree.tree_map_only(Tensor, Tensor.detach, evaluated(run.env.__getitem__) if rounded else made)
+    run.env[node] = pytree.tree_map_only(Tensor, Tensor.detach, evaluated(run.env.__getitem__) if rounded else value)
 
 
 def _dtypes(value: Any) -> list[torch.dtype]:
@@ -122,34 +122,34 @@ def backward(capture: Capture, analysis: Analysis, run: Run, graph: fx.GraphModu
     if not run.loss.requires_grad:
         raise CoverageError("the loss does not depend on any trainable parameter")
     try:
-        found = torch.autograd.grad(run.loss.sum(), flat, allow_unused=True)
+        gradients = torch.autograd.grad(run.loss.sum(), flat, allow_unused=True)
     except (RuntimeError, NotImplementedError) as error:
         raise underivable(error, graph) from error
-    grads = {id(t): g for t, g in zip(flat, found, strict=True)}
+    grads = {id(t): g for t, g in zip(flat, gradients, strict=True)}
     of_nodes: dict[str, dict[str, Any]] = {}
 
     def one(site: Site) -> Uses | None:
         outs = [t for t in pytree.tree_leaves(run.env[nodes[site.node]]) if isinstance(t, Tensor)]
-        mine = [grads.get(id(t)) for t in outs]
-        if all(g is None for g in mine):
+        own = [grads.get(id(t)) for t in outs]
+        if all(g is None for g in own):
             return None
-        made = uses_of(site, nodes[site.node], run, analysis.axes, mine, at_proof, twins, (capture.main.rows, rows))
-        made.cache["node"] = of_nodes.setdefault(site.node, {})
-        return made
+        uses = uses_of(site, nodes[site.node], run, analysis.axes, own, at_proof, twins, (capture.main.rows, rows))
+        uses.cache["node"] = of_nodes.setdefault(site.node, {})
+        return uses
 
     with torch.no_grad():
-        return {s.name: made for s in analysis.sites if (made := join_uses(s, [one(use) for use in s.each]))}
+        return {s.name: joined for s in analysis.sites if (joined := join_uses(s, [one(use) for use in s.each]))}
 
 
 def join_uses(site: Site, uses: list[Uses | None]) -> Uses | None:
     """The values of a site, from those of its uses that the loss depends on."""
-    live = tuple(use for use in uses if use is not None)
-    if not live or not site.parts:
-        return live[0] if live else None
-    lead = live[0]
+    present = tuple(use for use in uses if use is not None)
+    if not present or not site.parts:
+        return present[0] if present else None
+    lead = present[0]
     dims = site.dims and replace(site.dims, B=lead.site.rows)
     site = replace(site, rows=lead.site.rows, dims=dims)
-    return Uses(site, lead.node, [], [], lead.call, lead.out_axis, [], {}, live)
+    return Uses(site, lead.node, [], [], lead.call, lead.out_axis, [], {}, present)
 
 
 def uses_of(site: Site, node: fx.Node, run: Run, axes: dict[str, Any], grads: list[Tensor | None],
@@ -168,7 +168,7 @@ def uses_of(site: Site, node: fx.Node, run: Run, axes: dict[str, Any], grads: li
 
     # One axis per output, None where an output has no batch: saved statistics, empty placeholders.
     out_axes = pytree.tree_leaves(axes[node.name], is_leaf=lambda s: s is None or isinstance(s, BatchAxis))
-    first = next(s for s in out_axes if s is not None)
+    example_axis = next(s for s in out_axes if s is not None)
     dims = site.dims and replace(site.dims, B=rows[1])
-    return Uses(replace(site, rows=rows[1], dims=dims), node, values, where, call, first, grads,
+    return Uses(replace(site, rows=rows[1], dims=dims), node, values, where, call, example_axis, grads,
                 {"single": single, "out_axes": out_axes})

@@ -51,8 +51,8 @@ def _written(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tens
 
     Contiguous, as what was written into is: later lines may view it.
     """
-    made = source.to(target.device, target.dtype).expand_as(target)
-    return made.clone(memory_format=torch.contiguous_format)
+    written = source.to(target.device, target.dtype).expand_as(target)
+    return written.clone(memory_format=torch.contiguous_format)
 
 
 def _detach_no_grad(graph: fx.GraphModule) -> None:
@@ -106,17 +106,17 @@ def specialise(source: Any, model: nn.Module, batch: tuple[Tensor, ...],
 
 def _copy_with_numbers(source: fx.GraphModule, values: dict[fx.Node, Any]) -> fx.GraphModule:
     graph = fx.Graph()
-    made: dict[fx.Node, Any] = {}
+    copies: dict[fx.Node, Any] = {}
     for node in source.graph.nodes:
         value = values[node]
         if node.op == "call_function" and isinstance(value, int | float | torch.SymInt):
-            made[node] = int(value) if isinstance(value, torch.SymInt) else value
+            copies[node] = int(value) if isinstance(value, torch.SymInt) else value
         elif node.op == "call_function" and "_assert" in str(node.target):
             continue
         else:
-            made[node] = graph.create_node(node.op, node.target, fx.map_arg(node.args, made.__getitem__),
-                                           fx.map_arg(node.kwargs, made.__getitem__), node.name)
-            made[node].meta = {**node.meta, "val": value}
+            copies[node] = graph.create_node(node.op, node.target, fx.map_arg(node.args, copies.__getitem__),
+                                           fx.map_arg(node.kwargs, copies.__getitem__), node.name)
+            copies[node].meta = {**node.meta, "val": value}
     graph.eliminate_dead_code()
     return fx.GraphModule(source, graph)
 

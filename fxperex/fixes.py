@@ -145,9 +145,9 @@ def _plain(module: _BatchNorm, name: str) -> None:
 
 
 def _refused(module: nn.Module, name: str, what: str) -> CoverageError:
-    at = f"model.{name}" if name else "the model"
+    place = f"model.{name}" if name else "the model"
     return CoverageError(f"{_place(module, name)} is not {what}: its forward does more, which a replacement would leave out. "
-                         f"Replace {at} yourself by a module without batch statistics, or call .eval() on it: it then keeps "
+                         f"Replace {place} yourself by a module without batch statistics, or call .eval() on it: it then keeps "
                          "its running statistics and mixes nothing")
 
 

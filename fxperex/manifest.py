@@ -19,10 +19,10 @@ def check_manifest(manifest: dict[str, Any], model: nn.Module, path: Path) -> No
         if name not in manifest or not holds(manifest[name]):
             raise PackageError(f"{path} is damaged: its manifest has no legal entry {name!r}")
     device = device_of_model(model)
-    for what, here in process(device).items():
-        if manifest[what] != here:
-            raise PackageError(f"{path} was compiled for {what} {manifest[what]}; here it is {here}. Transform and save again")
-    parameters, buffers = (dict(each(remove_duplicate=False)) for each in (model.named_parameters, model.named_buffers))
+    for what, current in process(device).items():
+        if manifest[what] != current:
+            raise PackageError(f"{path} was compiled for {what} {manifest[what]}; here it is {current}. Transform and save again")
+    parameters, buffers = (dict(tensors(remove_duplicate=False)) for tensors in (model.named_parameters, model.named_buffers))
     _same(path, "parameter", manifest["parameters"], {n: told(p) for n, p in parameters.items()})
     _same(path, "buffer", manifest["buffers"], {n: told(b) for n, b in buffers.items()})
     trainable = [n for n, p in parameters.items() if p.requires_grad]
@@ -32,9 +32,9 @@ def check_manifest(manifest: dict[str, Any], model: nn.Module, path: Path) -> No
         if sorted(then) != sorted(present):
             odd = sorted(set(then) ^ set(present))[0]
             raise PackageError(f"{path}: the saved step {what} {odd!r}, or the model does, and not both")
-    known = {"parameter": set(parameters), "buffer": set(buffers), "batch": set(range(len(manifest["batch"])))}
-    if not set(manifest["order"]) <= known["parameter"] or not set(manifest["mutated"]) <= known["buffer"] \
-            or any(key not in known[kind] for _, kind, key in manifest["inputs"] if kind in known):
+    names = {"parameter": set(parameters), "buffer": set(buffers), "batch": set(range(len(manifest["batch"])))}
+    if not set(manifest["order"]) <= names["parameter"] or not set(manifest["mutated"]) <= names["buffer"] \
+            or any(key not in names[kind] for _, kind, key in manifest["inputs"] if kind in names):
         raise PackageError(f"{path} is damaged: its manifest names parameters, buffers or inputs that there are not")
 
 

@@ -64,9 +64,9 @@ def wide(x: Tensor) -> Tensor:
 
 def _whole_blocks(flat: Tensor, block: int) -> Tensor:
     """In blocks of that size, and what is left over as one."""
-    rest = flat.shape[1] % block
-    whole = _blocks(flat[:, :flat.shape[1] - rest], block)
-    return whole + sq_norm(flat[:, flat.shape[1] - rest:]) if rest else whole
+    remainder = flat.shape[1] % block
+    total = _blocks(flat[:, :flat.shape[1] - remainder], block)
+    return total + sq_norm(flat[:, flat.shape[1] - remainder:]) if remainder else total
 
 
 def _blocks(flat: Tensor, block: int) -> Tensor:

@@ -59,15 +59,15 @@ def save(private: PerExampleModule, path: str | os.PathLike[str]) -> Path:
             _compile(private, compiled)
         except Exception as error:  # a compiler fails in its own many ways
             raise PackageError(f"AOTInductor could not compile the step: {type(error).__name__}: {error}") from error
-        whole = Path(folder) / "whole"
-        with zipfile.ZipFile(whole, "w") as archive:
+        archive_path = Path(folder) / "whole"
+        with zipfile.ZipFile(archive_path, "w") as archive:
             archive.writestr("manifest.json", json.dumps(manifest, indent=1))
             archive.writestr("constants.pt", _bytes({k: v.detach() for k, v in private._capture.constants.items()}))
             archive.writestr("recorded.pt", _bytes(recorded.to_plain()))
             archive.write(compiled, "step.pt2")
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.with_name(f".{target.name}.{os.getpid()}")
-        beside.write_bytes(whole.read_bytes())
+        beside.write_bytes(archive_path.read_bytes())
         beside.replace(target)
     return target
 
@@ -112,8 +112,8 @@ class LoadedStep(PerExampleModule):
         self._rows, self._order = manifest["rows"], manifest["order"]
         device = _device(model)
         self._spec = [(tuple(shape), _dtype(dtype), device) for shape, dtype, _ in manifest["batch"]]
-        taken = {name: (kind, key) for name, kind, key in manifest["inputs"]}
-        self._capture: Any = SimpleNamespace(inputs=taken, constants=constants, mutated=manifest["mutated"])
+        inputs = {name: (kind, key) for name, kind, key in manifest["inputs"]}
+        self._capture: Any = SimpleNamespace(inputs=inputs, constants=constants, mutated=manifest["mutated"])
         named = dict(model.named_parameters(remove_duplicate=False))
         self.parameters = {n: named[n] for n in self._order}
         self._state = state(model)
@@ -131,8 +131,8 @@ class LoadedStep(PerExampleModule):
     def _recorded(self, run: Step, waits: list[str]) -> Step:
         """`run` as one CUDA graph, or as it is."""
         mask = torch.ones(self._rows, dtype=torch.bool, device=self._spec[0][2])
-        two = tuple(x.roll(1, 0) for x in self._filler)
-        tries = [("recorded rows", [*self._inputs(rows), mask]) for rows in (self._filler, two)]
+        rolled = tuple(x.roll(1, 0) for x in self._filler)
+        tries = [("recorded rows", [*self._inputs(rows), mask]) for rows in (self._filler, rolled)]
         fixed = [kind != "batch" for kind, _ in self._capture.inputs.values()] + [False]
         return [*recorded_graph(run, tries[0][1], fixed, waits, tries), run][0]
 
@@ -180,7 +180,7 @@ def _compile(private: PerExampleModule, path: Path) -> None:
 
 def _record(private: PerExampleModule, manifest: dict[str, Any]) -> Recorded:
     model, check = private.model, Check(private.step_graph, (), 3)
-    named, buffers = (dict(each(remove_duplicate=False)) for each in (model.named_parameters, model.named_buffers))
+    named, buffers = (dict(tensors(remove_duplicate=False)) for tensors in (model.named_parameters, model.named_buffers))
     return record(check, named, buffers, private._ranges, private._spec, private._rows, private._assembled, _digest(manifest))
 
 
@@ -209,14 +209,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Recorded, byte
     try:
         with zipfile.ZipFile(path) as archive:
             # Reading checks each part's sum: a truncated or altered file ends here.
-            there = archive.namelist()
-            manifest, constants, recorded, compiled = (archive.read(name) if name in there else b"" for name in PARTS)
+            names = archive.namelist()
+            manifest, constants, recorded, compiled = (archive.read(name) if name in names else b"" for name in PARTS)
     except FileNotFoundError as error:
         raise PackageError(f"there is no saved step at {path}") from error
-    found = json.loads(manifest)
-    if found["format"] != FORMAT:
-        raise PackageError(f"{path} has format {found['format']}; this version of fxperex reads {FORMAT}. Save it again")
-    return found, _tensors(constants), Recorded(**_tensors(recorded)), compiled
+    body = json.loads(manifest)
+    if body["format"] != FORMAT:
+        raise PackageError(f"{path} has format {body['format']}; this version of fxperex reads {FORMAT}. Save it again")
+    return body, _tensors(constants), Recorded(**_tensors(recorded)), compiled
 
 
 def _tensors(data: bytes) -> dict[str, Any]:
@@ -234,9 +234,9 @@ def _bytes(value: dict[str, Any]) -> bytes:
 
 
 def _clip_told(clip: Any) -> dict[str, Any]:
-    known = RULES.get(type(clip).__name__)
+    rule = RULES.get(type(clip).__name__)
     fields = {f.name: getattr(clip, f.name) for f in dataclasses.fields(clip)} if dataclasses.is_dataclass(clip) else None
-    if known is not type(clip) or fields is None or not all(isinstance(v, int | float | str) for v in fields.values()):
+    if rule is not type(clip) or fields is None or not all(isinstance(v, int | float | str) for v in fields.values()):
         raise ConfigError(f"the clipping rule {clip!r} cannot be written down; save takes the rules of fxperex.clipping whose "
                           "settings are numbers")
     return {"rule": type(clip).__name__, "settings": fields}

@@ -42,8 +42,8 @@ def quiet() -> Iterator[None]:
 def _levels() -> dict[logging.Logger, int]:
     """torch's loggers and their levels; those made later ask the one named torch."""
     logging.getLogger("torch")
-    known = dict(logging.Logger.manager.loggerDict)
-    return {logger: logger.level for name, logger in known.items() if isinstance(logger, logging.Logger)
+    loggers = dict(logging.Logger.manager.loggerDict)
+    return {logger: logger.level for name, logger in loggers.items() if isinstance(logger, logging.Logger)
             and (name == "torch" or name.startswith("torch.")) and name not in SPOKEN}
 
 

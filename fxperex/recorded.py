@@ -82,21 +82,21 @@ def inputs(recorded: Recorded, kind: str, like: Like, spec: Spec, assemble: Asse
         low, high = recorded.parameters[name]
         named[name] = (low + (high - low) * torch.rand(p.shape, generator=generator)).to(p.device, p.dtype)
     named |= {n: b.to(spec[0][2]) for n, b in recorded.buffers.items()}
-    at = torch.arange(recorded.rows)
+    places = torch.arange(recorded.rows)
     count = {KINDS[0]: recorded.rows, KINDS[1]: max(recorded.rows // 2, 1), KINDS[2]: 1}[kind]
-    return assemble(named, drawn(recorded, spec), (at < count).to(spec[0][2]))
+    return assemble(named, drawn(recorded, spec), (places < count).to(spec[0][2]))
 
 
 def drawn(recorded: Recorded, spec: Spec) -> tuple[Tensor, ...]:
     """Returns the recorded rows: legal ones, since the eager step ran on them."""
-    generator, found = torch.Generator().manual_seed(recorded.seed + 1), []
+    generator, sums = torch.Generator().manual_seed(recorded.seed + 1), []
     for (low, high), (shape, dtype, device) in zip(recorded.batch, spec, strict=True):
         size = (recorded.rows, *shape)
         real = dtype.is_floating_point or dtype.is_complex
         x = low + (high - low) * torch.rand(size, generator=generator) if real else \
             torch.randint(int(low), int(high) + 1, size, generator=generator)
-        found.append(x.to(device, dtype))
-    return tuple(found)
+        sums.append(x.to(device, dtype))
+    return tuple(sums)
 
 
 def compare(recorded: Recorded, run: Callable[..., Sequence[Any]], like: Like, spec: Spec, assemble: Assemble,
@@ -104,7 +104,7 @@ def compare(recorded: Recorded, run: Callable[..., Sequence[Any]], like: Like, s
     """Raises PackageError unless `run` gives what was recorded and clips by `clip`. order: parameters of the sums."""
     if any(len(outputs[0]) != recorded.rows for outputs in recorded.outputs) or len(recorded.outputs) != len(KINDS):
         raise PackageError("the file's recorded outputs are not those of as many rows as its step takes; the file was changed")
-    for kind, want, allowed in zip(KINDS, recorded.outputs, recorded.allowed, strict=True):
+    for kind, expected, allowed in zip(KINDS, recorded.outputs, recorded.allowed, strict=True):
         args = inputs(recorded, kind, like, spec, assemble)
         with torch.no_grad(), _seeded(recorded.seed, spec):
             outputs = list(run(*args))
@@ -114,8 +114,8 @@ def compare(recorded: Recorded, run: Callable[..., Sequence[Any]], like: Like, s
         if odd is not None:
             raise PackageError(f"the saved code has a sum of another shape than parameter {odd!r}; the file was changed")
         short = _short(outputs, 3, recorded.seed)
-        for name, a, b, most in zip(names, want, short, allowed, strict=True):
-            if a.shape != b.shape or not bool(((a.double() - b.double()).abs() <= most).all()):
+        for name, a, b, limit in zip(names, expected, short, allowed, strict=True):
+            if a.shape != b.shape or not bool(((a.double() - b.double()).abs() <= limit).all()):
                 far = f"{float((a.double() - b.double()).abs().amax()):.2g}" if a.shape == b.shape else "its shape"
                 raise PackageError(f"the saved code does not give what was recorded when it was saved: {name} on {kind} is off "
                                    f"by {far}. Transform and save again")
@@ -126,9 +126,9 @@ def _clipped(outputs: Sequence[Tensor], clip: Clip, kind: str, trained: int) -> 
     """The factors of the file's rule are those that the code took; one row's sum is within its sensitivity."""
     norms, factors = outputs[1], outputs[2]
     if factors.dim() == 1:
-        wanted = clip.apply(norms[:, None])[:, 0]
+        expected_factors = clip.apply(norms[:, None])[:, 0]
         counted = factors != 0
-        if not torch.allclose(factors[counted], wanted[counted], rtol=1e-6):
+        if not torch.allclose(factors[counted], expected_factors[counted], rtol=1e-6):
             raise PackageError(f"the file says {clip!r}, and its code clips otherwise: the factors of norms "
                                f"{norms.tolist()[:3]} are {factors.tolist()[:3]}. The file was changed")
     total = sum(float(torch.linalg.vector_norm(s, dtype=torch.float64)) ** 2 for s in outputs[3:3 + trained]) ** 0.5

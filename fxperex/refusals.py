@@ -26,12 +26,12 @@ from fxperex.unwatched import DRAWS, watched
 def no_custom_backward(loss: Any) -> Any:
     """Returns `loss`, the output of a traced forward. Raises CoverageError for a torch.autograd.Function behind it."""
     todo = [t.grad_fn for t in pytree.tree_leaves(loss) if isinstance(t, Tensor)]
-    seen: set[Any] = set()
+    visited: set[Any] = set()
     while todo:
         node = todo.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         own = getattr(node, "_forward_cls", None) if isinstance(node, BackwardCFunction) else None
         if own is not None and own.__module__ != "torch._library.autograd":  # a registered op takes its backward with it
             raise CoverageError(f"the model uses the torch.autograd.Function {own.__module__}.{own.__qualname__}, whose backward "
@@ -43,12 +43,12 @@ def no_custom_backward(loss: Any) -> Any:
 
 def no_writes(source: Any) -> None:
     """Raises MutationError where an exported program writes into a parameter or its input; buffers are the proof's to judge."""
-    made = {n.name: n for n in source.graph_module.graph.nodes}
+    nodes = {n.name: n for n in source.graph_module.graph.nodes}
     for item in source.graph_signature.output_specs:
         if item.kind.name in {"PARAMETER_MUTATION", "USER_INPUT_MUTATION"}:
             what = "parameter" if item.kind.name == "PARAMETER_MUTATION" else "input"
             raise MutationError(f"the forward pass writes into its {what} {item.target.removeprefix('model.')!r} in place at "
-                                f"{source_line(made[item.arg.name])}; the step writes nothing but .grad. Use an operation that "
+                                f"{source_line(nodes[item.arg.name])}; the step writes nothing but .grad. Use an operation that "
                                 "returns a new tensor (x * 2 for x.mul_(2), inplace=False), and no max_norm of an embedding, "
                                 "which rewrites the rows that a batch looks up")
 
@@ -72,8 +72,8 @@ def same_constants(one: Any, two: Any) -> None:
     """Raises CaptureError if two Programs of one model hold different constants:
     `torch.tensor(float(len(x)))`."""
     for name, value in one.constants.items():
-        other = two.constants.get(name)
-        if other is None or not _equal(value, other):
+        twin = two.constants.get(name)
+        if twin is None or not _equal(value, twin):
             node = next(n for n in one.nodes if n.name == name)
             raise CaptureError(f"a constant at {source_line(node)} is another with {one.rows} examples than with {two.rows}: "
                                "it holds the batch size, so a gradient would depend on how many examples there are. Make "
@@ -113,8 +113,8 @@ class NoHooks(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in {"register_hook", "register_post_accumulate_grad_hook"}:
             frames = [f for f in traceback.extract_stack() if is_users(f.filename)]
-            at = f' at {frames[-1].filename}:{frames[-1].lineno} "{frames[-1].line}"' if frames else ""
-            raise _hooked(f"forward calls {func.__name__}{at}")
+            place = f' at {frames[-1].filename}:{frames[-1].lineno} "{frames[-1].line}"' if frames else ""
+            raise _hooked(f"forward calls {func.__name__}{place}")
         return func(*args, **(kwargs or {}))
 
 

@@ -113,9 +113,9 @@ def _graph(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
             norms, factors, valid = _clip(clip, squares, mask, args[len(capture.inputs):-1])
             sums = emit.sums(factors, valid)
             params = dict(zip((k for _, k in capture.inputs.values()), args, strict=False))
-            made = [sums[n] if n in sums else torch.zeros_like(params[n]) for n in order]
+            results = [sums[n] if n in sums else torch.zeros_like(params[n]) for n in order]
             assert run.loss is not None
-            return (run.loss.detach(), norms, _told(factors), *made, *run.buffers)
+            return (run.loss.detach(), norms, _told(factors), *results, *run.buffers)
 
     return step
 
@@ -132,13 +132,13 @@ def _naive(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
             env = {k: a.detach().requires_grad_(k in order) for k, a in zip(names, args[:len(names)], strict=True)}
             *buffers, loss = fx.Interpreter(graph).run(*(env[k] for k in names))
             leaves = [env[n] for n in order]
-            found = torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
+            gradients = torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
         with torch.no_grad():
-            grads = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, found, strict=True)]
+            grads = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, gradients, strict=True)]
             if want == "gradients":
                 return tuple(g.unsqueeze(0) for g in grads)
-            each = [raised(sq_norm(g.unsqueeze(0)), g.dtype) for g in grads]
-            of_groups = [[s for s, at in zip(each, groups, strict=True) if at == k]
+            squared = [raised(sq_norm(g.unsqueeze(0)), g.dtype) for g in grads]
+            of_groups = [[s for s, group in zip(squared, groups, strict=True) if group == k]
                          for k in sorted(set(groups))]
             squares = torch.stack([torch.stack(of).sum(0) for of in of_groups], 1)
             if want == "norms":

@@ -144,8 +144,8 @@ def spread(a: Tensor, g: Tensor, dtype: torch.dtype) -> Tensor:
 
 def lengths(x: Tensor, dim: int) -> Tensor:
     """Returns lengths of vectors along `dim`, float64, from squares in x's precision; never low."""
-    found = torch.linalg.vector_norm(wide(x), dim=dim, dtype=accumulator(x.dtype))
-    return upper(found, x.shape[dim])
+    length = torch.linalg.vector_norm(wide(x), dim=dim, dtype=accumulator(x.dtype))
+    return upper(length, x.shape[dim])
 
 
 def upper(found: Tensor, count: int) -> Tensor:

@@ -92,9 +92,9 @@ class PerExampleModule:
         from fxperex.report.draw import picture
         from fxperex.report.html import plan_html
 
-        plan, others = self._explained()
+        plan, rivals = self._explained()
         drawn = svg(picture(self.capture.graph, plan, type(self.model).__name__, self.step_graph.graph))
-        return plan_html(plan, drawn, others)
+        return plan_html(plan, drawn, rivals)
 
     def _explained(self) -> tuple[Plan, list[Alternative]]:
         """The plan with seconds of forward and backward and its peak, and what each strategy alone would cost."""
@@ -108,8 +108,8 @@ class PerExampleModule:
     @property
     def _own_bytes(self) -> float:
         """Bytes of all that a step makes, at its worst node."""
-        made = listing(self.step_graph.graph)[0]
-        return peak(made).bytes - made.inputs
+        program = listing(self.step_graph.graph)[0]
+        return peak(program).bytes - program.inputs
 
     def step(self, *batch: Tensor) -> StepResult:
         """Returns StepResult of `batch`; adds the clipped SUM of its per-example gradients to each `.grad`.
@@ -138,9 +138,9 @@ class PerExampleModule:
         for rows, mask, count in batches.physical(batch, self._rows, self._filler):
             step = self._step if self._check is None or not count else guarded(self._first, self.plan, lambda: self.peak)
             outputs = self._attempt(step, rows, mask)
-            found = outputs[3:3 + len(self._order)]
+            formed = outputs[3:3 + len(self._order)]
             buffers = outputs[3 + len(self._order):]
-            sums = self._keep(found) if sums is None else [s.add_(f) for s, f in zip(sums, found, strict=True)]
+            sums = self._keep(formed) if sums is None else [s.add_(f) for s, f in zip(sums, formed, strict=True)]
             for part, value in zip(parts, outputs[:3], strict=True):
                 part.append(value[:count].clone())
         named = dict(self.model.named_buffers(remove_duplicate=False))
@@ -209,9 +209,9 @@ class PerExampleModule:
         text, outputs = check(self._step, inputs, "the first batch")
         self._check = None
         if text:
-            other, self.backend = self.backend, "eager"
+            backend, self.backend = self.backend, "eager"
             self._step = guarded(check.eager, self.plan, lambda: self.peak)
-            warnings.warn(BackendWarning(f"the step by {other} is not the eager one, it runs eagerly from here on: {text}"),
+            warnings.warn(BackendWarning(f"the step by {backend} is not the eager one, it runs eagerly from here on: {text}"),
                           stacklevel=6)
         return outputs
 

@@ -63,11 +63,11 @@ def transform(
     if backend not in BACKENDS:
         raise ConfigError(f"unknown backend {backend!r}; valid: {', '.join(BACKENDS)}")
     with _same_random_state(batch):
-        made = outline(model, batch, loss, forward=forward, strategy=strategy, memory=memory,
+        outlined = outline(model, batch, loss, forward=forward, strategy=strategy, memory=memory,
                        physical_batch=physical_batch, autocast=autocast)
-        show(1, "plan", made.plan)
-        show(2, "captured graph", made.capture.main.graph)
-        private = PerExampleModule(model, batch, made.capture, made.analysis, made.plan, rule, backend)
+        show(1, "plan", outlined.plan)
+        show(2, "captured graph", outlined.capture.main.graph)
+        private = PerExampleModule(model, batch, outlined.capture, outlined.analysis, outlined.plan, rule, backend)
         show(3, "step graph", private.step_graph)
         return private
 
@@ -98,8 +98,8 @@ def outline(
     Model and batch may be on the meta device: planning needs neither weights nor the device that `device` names.
     """
     check_strategy(strategy)
-    budget, here = parse_memory(memory), check_batch(batch)
-    trainable = _check_model(model, here)
+    budget, device_of_batch = parse_memory(memory), check_batch(batch)
+    trainable = _check_model(model, device_of_batch)
     rows = _check_rows(physical_batch, batch)
     if loss is not None and forward is not None:
         raise ConfigError("give loss or forward, not both")
@@ -107,22 +107,22 @@ def outline(
     check_callable(forward, "forward")
     if isinstance(strategy, Plan):
         rows = check_rows(strategy, None if physical_batch is None else rows)
-    run = _autocast(forward or as_forward(loss), autocast, device or here)
+    run = _autocast(forward or as_forward(loss), autocast, device or device_of_batch)
     # The meta device has no autocast: the model is looked at as on the device that the plan is for.
-    elsewhere = Elsewhere(device, here) if autocast and device and here.type == "meta" else None
+    elsewhere = Elsewhere(device, device_of_batch) if autocast and device and device_of_batch.type == "meta" else None
     logical = max(len(batch[0]), 1)
     with _same_random_state(batch):
         # Code that makes a tensor without saying where means the model's device.
-        with here if here.type == "meta" else contextlib.nullcontext():
+        with device_of_batch if device_of_batch.type == "meta" else contextlib.nullcontext():
             captured = capture(model, run, batch, logical if rows is None else rows, elsewhere)
         check_dtypes(captured)
         analysis = find_sites(captured, prove(captured), trainable)
         analysis = analysis if device is None else analysis.on(device)
         if not analysis.sites:
             raise CoverageError("the loss does not depend on any trainable parameter of the model")
-        timer = Trial(captured, analysis, here) if strategy == "measure" and here.type != "meta" else None
+        timer = Trial(captured, analysis, device_of_batch) if strategy == "measure" and device_of_batch.type != "meta" else None
         frames = cache(lambda: trace_frames(captured, analysis))
-        plan = make_plan(analysis, profile(device or here), rows, strategy, budget, batch=logical,
+        plan = make_plan(analysis, profile(device or device_of_batch), rows, strategy, budget, batch=logical,
                          frozen=_frozen(model, trainable), frames=frames, timer=timer)
         return Outline(captured, analysis, plan)
 
@@ -152,8 +152,8 @@ def _check_model(model: object, device: torch.device) -> set[str]:
         if t.device != device:
             raise ConfigError(f"the batch is on {device}, {name!r} on {t.device}; move the model or the batch")
     # A parameter under two names is one parameter: the first name stands for it.
-    first = {id(p): n for n, p in reversed(list(trainable.items()))}
-    return set(first.values())
+    first_names = {id(p): n for n, p in reversed(list(trainable.items()))}
+    return set(first_names.values())
 
 
 def _check_rows(physical_batch: int | str | None, batch: tuple[Tensor, ...]) -> int | None:

@@ -112,13 +112,13 @@ class Watch:
     def changed(self, after: Watch) -> list[str]:
         """Names of what differs in `after`, all put back. A number added to a list or dict that was
         there counts."""
-        found = []
+        changes = []
         for place, (name, value, put) in self.entries.items():
-            _, seen, _ = after.entries.get(place, (name, None, put))
-            if seen is not value and (type(seen) is not type(value) or seen != value):
-                found.append(name)
+            _, current, _ = after.entries.get(place, (name, None, put))
+            if current is not value and (type(current) is not type(value) or current != value):
+                changes.append(name)
                 put(value)
-        return found + [name for place, (name, *_) in after.entries.items()
+        return changes + [name for place, (name, *_) in after.entries.items()
                         if place not in self.entries and place[0] in self.visited]
 
 

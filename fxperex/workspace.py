@@ -25,12 +25,12 @@ def workspace(node: fx.Node) -> float:
     op = packet(node) if node.op == "call_function" else ""
     if op not in {"convolution", "convolution_backward"}:
         return 0.0
-    first, second, *remaining = (a.meta["val"] for a in node.args[:3] if isinstance(a, fx.Node))
+    first, y, *remaining = (a.meta["val"] for a in node.args[:3] if isinstance(a, fx.Node))
     if not copies(first.device) or first.element_size() > 4:
         return 0.0
     if op == "convolution":
-        return convolution(_blocked(first), _bytes(second), _blocked(node.meta["val"]))
-    gradient, x, weight, mask = first, second, remaining[0], node.args[10]
+        return convolution(_blocked(first), _bytes(y), _blocked(node.meta["val"]))
+    gradient, x, weight, mask = first, y, remaining[0], node.args[10]
     needs = [0.0]
     if mask[0]:  # type: ignore[index]
         needs.append(convolution(_blocked(gradient), _bytes(weight), _blocked(x, whole=True)))

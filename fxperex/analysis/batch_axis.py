@@ -60,7 +60,7 @@ def prove(capture: Capture) -> Axes:
     """
     states: dict[fx.Node, State] = {}
     twins: dict[fx.Node, State] = {}
-    main, other = capture.main.rows, capture.twin.rows
+    rows, twin_rows = capture.main.rows, capture.twin.rows
     owned: set[fx.Node] = set()  # parameters, and what is made of them alone
     for node, twin in zip(capture.main.nodes, capture.twin.nodes, strict=True):
         if node.op == "placeholder":
@@ -69,9 +69,9 @@ def prove(capture: Capture) -> Axes:
             owned.update([node] if kind == "parameter" else [])
         elif node.op == "call_function":
             entered = any(n in owned for n in node.all_input_nodes) and not _name(node.target).startswith("aten.new_")
-            context = Context(node, twin, states, main, other, entered)
+            context = Context(node, twin, states, rows, twin_rows, entered)
             states[node] = _apply(context)
-            twins[twin] = _apply(Context(twin, node, twins, other, main, entered))
+            twins[twin] = _apply(Context(twin, node, twins, twin_rows, rows, entered))
             owned.update([node] if entered and states[node] is None else [])
             if states[node] != twins[twin]:
                 raise _refusal(context, "the examples end in another place with one example more")
@@ -86,8 +86,8 @@ def _apply(context: Context) -> State:
     node = context.node
     try:
         if node.target is operator.getitem:
-            whole = context.state_of(node.args[0])
-            return whole[node.args[1]] if isinstance(whole, tuple) else whole
+            base = context.state_of(node.args[0])
+            return base[node.args[1]] if isinstance(base, tuple) else base
         name = _name(node.target)
         if name not in SIZED:
             context.refuse_batch_numbers()
@@ -124,19 +124,19 @@ def _check_inputs(context: Context, name: str) -> None:
 
 def _check_output(context: Context, name: str, state: State) -> None:
     """What every rule must leave true: the batch is where the sizes say, and nothing of it is forgotten."""
-    value, other = context.node.meta["val"], context.twin.meta["val"]
+    value, twin_value = context.node.meta["val"], context.twin.meta["val"]
     if isinstance(value, torch.Tensor):
-        value, other, state = [value], [other], (state,)  # type: ignore[assignment]
+        value, twin_value, state = [value], [twin_value], (state,)  # type: ignore[assignment]
     states = state if isinstance(state, tuple) else (state,)
-    for one, two, at in zip(value, other, states, strict=True):
-        scaling = [d for d, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b]
-        if scaling != ([at.dim] if isinstance(at, BatchAxis) else []) or (
-                isinstance(at, BatchAxis) and one.shape[at.dim] != at.outer * context.rows * at.inner):
-            raise Mixes(f"its result {list(one.shape)} has no fixed place for each example")
-    given = [context.states.get(n) for n in context.node.all_input_nodes]
-    if any(isinstance(s, Reduced) for s in given) and not all(isinstance(s, Reduced) for s in states):
+    for tensor, twin, place in zip(value, twin_value, states, strict=True):
+        scaling = [d for d, (a, b) in enumerate(zip(tensor.shape, twin.shape, strict=True)) if a != b]
+        if scaling != ([place.dim] if isinstance(place, BatchAxis) else []) or (
+                isinstance(place, BatchAxis) and tensor.shape[place.dim] != place.outer * context.rows * place.inner):
+            raise Mixes(f"its result {list(tensor.shape)} has no fixed place for each example")
+    inputs = [context.states.get(n) for n in context.node.all_input_nodes]
+    if any(isinstance(s, Reduced) for s in inputs) and not all(isinstance(s, Reduced) for s in states):
         raise Mixes(SUMMED)
-    if all(s is None for s in states) and any(s is not None for s in given) and not name.startswith("aten.new_"):
+    if all(s is None for s in states) and any(s is not None for s in inputs) and not name.startswith("aten.new_"):
         raise Mixes("its result has lost the batch")
 
 
@@ -150,14 +150,14 @@ def _name(target: Any) -> str:
 
 
 def _inputs(context: Context) -> str:
-    told = []
+    described = []
     for arg in context.node.all_input_nodes:
         value, state = arg.meta.get("val"), context.states.get(arg)
         shape = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         axis = f"batch in dimension {state.dim}" if isinstance(state, BatchAxis) else (
             "already summed over the batch" if isinstance(state, Reduced) else "no batch")
-        told.append(f"{arg.name} {shape}: {axis}")
-    return "Found: " + "; ".join(told)
+        described.append(f"{arg.name} {shape}: {axis}")
+    return "Found: " + "; ".join(described)
 
 
 def _check_mutations(capture: Capture, output: fx.Node, states: dict[fx.Node, State]) -> None:

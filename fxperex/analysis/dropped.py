@@ -47,10 +47,10 @@ def _gradients(loss: Tensor, leaves: list[Tensor], graph: fx.GraphModule) -> Ite
 
 def underivable(error: Exception, graph: fx.GraphModule) -> CoverageError:
     """Returns the error that names the operation whose missing derivative autograd raised about, and its line."""
-    found = re.search(r"(?:aten::|for '|'aten\.)(\w+)", str(error))
-    name = f"aten.{found.group(1)}" if found else ""
-    at = next((source_line(n) for n in graph.graph.nodes
+    operation = re.search(r"(?:aten::|for '|'aten\.)(\w+)", str(error))
+    name = f"aten.{operation.group(1)}" if operation else ""
+    line = next((source_line(n) for n in graph.graph.nodes
                if n.op == "call_function" and str(getattr(n.target, "overloadpacket", "")) == name), "")
-    return CoverageError(f"{name or 'an operation'}{' at ' + at if at else ''} has no derivative that a private step "
+    return CoverageError(f"{name or 'an operation'}{' at ' + line if line else ''} has no derivative that a private step "
                          f"can take: {str(error).strip().splitlines()[0]}. Write the line with other operations, or "
                          ".detach() its input if no gradient is meant to pass")

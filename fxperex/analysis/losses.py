@@ -87,15 +87,15 @@ class _Rewriter:
         return self.graph.call_function(node.target, args, dict(node.kwargs))  # type: ignore[arg-type]
 
     def _no_parameters(self, node: fx.Node) -> None:
-        seen, todo = set(), [a for a in node.all_input_nodes if not isinstance(self.axes[a.name], Reduced)]
+        visited, todo = set(), [a for a in node.all_input_nodes if not isinstance(self.axes[a.name], Reduced)]
         while todo:
-            at = todo.pop()
-            if at.op == "placeholder" and at.name.startswith("p_"):
+            current = todo.pop()
+            if current.op == "placeholder" and current.name.startswith("p_"):
                 raise CoverageError(f"the loss at {source_line(node)} adds a penalty on parameters, which does not "
                                     "depend on data and must not be clipped with it: use the optimizer's weight_decay")
-            if at not in seen:
-                seen.add(at)
-                todo.extend(at.all_input_nodes)
+            if current not in visited:
+                visited.add(current)
+                todo.extend(current.all_input_nodes)
 
     def _tail(self, node: fx.Node, index: int, arg: Any) -> Any:
         if isinstance(arg, fx.Node):
@@ -123,14 +123,14 @@ class _Rewriter:
 
     def _loss(self, node: fx.Node, name: str) -> fx.Node:
         schema = node.target._schema.arguments  # type: ignore[union-attr]
-        given = arguments(node)
-        kind = "mean" if given["reduction"] == 1 else "sum"
-        named = {k: self.copies[v] if isinstance(v, fx.Node) else v for k, v in given.items()} | {"reduction": 0}
+        values = arguments(node)
+        kind = "mean" if values["reduction"] == 1 else "sum"
+        named = {k: self.copies[v] if isinstance(v, fx.Node) else v for k, v in values.items()} | {"reduction": 0}
         args = [named.pop(s.name) for s in schema if not s.kwarg_only]
         value = self.graph.call_function(node.target, tuple(args), named)  # type: ignore[arg-type]
         axis, fake = self.axes[node.name].axis, self._unreduced(node, name)
-        if kind == "mean" and name in CLASSIFY and not given["target"].meta["val"].dtype.is_floating_point:
-            return self._normalised(node, given, value, axis, fake)
+        if kind == "mean" and name in CLASSIFY and not values["target"].meta["val"].dtype.is_floating_point:
+            return self._normalised(node, values, value, axis, fake)
         return self._own(value, axis, fake, kind)
 
     def _unreduced(self, node: fx.Node, name: str) -> torch.Tensor:
@@ -154,12 +154,12 @@ class _Rewriter:
                 "examples. Each example is divided by its own total instead, as in a batch of one."), stacklevel=5)
         call = self.graph.call_function
         target = self.copies[given["target"]]
-        kept = call(aten.ne.Scalar, (target, ignore))
+        counted = call(aten.ne.Scalar, (target, ignore))
         if weight is None:
-            mass = call(aten.to.dtype, (kept, value_dtype(given)))
+            mass = call(aten.to.dtype, (counted, value_dtype(given)))
         else:
-            ids = call(aten.where.ScalarOther, (kept, target, 0))
-            mass = call(aten.mul.Tensor, (call(aten.index.Tensor, (self.copies[weight], [ids])), kept))
+            ids = call(aten.where.ScalarOther, (counted, target, 0))
+            mass = call(aten.mul.Tensor, (call(aten.index.Tensor, (self.copies[weight], [ids])), counted))
         total = self._own(mass, axis, fake, "sum")
         total = call(aten.where.ScalarOther, (call(aten.ne.Scalar, (total, 0)), total, 1))
         return call(aten.div.Tensor, (self._own(value, axis, fake, "sum"), total))

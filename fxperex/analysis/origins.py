@@ -72,8 +72,8 @@ class Origins:
         self.values[node] = value
         sources = [self.of[n] for n in node.all_input_nodes if n in self.of]
         params = frozenset[str]().union(*(s.params for s in sources))
-        made = Origin(params, self._number(self._key(node)), False)
-        self.of[node] = self._view(node, name, sources[0], made) if len(node.all_input_nodes) == 1 else made
+        derived = Origin(params, self._number(self._key(node)), False)
+        self.of[node] = self._view(node, name, sources[0], derived) if len(node.all_input_nodes) == 1 else derived
 
     def passes(self, node: fx.Node, at: int) -> bool:
         """True if a gradient passes from the outputs of `node` to its flat argument `at` alone."""
@@ -103,11 +103,11 @@ class Origins:
     def _piece(self, node: fx.Node, name: str) -> Piece | None:
         """The piece of its input that `node` is; None where that is not one run of one dimension."""
         if node.target is operator.getitem:
-            whole: fx.Node = node.args[0]  # type: ignore[assignment]
-            dim, parts = _dim(whole), whole.meta["val"]
+            source: fx.Node = node.args[0]  # type: ignore[assignment]
+            dim, parts = _dim(source), source.meta["val"]
             index = node.args[1] % len(parts)  # type: ignore[operator]
-            sizes = [1 if packet_name(whole) == "aten.unbind" else p.shape[dim] for p in parts]
-            return self._run(whole, dim, sum(sizes[:index]), sum(sizes[:index + 1]))
+            sizes = [1 if packet_name(source) == "aten.unbind" else p.shape[dim] for p in parts]
+            return self._run(source, dim, sum(sizes[:index]), sum(sizes[:index + 1]))
         if name == "aten.select":
             low = node.args[2] % node.args[0].meta["val"].shape[_dim(node)]  # type: ignore[union-attr, operator]
             return self._run(node, _dim(node), low, low + 1)
@@ -160,5 +160,5 @@ def _transposes(node: fx.Node) -> bool:
 def _dim(node: fx.Node) -> int:
     """The dimension along which a split, select or slice cuts its input."""
     schema = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
-    given = dict(zip(schema, node.args, strict=False)) | dict(node.kwargs)
-    return given.get("dim", 0) % node.args[0].meta["val"].dim()  # type: ignore[operator, union-attr]
+    values = dict(zip(schema, node.args, strict=False)) | dict(node.kwargs)
+    return values.get("dim", 0) % node.args[0].meta["val"].dim()  # type: ignore[operator, union-attr]

@@ -53,36 +53,36 @@ def find_sites(capture: Capture, axes: dict[str, Any], trainable: set[str]) -> A
 
 def _analysis(capture: Capture, axes: dict[str, Any], trainable: set[str]) -> Analysis:
     origins = Origins()
-    found: list[tuple[Site, Origin, Hashable]] = []
-    live = _reaches_loss(capture)
+    candidates: list[tuple[Site, Origin, Hashable]] = []
+    reaching = _reaches_loss(capture)
     for node in capture.main.nodes:
         if node.op == "placeholder":
             kind, name = capture.inputs[node.name]
             if kind == "parameter" and name in trainable:
                 origins.parameter(node, name)
-        elif node.op == "call_function" and node in live and any(n in origins.of for n in node.all_input_nodes):
+        elif node.op == "call_function" and node in reaching and any(n in origins.of for n in node.all_input_nodes):
             if isinstance(axes[node.name], Reduced):
                 raise CoverageError(f"a parameter enters the loss beside the batch at {source_line(node)}; a penalty on "
                                     "parameters belongs into the optimizer (weight_decay)")
             if axes[node.name] is None:
                 origins.follow(node)
             else:
-                found += _sites_of(capture, node, axes, origins)
-    named = _finish(join(found))
+                candidates += _sites_of(capture, node, axes, origins)
+    named = _finish(join(candidates))
     used = {p for s in named for p in s.params}
     return Analysis(axes, tuple(named), _groups(named), frozenset(n.name for n in origins.of),
                     tuple(sorted(trainable - used)))
 
 
 def _reaches_loss(capture: Capture) -> set[fx.Node]:
-    seen: set[fx.Node] = set()
+    visited: set[fx.Node] = set()
     todo = list(capture.main.nodes[-1].all_input_nodes)
     while todo:
         node = todo.pop()
-        if node not in seen:
-            seen.add(node)
+        if node not in visited:
+            visited.add(node)
             todo.extend(node.all_input_nodes)
-    return seen
+    return visited
 
 
 def _sites_of(capture: Capture, node: fx.Node, axes: dict[str, Any],
@@ -93,23 +93,23 @@ def _sites_of(capture: Capture, node: fx.Node, axes: dict[str, Any],
                 if isinstance(s, BatchAxis))
     inputs = [v for n in node.all_input_nodes for v in pytree.tree_leaves(n.meta["val"])]
     real = not any(isinstance(v, torch.Tensor) and v.is_complex() for v in (*inputs, *outs))
-    found = []
-    for at, arg in enumerate(flat):
-        if not isinstance(arg, fx.Node) or arg not in origins.of or not origins.passes(node, at):
+    sites = []
+    for place, arg in enumerate(flat):
+        if not isinstance(arg, fx.Node) or arg not in origins.of or not origins.passes(node, place):
             continue
         weight, origin = arg.meta["val"], origins.of[arg]
         if not isinstance(weight, torch.Tensor):
             raise CoverageError(f"{node.target} at {source_line(node)} takes a list of parameters in one piece")
         # Closed formulas are for real numbers; the rest asks autograd.
         name, kind = next((k, kind) for k, kind in kinds().items()
-                          if (kind.claims(node, at) if real else k == "generic"))
+                          if (kind.claims(node, place) if real else k == "generic"))
         params, rows = tuple(sorted(origin.params)), capture.main.rows
-        site = Site("+".join(params), node.name, arg.name, at, name, packet_name(node), params, tuple(weight.shape),
-                    weight.dtype, rows, kind.dims(node, at, rows, axis), origin.isometric and real, True,
+        site = Site("+".join(params), node.name, arg.name, place, name, packet_name(node), params, tuple(weight.shape),
+                    weight.dtype, rows, kind.dims(node, place, rows, axis), origin.isometric and real, True,
                     f"{module_path(node) or 'model'}, {source_line(node)}", weight.device,
                     outputs=sum(v.numel() for v in outs if v.is_floating_point() or v.is_complex()))
-        found.append((site, origin, kind.layout(node, at) if hasattr(kind, "layout") else None))
-    return found
+        sites.append((site, origin, kind.layout(node, place) if hasattr(kind, "layout") else None))
+    return sites
 
 
 def _finish(found: list[tuple[Site, Origin]]) -> list[Site]:
@@ -120,8 +120,8 @@ def _finish(found: list[tuple[Site, Origin]]) -> list[Site]:
             touching[p].add(i)
 
     def alone(i: int, mine: Origin) -> bool:
-        others = [found[j][1].piece for p in mine.params for j in touching[p] if j != i]
-        return not others or (mine.piece is not None and all(p is not None and mine.piece.apart(p) for p in others))
+        pieces = [found[j][1].piece for p in mine.params for j in touching[p] if j != i]
+        return not pieces or (mine.piece is not None and all(p is not None and mine.piece.apart(p) for p in pieces))
 
     count: dict[str, int] = defaultdict(int)
     done = []
@@ -140,11 +140,11 @@ def _groups(sites: list[Site]) -> tuple[tuple[Site, ...], ...]:
             groups.append((set(), [site]))
             continue
         merged: tuple[set[str], list[Site]] = (set(site.params), [site])
-        rest = []
+        remaining = []
         for group in groups:
             if group[0] & merged[0]:
                 merged = (group[0] | merged[0], group[1] + merged[1])
             else:
-                rest.append(group)
-        groups = [*rest, merged]
+                remaining.append(group)
+        groups = [*remaining, merged]
     return tuple(tuple(g[1]) for g in groups)

@@ -125,10 +125,10 @@ class Context:
         if self._values is None:
             self._values = arguments(self.node)
         names, optional = readable(name)
-        found = next((n for n in names if n in self._values), None)
-        if found is None and not optional:
+        present = next((n for n in names if n in self._values), None)
+        if present is None and not optional:
             raise LookupError(f"{self.node.target} has no argument {name!r}")
-        return default if found is None else self._values[found]
+        return default if present is None else self._values[present]
 
     def state(self, name: str) -> State:
         """State of argument `name`; None for numbers and absent tensors."""
@@ -166,18 +166,18 @@ class Context:
     @property
     def out(self) -> tuple[int, ...]:
         value = self.node.meta["val"]
-        first = value[0] if isinstance(value, list | tuple) else value
-        return tuple(first.shape)
+        tensor = value[0] if isinstance(value, list | tuple) else value
+        return tuple(tensor.shape)
 
     @property
     def scaling(self) -> list[int]:
         """Dimensions of the (first) output whose size differs between the twins: batch-sized ones."""
-        value, other = self.node.meta["val"], self.twin.meta["val"]
+        value, twin_value = self.node.meta["val"], self.twin.meta["val"]
         if isinstance(value, list | tuple):
-            value, other = value[0], other[0]
+            value, twin_value = value[0], twin_value[0]
         if not isinstance(value, torch.Tensor):
             return []
-        return [d for d, (a, b) in enumerate(zip(value.shape, other.shape, strict=True)) if a != b]
+        return [d for d, (a, b) in enumerate(zip(value.shape, twin_value.shape, strict=True)) if a != b]
 
     @property
     def touched(self) -> bool:
@@ -187,14 +187,14 @@ class Context:
     def refuse_batch_numbers(self, *names: str) -> None:
         """A number that changes with the batch size must not become a value: any, or those of the
         arguments `names`."""
-        mine, other = self.node, self.twin
+        node, twin = self.node, self.twin
         if names:
             present = [n for name in names for n in readable(name)[0]]
-            pair = [{k: v for k, v in arguments(n).items() if k in present} for n in (mine, other)]
+            pair = [{k: v for k, v in arguments(n).items() if k in present} for n in (node, twin)]
         else:
-            pair = [{"": (n.args, n.kwargs)} for n in (mine, other)]
-        one, two = ([a for a in pytree.tree_leaves(p) if isinstance(a, int | float)] for p in pair)
-        if one != two:
+            pair = [{"": (n.args, n.kwargs)} for n in (node, twin)]
+        numbers, twin_numbers = ([a for a in pytree.tree_leaves(p) if isinstance(a, int | float)] for p in pair)
+        if numbers != twin_numbers:
             raise Mixes("it computes with the batch size as a number, so a gradient would depend on how many "
                         "examples there are; divide by a constant instead")
 

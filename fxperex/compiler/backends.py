@@ -60,15 +60,15 @@ def compile_step(graph: fx.GraphModule, inputs: list[Tensor], backend: str, fixe
     check, tries = check or Check(graph), tries if tries is not None else [("the inputs at hand", inputs)]
     makers: dict[str, Callable[[], Sequence[Step]]] = {}
     may_lay_out = backend == "auto" and not _on_gpu(inputs) and not _draws_images(graph)
-    if may_lay_out and (other := channels_last(graph, fixed)) is not None:
-        makers[CHANNELS_LAST] = lambda: [_no_grad(other)]
+    if may_lay_out and (laid_out := channels_last(graph, fixed)) is not None:
+        makers[CHANNELS_LAST] = lambda: [_no_grad(laid_out)]
     makers["inductor"] = lambda: _ways(graph, inputs, fixed, tries)
-    known = choice.recall(graph, inputs) if backend == "auto" else None
-    for name in makers if known not in runs | makers else [known]:
+    remembered = choice.recall(graph, inputs) if backend == "auto" else None
+    for name in makers if remembered not in runs | makers else [remembered]:
         if name in makers and (step := _trusted(name, makers[name], check, tries)) is not None:
             runs[name] = step
-    if known in runs or backend == "inductor" or len(runs) == 1:
-        name = known if known in runs else list(runs)[-1]
+    if remembered in runs or backend == "inductor" or len(runs) == 1:
+        name = remembered if remembered in runs else list(runs)[-1]
         return runs[name], name
     fastest = _fastest(_seconds(runs, inputs), 1.0 if _on_gpu(inputs) else WORTH)
     choice.remember(graph, inputs, fastest)
@@ -175,15 +175,16 @@ def _seconds(calls: dict[str, Step], inputs: list[Tensor]) -> dict[str, float]:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     begun = time.perf_counter()
-    while len(taken["eager"]) < ROUNDS[0] or (len(taken["eager"]) < ROUNDS[1] and time.perf_counter() - begun < SPEND):
+    while len(times["eager"]) < ROUNDS[0] or (len(times["eager"]) < ROUNDS[1] and time.perf_counter() - begun < SPEND):
         for name, call in calls.items():
             wait()
             start = time.perf_counter()
             call(*inputs)
             wait()
-            taken[name].append(time.perf_counter() - start)
-    eager = taken["eager"][1:]  # the first round warms up
+            times[name].append(time.perf_counter() - start)
+    eager = times["eager"][1:]  # the first round warms up
     base = statistics.median(eager)
-    return {name: base * statistics.median(t / e for t, e in zip(each[1:], eager, strict=True)) for name, each in taken.items()}
+    return {name: base * statistics.median(t / e for t, e in zip(rounds[1:], eager, strict=True))
+            for name, rounds in times.items()}

@@ -47,15 +47,15 @@ class Check:
         Random draws are the same in both, and torch's generators end where one run ends. Raises what the eager graph raises.
         """
         start = _draws(inputs)
-        want = self.eager(*inputs)
+        expected = self.eager(*inputs)
         before = [x.clone() for x in inputs]
         _draw_again(start)
         try:
-            found = list(step(*inputs))
+            outputs = list(step(*inputs))
         except Exception as error:  # compiled code fails in its own many ways
             if ended(error):
                 raise
-            return f"it raises {type(error).__name__} on {kind}, where the eager step does not: {error}", want
+            return f"it raises {type(error).__name__} on {kind}, where the eager step does not: {error}", expected
         finally:
             spoilt = [i for i, (x, old) in enumerate(zip(inputs, before, strict=True)) if not _equal(x, old)]
             for i in spoilt:
@@ -63,13 +63,13 @@ class Check:
         end = _draws(inputs)
         if spoilt:
             names = [n.name for n in self.graph.graph.find_nodes(op="placeholder")]
-            return f"it overwrites its input {names[spoilt[0]]} on {kind}", want
+            return f"it overwrites its input {names[spoilt[0]]} on {kind}", expected
         del before
         try:
-            text = self._difference(want, found, inputs, start, kind)
+            text = self._difference(expected, outputs, inputs, start, kind)
         finally:
             _draw_again(end)
-        return text, want if text else found
+        return text, expected if text else outputs
 
     def _difference(self, want: list[Any], found: list[Any], inputs: Sequence[Tensor], start: Any, kind: str) -> str:
         if len(found) != len(want):
@@ -82,7 +82,7 @@ class Check:
         for draws in (range(0), range(DRAWS), range(DRAWS, DRAWS + MORE)):
             # What rounding explains is measured only where something is further off than any rounding needs an excuse for.
             allowed = self._widened(allowed, want, inputs, start, draws)
-            wrong = [i for i, (d, most) in enumerate(zip(far, allowed, strict=True)) if not bool((d <= most).all())]
+            wrong = [i for i, (d, limit) in enumerate(zip(far, allowed, strict=True)) if not bool((d <= limit).all())]
             if not wrong:
                 return ""
         return self._text(wrong[0], want, far, allowed, kind)
@@ -90,11 +90,11 @@ class Check:
     def tolerated(self, inputs: Sequence[Tensor]) -> tuple[list[Any], list[Tensor]]:
         """Returns the eager outputs on `inputs`, and how far another's may be from each: by row, or in the Euclidean norm."""
         start = _draws(inputs)
-        want = self.eager(*inputs)
+        expected = self.eager(*inputs)
         end = _draws(inputs)
-        allowed = self._widened(self._allowed_free(want), want, inputs, start, range(DRAWS + MORE))
+        allowed = self._widened(self._allowed_free(expected), expected, inputs, start, range(DRAWS + MORE))
         _draw_again(end)
-        return want, allowed
+        return expected, allowed
 
     def _allowed_free(self, want: list[Any]) -> list[Tensor]:
         total = sum(float(_size(w)) ** 2 for w in want[self.by_row:]) ** 0.5
@@ -135,11 +135,11 @@ class Check:
 
     def _text(self, i: int, want: list[Any], far: list[Tensor], allowed: list[Tensor], kind: str) -> str:
         excess = far[i] - allowed[i]
-        at = int(excess.nan_to_num(torch.inf, torch.inf).argmax()) if excess.dim() else 0
-        row = f" of row {at if far[i].dim() == 1 else at // far[i].shape[1]}" if far[i].dim() else ""
-        size = float(want[i].double().abs().reshape(-1)[at] if i < self.by_row else _size(want[i]))
-        return (f"{self._told(i)}{row} is off by {float(far[i].reshape(-1)[at]):.2g} on {kind}, and rounding explains "
-                f"{float(allowed[i].reshape(-1)[at]):.2g} (its size is {size:.2g})")
+        place = int(excess.nan_to_num(torch.inf, torch.inf).argmax()) if excess.dim() else 0
+        row = f" of row {place if far[i].dim() == 1 else place // far[i].shape[1]}" if far[i].dim() else ""
+        size = float(want[i].double().abs().reshape(-1)[place] if i < self.by_row else _size(want[i]))
+        return (f"{self._told(i)}{row} is off by {float(far[i].reshape(-1)[place]):.2g} on {kind}, and rounding explains "
+                f"{float(allowed[i].reshape(-1)[place]):.2g} (its size is {size:.2g})")
 
     def _told(self, i: int) -> str:
         """Output i by name, with the node and the site it comes from."""
@@ -167,13 +167,13 @@ def first_difference(check: Check, step: Step, tries: Iterable[tuple[str, list[T
 
 
 def _mark(node: fx.Node) -> Any:
-    todo, seen = deque([node]), {node}
+    todo, visited = deque([node]), {node}
     while todo:
-        at = todo.popleft()
-        if mark := at.meta.get("fxperex"):
+        current = todo.popleft()
+        if mark := current.meta.get("fxperex"):
             return mark
-        todo.extend(n for n in at.all_input_nodes if n not in seen)
-        seen.update(at.all_input_nodes)
+        todo.extend(n for n in current.all_input_nodes if n not in visited)
+        visited.update(current.all_input_nodes)
     return None
 
 
@@ -191,8 +191,8 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 def _draws(inputs: Sequence[Tensor]) -> list[tuple[torch.device | None, Tensor]]:
     """The states of the generators that a step on `inputs` draws from."""
-    found: list[tuple[torch.device | None, Tensor]] = [(None, torch.get_rng_state())]
-    return found + [(d, torch.cuda.get_rng_state(d)) for d in {x.device for x in inputs if x.is_cuda}]
+    states: list[tuple[torch.device | None, Tensor]] = [(None, torch.get_rng_state())]
+    return states + [(d, torch.cuda.get_rng_state(d)) for d in {x.device for x in inputs if x.is_cuda}]
 
 
 def _draw_again(states: list[tuple[torch.device | None, Tensor]]) -> None:

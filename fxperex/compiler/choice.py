@@ -19,10 +19,10 @@ VERSION = 5  # of what is measured against what, and who wins
 def recall(graph: fx.GraphModule, inputs: list[Tensor]) -> str | None:
     """Returns the backend that was measured to be the fastest before, None where nothing (legible) was."""
     try:
-        found = json.loads(_path(graph, inputs).read_text())["backend"]
+        backend = json.loads(_path(graph, inputs).read_text())["backend"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if isinstance(found, str) else None
+    return backend if isinstance(backend, str) else None
 
 
 def remember(graph: fx.GraphModule, inputs: list[Tensor], backend: str) -> None:

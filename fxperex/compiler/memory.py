@@ -32,8 +32,8 @@ def guarded(step: Callable[..., Sequence[Any]], plan: Plan, peak: Callable[[], f
 
 def told(plan: Plan, peak: float, error: BaseException, device: torch.device | None = None) -> str:
     """Returns the message: what the plan expected, what the allocator said, what to set. device: the GPU it ran on, if any."""
-    most = max(plan.choices, key=lambda c: c.cost.held, default=None)
-    where = f", most of it for {most.site.name} ({most.strategy}: {_size(most.cost.held)})" if most else ""
+    largest = max(plan.choices, key=lambda c: c.cost.held, default=None)
+    where = f", most of it for {largest.site.name} ({largest.strategy}: {_size(largest.cost.held)})" if largest else ""
     return (f"the step ran out of memory: {str(error).splitlines()[0]} The plan for {plan.rows} rows expected a peak of "
             f"{_size(peak)}{where}. Nothing was written to the model. Transform again with "
             f"memory=\"{_size(_budget(peak, device))}\", or with physical_batch={max(plan.rows // 2, 1)} "

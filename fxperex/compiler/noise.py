@@ -51,8 +51,8 @@ class _Shaken(fx.Interpreter):
         if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
             return x
         signs = torch.empty(x.shape, dtype=x.dtype, device=x.device).bernoulli_(0.5, generator=self.generator)
-        found = x * signs.mul_(2 * self.by).add_(1 - self.by)
-        return torch.where(torch.isfinite(found), found, x)  # the largest number stays what it is
+        moved = x * signs.mul_(2 * self.by).add_(1 - self.by)
+        return torch.where(torch.isfinite(moved), moved, x)  # the largest number stays what it is
 
 
 def shaken(graph: fx.GraphModule, inputs: Sequence[Tensor], u: float, seed: int) -> list[Any]:

@@ -27,11 +27,11 @@ def stand_ins(shown: Rows, rows: int, large: float = LARGE[0], free: bool = True
     generator = torch.Generator().manual_seed(seed)
     device, half = shown[0].device, max(rows // 2, 1)
     every = torch.ones(rows, dtype=torch.bool, device=device)
-    some = torch.arange(rows, device=device) < half if rows > 1 else every
+    half_mask = torch.arange(rows, device=device) < half if rows > 1 else every
     ordinary = _mixed(shown, rows, generator, free)
     yield "ordinary rows", ordinary, every
     padded = tuple(torch.cat([x[:half], x[:1].expand(rows - half, *x.shape[1:])]) for x in _mixed(shown, rows, generator, free))
-    yield "rows of which some are masked", padded, some
+    yield "rows of which some are masked", padded, half_mask
     yield "no row", padded, torch.zeros_like(every)
     yield "equal rows", tuple(x[:1].expand_as(x).contiguous() for x in ordinary), every
     if free and _any_real(shown):
@@ -87,20 +87,20 @@ def _mixed(shown: Rows, rows: int, generator: torch.Generator, free: bool) -> Ro
     """Row b of every tensor is between the same two shown rows."""
     count = len(shown[0])
     order = torch.cat([torch.randperm(count, generator=generator) for _ in range(rows // count + 1)])[:rows]
-    other = torch.randint(count, (rows,), generator=generator)
+    partner = torch.randint(count, (rows,), generator=generator)
     share = 0.5 + 0.5 * torch.rand(rows, generator=generator)
-    return tuple(_between(x.detach(), order, other, share, generator) if free and x.is_floating_point()
+    return tuple(_between(x.detach(), order, partner, share, generator) if free and x.is_floating_point()
                  else x.detach()[order.to(x.device)] for x in shown)
 
 
 def _between(x: Tensor, order: Tensor, other: Tensor, share: Tensor, generator: torch.Generator) -> Tensor:
-    one, two = x[order.to(x.device)], x[other.to(x.device)]
+    one, y = x[order.to(x.device)], x[other.to(x.device)]
     share = share.to(x.device, x.dtype).reshape(-1, *[1] * (x.dim() - 1))
     if bool((x == x.reshape(-1)[:1]).all()):  # nothing was shown but a shape
         low = x.reshape(-1)[:1].clamp(max=0) if x.numel() else 0.0
         return low + torch.rand(one.shape, generator=generator).to(x.device, x.dtype)
     # Where both are the same (infinite in a mask), so is what lies between.
-    return torch.where(one == two, one * share if len(x) == 1 else one, share * one + (1 - share) * two)
+    return torch.where(one == y, one * share if len(x) == 1 else one, share * one + (1 - share) * y)
 
 
 def _scaled(rows: Rows, factor: float) -> Rows:

@@ -43,14 +43,14 @@ def calibrate(device: torch.device, report: Report | None = None, budget: float 
 
 def _todo() -> list[tuple[str, Kernel, torch.dtype, Shape]]:
     """Every measurement, spread evenly: a budget that runs out leaves gaps in every kernel, and none without samples."""
-    found: list[tuple[float, str, Kernel, torch.dtype, Shape]] = []
+    tasks: list[tuple[float, str, Kernel, torch.dtype, Shape]] = []
     for name, kernel in KERNELS.items():
         for dtype, shapes in [(torch.float32, kernel.shapes), *((d, _few(kernel)) for d in kernel.dtypes)]:
             # A stride prime to the grid's number of shapes takes every shape once, far-apart ones first.
             stride = next(p for p in STRIDES if len(shapes) % p)
             order = [shapes[(i * stride) % len(shapes)] for i in range(len(shapes))]
-            found += [(i / len(order), name, kernel, dtype, s) for i, s in enumerate(order)]
-    return [item[1:] for item in sorted(found, key=lambda item: item[0])]
+            tasks += [(i / len(order), name, kernel, dtype, s) for i, s in enumerate(order)]
+    return [item[1:] for item in sorted(tasks, key=lambda item: item[0])]
 
 
 def _few(kernel: Kernel) -> tuple[Shape, ...]:

@@ -48,9 +48,9 @@ class Profile:
         """Returns the predicted seconds of one Work: at its kernel's rate, and the first touch of tensors too large to reuse."""
         if work.kernel == "fresh":
             return work.calls * self.touching(work.amount)
-        one = work.amount / (self._surfaces[work.kernel].rate(work.shape) * self._factor(work))
-        made = (WIDTHS[work.dtype] * elements for elements in KERNELS[work.kernel].made(work.shape))
-        return work.calls * (one + sum(self.touching(b) for b in made if b >= FRESH))
+        seconds = work.amount / (self._surfaces[work.kernel].rate(work.shape) * self._factor(work))
+        traffic = (WIDTHS[work.dtype] * elements for elements in KERNELS[work.kernel].made(work.shape))
+        return work.calls * (seconds + sum(self.touching(b) for b in traffic if b >= FRESH))
 
     def touching(self, made: float) -> float:
         """Returns the seconds of the first touch of `made` bytes that are new to the process; none where pages are kept."""
@@ -59,8 +59,8 @@ class Profile:
     @cached_property
     def errors(self) -> dict[str, float]:
         """Relative error by kernel class, from predicting each sample without it (at least 3 %, the clock's own)."""
-        least = 0.03 if self.source == "measured" else UNMEASURED
-        return {k: max(s.leave_one_out(), least) for k, s in self._surfaces.items()}
+        base = 0.03 if self.source == "measured" else UNMEASURED
+        return {k: max(s.leave_one_out(), base) for k, s in self._surfaces.items()}
 
     @cached_property
     def _surfaces(self) -> dict[str, Surface]:
@@ -70,11 +70,11 @@ class Profile:
         """Rate of another dtype over float32's: measured where it was, else by the width of a number."""
         if work.dtype == "float32" or KERNELS[work.kernel].axes == ("one",):
             return 1.0
-        found = self.samples[work.kernel].get(work.dtype)
-        if not found or work.kernel == "gram":
+        samples = self.samples[work.kernel].get(work.dtype)
+        if not samples or work.kernel == "gram":
             return 0.5 if work.dtype == "float64" and work.kernel != "gram" else 1.0
         surface = self._surfaces[work.kernel]
-        return math.exp(sum(math.log(rate / surface.rate(shape)) for shape, rate in found) / len(found))
+        return math.exp(sum(math.log(rate / surface.rate(shape)) for shape, rate in samples) / len(samples))
 
     def traffic(self, moved: float) -> float:
         """Returns the seconds of moving `moved` bytes, read and written ones together, by pointwise operations."""
@@ -89,17 +89,17 @@ class Profile:
         lines = [f'  "{k}": {{' + ", ".join(f'"{d}": {json.dumps([[list(s), float(f"{r:.4g}")] for s, r in rows])}'
                                             for d, rows in by.items()) + "}" for k, by in self.samples.items()]
         head = {"version": VERSION, "device": self.device, "torch": self.torch, "source": self.source}
-        told = "".join(f' "{k}": {json.dumps(v)},\n' for k, v in head.items())
-        return "{\n" + told + ' "samples": {\n' + ",\n".join(lines) + "\n }\n}\n"
+        head_text = "".join(f' "{k}": {json.dumps(v)},\n' for k, v in head.items())
+        return "{\n" + head_text + ' "samples": {\n' + ",\n".join(lines) + "\n }\n}\n"
 
     @staticmethod
     def from_json(text: str) -> Profile:
         """Returns the Profile of `text`. Raises ConfigError that says what is wrong with it."""
         try:
-            found = json.loads(text)
-            if found["version"] != VERSION:
-                raise ConfigError(f"it has version {found['version']!r}, this library reads {VERSION}")
-            return Profile(str(found["device"]), str(found["torch"]), _checked(found["samples"]), str(found["source"]))
+            body = json.loads(text)
+            if body["version"] != VERSION:
+                raise ConfigError(f"it has version {body['version']!r}, this library reads {VERSION}")
+            return Profile(str(body["device"]), str(body["torch"]), _checked(body["samples"]), str(body["source"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, ConfigError):
                 raise

@@ -22,10 +22,10 @@ def profile(device: torch.device) -> Profile:
     """
     path = cache_folder() / f"{device_name(device)}.json"
     try:
-        found = Profile.from_json(path.read_text())
-        if found.device == device_name(device) and found.torch == torch.__version__:
-            return found
-        warnings.warn(f"device profile {path} was measured on {found.device} with torch {found.torch}; not used. "
+        stored = Profile.from_json(path.read_text())
+        if stored.device == device_name(device) and stored.torch == torch.__version__:
+            return stored
+        warnings.warn(f"device profile {path} was measured on {stored.device} with torch {stored.torch}; not used. "
                       "Measure this device with `fxperex calibrate`", stacklevel=2)
     except FileNotFoundError:
         pass

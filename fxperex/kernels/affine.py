@@ -29,5 +29,5 @@ def affine_gradients(x: Tensor, g: Tensor, mean: Tensor, rstd: Tensor, per: int)
 
 @affine_gradients.register_fake
 def _(x: Tensor, g: Tensor, mean: Tensor, rstd: Tensor, per: int) -> tuple[Tensor, Tensor, Tensor]:
-    made = x.new_empty(x.shape[0], x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
-    return made, torch.empty_like(made), x.new_empty(x.shape[0], 2, dtype=torch.float64)
+    like = x.new_empty(x.shape[0], x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+    return like, torch.empty_like(like), x.new_empty(x.shape[0], 2, dtype=torch.float64)

@@ -40,16 +40,16 @@ def _(words: Tensor, count: int, counter: int) -> Tensor:
 def reference(words: Tensor, count: int, counter: int) -> Tensor:
     """Returns the same by ATen, 32-bit words kept in int64."""
     blocks = -(-count // PER_BLOCK)
-    given = (words.long() & MASK)[:, None].expand(-1, blocks)
+    state = (words.long() & MASK)[:, None].expand(-1, blocks)
     constants = torch.tensor(CONSTANTS, device=words.device)[:, None].expand(-1, blocks)
     counters = torch.arange(counter, counter + blocks, device=words.device)[None]
-    start = torch.cat([constants, given[:8], counters, given[8:]])
+    start = torch.cat([constants, state[:8], counters, state[8:]])
     x = list(start)
     for _ in range(ROUNDS):
         for places in COLUMNS + DIAGONALS:
             _quarter(x, *places)
-    made = ((torch.stack(x) + start) & MASK).t()
-    return (made[:, ::2] | made[:, 1::2] << 32).flatten()[:count]
+    blocks_out = ((torch.stack(x) + start) & MASK).t()
+    return (blocks_out[:, ::2] | blocks_out[:, 1::2] << 32).flatten()[:count]
 
 
 def _quarter(x: list[Tensor], a: int, b: int, c: int, d: int) -> None:

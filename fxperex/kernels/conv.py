@@ -84,8 +84,8 @@ def reference(x: Tensor, g: Tensor, shape: Shape) -> Tensor:
 def _shift(x: Tensor, tap: list[int], shape: Shape, positions: torch.Size) -> Tensor:
     """`x[..., s t + d k - p]` for all positions t; outside the input zero."""
     for i, (k, n) in enumerate(zip(tap, positions, strict=True)):
-        at = torch.arange(n, device=x.device) * shape.stride[i] + shape.dilation[i] * k - shape.before[i]
-        inside = (at >= 0) & (at < x.shape[3 + i])
-        x = x.index_select(3 + i, at.clamp(0, x.shape[3 + i] - 1))
+        places = torch.arange(n, device=x.device) * shape.stride[i] + shape.dilation[i] * k - shape.before[i]
+        inside = (places >= 0) & (places < x.shape[3 + i])
+        x = x.index_select(3 + i, places.clamp(0, x.shape[3 + i] - 1))
         x = x * inside.to(x.dtype).view(*(-1 if d == 3 + i else 1 for d in range(x.dim())))
     return x

@@ -38,9 +38,10 @@ def unavailable(device: torch.device) -> str | None:
         return None
     if device.type != "cuda":
         return f"the Triton kernels need a CUDA GPU; this step is on {device.type}"
-    found = torch.cuda.get_device_capability(device)
-    if found < OLDEST:
-        return f"the GPU is too old: compute capability {found[0]}.{found[1]}, the Triton kernels need {OLDEST[0]}.{OLDEST[1]}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST:
+        return (f"the GPU is too old: compute capability {capability[0]}.{capability[1]}, the Triton "
+                f"kernels need {OLDEST[0]}.{OLDEST[1]}")
     return None
 
 

@@ -48,6 +48,6 @@ def added(places: Tensor, g: Tensor, count: int) -> Tensor:
 
 def run_numbers(ids: Tensor) -> Tensor:
     """Returns `[B,T]`: for every token, the number of its id among the example's sorted distinct ids."""
-    found, order = ids.sort(dim=1)
-    new = torch.nn.functional.pad((found[:, 1:] != found[:, :-1]).to(torch.int64), (1, 0))
+    ordered, order = ids.sort(dim=1)
+    new = torch.nn.functional.pad((ordered[:, 1:] != ordered[:, :-1]).to(torch.int64), (1, 0))
     return torch.zeros_like(order).scatter(1, order, new.cumsum(1))

@@ -58,13 +58,13 @@ def _streamed(a: Tensor, g: Tensor) -> Tensor:
     rows, groups, _, inputs = a.shape
     outputs = g.shape[3]
     line = groups * inputs * a.element_size()
-    some, wide = max(STREAMED // (line * outputs), 1), min(max(STREAMED // line, 1), outputs)
-    buffer = a.new_empty(min(some, rows) * groups * wide * inputs)
+    count, wide = max(STREAMED // (line * outputs), 1), min(max(STREAMED // line, 1), outputs)
+    buffer = a.new_empty(min(count, rows) * groups * wide * inputs)
     squares = a.new_zeros(rows, dtype=torch.float64)
     x, y = a.flatten(0, 1), g.flatten(0, 1).transpose(1, 2)
-    for b in range(0, rows, some):
-        here = slice(b * groups, (b + some) * groups)
+    for b in range(0, rows, count):
+        here = slice(b * groups, (b + count) * groups)
         for part in y[here].split(wide, 1):
             out = buffer[:part.shape[0] * part.shape[1] * inputs].view(part.shape[0], part.shape[1], inputs)
-            squares[b:b + some] += sq_norm(torch.bmm(part, x[here], out=out).view(-1, groups * part.shape[1] * inputs))
+            squares[b:b + count] += sq_norm(torch.bmm(part, x[here], out=out).view(-1, groups * part.shape[1] * inputs))
     return squares

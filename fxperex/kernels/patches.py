@@ -20,10 +20,10 @@ from torch import Tensor
 def patches(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], before: Sequence[int],
             after: Sequence[int], last: bool) -> Tensor:
     """Returns `[N, T, |K| C]` (`last`) or `[N, C |K|, T]` of `x [N, C, *S]`; zero outside the image."""
-    seen = _windows(x, kernel, stride, dilation, before, after, last)
-    made = x.new_empty(seen.shape).copy_(seen)
+    windows = _windows(x, kernel, stride, dilation, before, after, last)
+    copied = x.new_empty(windows.shape).copy_(windows)
     width = x.shape[1] * math.prod(kernel)
-    return made.view(len(x), -1, width) if last else made.view(len(x), width, -1)
+    return copied.view(len(x), -1, width) if last else copied.view(len(x), width, -1)
 
 
 def _windows(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], before: Sequence[int],
@@ -33,11 +33,11 @@ def _windows(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: 
     space = 1 if last else 2  # the first of the image's own dimensions
     x = x.movedim(1, -1) if last else x
     sides = [w for pair in reversed(list(zip(before, after, strict=True))) for w in pair]
-    seen = F.pad(x, [0, 0, *sides] if last else sides) if any(sides) else x
+    windows = F.pad(x, [0, 0, *sides] if last else sides) if any(sides) else x
     for i, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
-        seen = seen.unfold(space + i, d * (k - 1) + 1, s)[..., ::d]
+        windows = windows.unfold(space + i, d * (k - 1) + 1, s)[..., ::d]
     where, taps, channels = range(space, space + n), range(2 + n, 2 + 2 * n), 1 + n if last else 1
-    return seen.permute(0, *where, *taps, channels) if last else seen.permute(0, channels, *taps, *where)
+    return windows.permute(0, *where, *taps, channels) if last else windows.permute(0, channels, *taps, *where)
 
 
 @patches.register_fake
@@ -45,8 +45,8 @@ def _(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequenc
       after: Sequence[int], last: bool) -> Tensor:
     sizes = [(size + low + high - d * (k - 1) - 1) // s + 1 for size, k, s, d, low, high in
              zip(x.shape[2:], kernel, stride, dilation, before, after, strict=True)]
-    made = math.prod(sizes), x.shape[1] * math.prod(kernel)
-    return x.new_empty((len(x), *(made if last else reversed(made))))
+    shape = math.prod(sizes), x.shape[1] * math.prod(kernel)
+    return x.new_empty((len(x), *(shape if last else reversed(shape))))
 
 
 @torch.library.custom_op("fxperex::products_of_patches", mutates_args=())
@@ -56,16 +56,16 @@ def products_of_patches(x: Tensor, g: Tensor, kernel: Sequence[int], stride: Seq
 
     The patches of `images` images at a time lie in one buffer: together they would be memory that is new in every step.
     """
-    seen = _windows(x, kernel, stride, dilation, before, after, last)
+    windows = _windows(x, kernel, stride, dilation, before, after, last)
     rows, positions = len(x), g.shape[2]
     outputs, inputs = g.shape[1] // groups, x.shape[1] * math.prod(kernel) // groups
-    made = g.new_empty(rows, groups, outputs, inputs)
-    buffer = g.new_empty(min(images, rows), *seen.shape[1:])
-    for part, grads, out in zip(seen.split(images), g.split(images), made.split(images), strict=True):
+    products = g.new_empty(rows, groups, outputs, inputs)
+    buffer = g.new_empty(min(images, rows), *windows.shape[1:])
+    for part, grads, out in zip(windows.split(images), g.split(images), products.split(images), strict=True):
         a = buffer[:len(part)].copy_(part)
         a = a.view(-1, positions, inputs) if last else a.view(-1, inputs, positions).transpose(1, 2)
         torch.bmm(grads.reshape(-1, outputs, positions), a, out=out.view(-1, outputs, inputs))
-    return made
+    return products
 
 
 @products_of_patches.register_fake

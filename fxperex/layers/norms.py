@@ -47,11 +47,11 @@ class Norm:
         if site.arg == self._flat(uses.node, 0):
             args = list(uses.args)
             for which in (0, 1):
-                at = self._flat(uses.node, which)
-                if at is not None and at < len(args):
-                    args[at] = None
-            whole = uses.call(args)
-            g = g * (whole if isinstance(whole, Tensor) else whole[0])
+                place = self._flat(uses.node, which)
+                if place is not None and place < len(args):
+                    args[place] = None
+            scaled = uses.call(args)
+            g = g * (scaled if isinstance(scaled, Tensor) else scaled[0])
         trailing = packet(uses.node) in {"layer_norm", "rms_norm"}
         shape = site.shape if trailing else (*site.shape, *(1,) * (g.dim() - 2))
         return unbroadcast(g, uses.out_axis, shape, site.rows).reshape(site.rows, *site.shape)
@@ -66,15 +66,15 @@ class Norm:
         g, scale = uses.grad, uses.site.arg == self._flat(uses.node, 0)
         if positions < FEW:
             xhat = (x.reshape(images, groups, -1) - mean[..., None]) * rstd[..., None]
-            made = (g * xhat.reshape(x.shape) if scale else g).reshape(images, channels, positions).sum(2)
+            sums = (g * xhat.reshape(x.shape) if scale else g).reshape(images, channels, positions).sum(2)
         else:
             g, x = (v.reshape(1, images * channels, positions) for v in (g, x))
             # Of the weight's shape alone: what is asked for does not read it.
             weights = None if weight is None else weight.new_zeros(images * channels)
-            made = torch.ops.aten.native_group_norm_backward(
+            sums = torch.ops.aten.native_group_norm_backward(
                 g, x, mean.reshape(1, -1), rstd.reshape(1, -1), weights, 1, images * channels, positions, images * groups,
                 [False, True, True])[1 if scale else 2].reshape(images, channels)
-        return unbroadcast(made, uses.out_axis, uses.site.shape, uses.site.rows)
+        return unbroadcast(sums, uses.out_axis, uses.site.shape, uses.site.rows)
 
     def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
         from fxperex.testing import Call

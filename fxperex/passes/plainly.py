@@ -30,6 +30,6 @@ def _inline(graph: fx.Graph, node: fx.Node) -> None:
         return
     inputs = dict(zip(body.find_nodes(op="placeholder"), node.args, strict=True))
     with graph.inserting_before(node):
-        made = graph.graph_copy(body, inputs)  # type: ignore[arg-type]
-    node.replace_all_uses_with(made)  # type: ignore[arg-type]
+        inlined = graph.graph_copy(body, inputs)  # type: ignore[arg-type]
+    node.replace_all_uses_with(inlined)  # type: ignore[arg-type]
     graph.erase_node(node)

@@ -46,12 +46,12 @@ def recompute(graph: fx.GraphModule, names: Collection[str]) -> int:
     phase, place = phases(nodes), {n: i for i, n in enumerate(nodes)}
     copies: dict[tuple[fx.Node, int], fx.Node] = {}
     for node in nodes:
-        now = phase(node)
-        if node.op == "call_function" and now != FORWARD and node not in shared:
-            for source in sorted(_needed(node, shared, now, copies), key=place.__getitem__):
-                copies[source, now] = _copy(graph.graph, source, node, now, copies)
+        current = phase(node)
+        if node.op == "call_function" and current != FORWARD and node not in shared:
+            for source in sorted(_needed(node, shared, current, copies), key=place.__getitem__):
+                copies[source, current] = _copy(graph.graph, source, node, current, copies)
             for source in shared.intersection(node.all_input_nodes):
-                node.replace_input_with(source, copies[source, now])
+                node.replace_input_with(source, copies[source, current])
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
     graph.recompile()
@@ -60,12 +60,12 @@ def recompute(graph: fx.GraphModule, names: Collection[str]) -> int:
 
 def phases(nodes: list[fx.Node]) -> Callable[[fx.Node], int]:
     """Returns what tells a node's phase: FORWARD, BACKWARD with the norms, SUMS."""
-    known: set[int] = set()
+    memory: set[int] = set()
     forward = set()  # up to its last value; views are taken anywhere
     for i, node in enumerate(nodes):
-        if node.meta.get("part") == "forward" and not storages(node) <= known:
+        if node.meta.get("part") == "forward" and not storages(node) <= memory:
             forward = set(nodes[:i + 1])
-        known |= storages(node)
+        memory |= storages(node)
 
     def phase(node: fx.Node) -> int:
         summed = node.meta.get("fxperex", ("", "", ""))[2] == "weighted_sum"
@@ -75,23 +75,23 @@ def phases(nodes: list[fx.Node]) -> Callable[[fx.Node], int]:
 
 
 def _find(nodes: list[fx.Node], names: Collection[str]) -> list[fx.Node]:
-    found = [n for n in nodes if n.name in names and n.meta.get("part") == "forward"]
-    if missing := sorted(set(names) - {n.name for n in found}):
+    repeated = [n for n in nodes if n.name in names and n.meta.get("part") == "forward"]
+    if missing := sorted(set(names) - {n.name for n in repeated}):
         raise ConfigError(f"the plan recomputes {missing[0]!r} (and {len(missing) - 1} others), which this step's forward does "
                           "not have: the plan was made for another model or another version of torch; plan again")
-    return found
+    return repeated
 
 
 def _needed(node: fx.Node, shared: Collection[fx.Node], now: int, copies: Copies) -> set[fx.Node]:
     """Nodes that must be copied in front of `node`."""
-    found: set[fx.Node] = set()
+    needed: set[fx.Node] = set()
     todo = [node]
     while todo:
         for source in todo.pop().all_input_nodes:
-            if source in shared and source not in found and (source, now) not in copies:
-                found.add(source)
+            if source in shared and source not in needed and (source, now) not in copies:
+                needed.add(source)
                 todo.append(source)
-    return found
+    return needed
 
 
 def _copy(graph: fx.Graph, source: fx.Node, before: fx.Node, now: int, copies: Copies) -> fx.Node:

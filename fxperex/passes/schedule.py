@@ -39,8 +39,8 @@ def schedule(graph: fx.GraphModule, first: Collection[str] = ()) -> Schedule:
     site_of = {n.name: n.meta["fxperex"][0] for n in nodes if "fxperex" in n.meta}
 
     def trial(some: list[str]) -> tuple[float, str]:
-        found = _peak(program, _order(nodes, {n for s in some for n in sites[s]}) if some else nodes)
-        return found.bytes, site_of.get(found.at, "")
+        highest = _peak(program, _order(nodes, {n for s in some for n in sites[s]}) if some else nodes)
+        return highest.bytes, site_of.get(highest.at, "")
 
     before, _ = trial([])
     chosen, after = raised(list(sites), first, trial)
@@ -59,14 +59,14 @@ def raise_norms(graph: fx.GraphModule) -> None:
 def _movable(nodes: list[fx.Node]) -> dict[str, list[fx.Node]]:
     """Nodes that may move, by the site that made them."""
     dirty = written(nodes)
-    found: dict[str, list[fx.Node]] = {}
+    by_site: dict[str, list[fx.Node]] = {}
     for node in nodes:
         mark = node.meta.get("fxperex")
         if mark is None or mark[2] not in ROLES or node.op != "call_function":
             continue
         if not random(node) and not writes(node) and not touches(node, dirty):
-            found.setdefault(mark[0], []).append(node)
-    return found
+            by_site.setdefault(mark[0], []).append(node)
+    return by_site
 
 
 def _order(nodes: list[fx.Node], moved: set[fx.Node]) -> list[fx.Node]:
@@ -77,7 +77,7 @@ def _order(nodes: list[fx.Node], moved: set[fx.Node]) -> list[fx.Node]:
     another site of its own node was the first to form.
     """
     place = {n: i for i, n in enumerate(nodes)}
-    first = max((place[n] for n in nodes if n.op == "placeholder"), default=0)
+    start = max((place[n] for n in nodes if n.op == "placeholder"), default=0)
     free = moved | {n for n in nodes if n.target in ALIASES}
     reads: dict[str, list[fx.Node]] = {}
     for node in (n for n in nodes if n in moved):
@@ -85,10 +85,10 @@ def _order(nodes: list[fx.Node], moved: set[fx.Node]) -> list[fx.Node]:
     slot: dict[fx.Node, int] = {}
     starts: dict[str, int] = {}
     for node in nodes:
-        begin = first
+        begin = start
         if node in moved:
             site = node.meta["fxperex"][0]
-            begin = starts.setdefault(site, max([first, *(slot[n] for n in reads[site] if n in slot and n not in moved)]))
+            begin = starts.setdefault(site, max([start, *(slot[n] for n in reads[site] if n in slot and n not in moved)]))
         slot[node] = max([begin, *(slot[n] for n in node.all_input_nodes)]) if node in free else place[node]
     return sorted(nodes, key=lambda n: (slot[n], n in free, place[n]))
 

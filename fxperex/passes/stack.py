@@ -18,19 +18,19 @@ SELECTED, ADD = aten.select_backward.default, aten.add.Tensor
 
 def stack_slices(graph: fx.GraphModule) -> int:
     """Returns how many sums were replaced in `graph`, in place."""
-    found = 0
+    count = 0
     for node in reversed(list(graph.graph.nodes)):
         slices = _slices(node)
         if slices is None:
             continue
         with graph.graph.inserting_before(node):
-            made = graph.graph.call_function(aten.stack.default, slices)
-        made.meta = dict(node.meta)
-        node.replace_all_uses_with(made)
-        found += 1
+            stacked = graph.graph.call_function(aten.stack.default, slices)
+        stacked.meta = dict(node.meta)
+        node.replace_all_uses_with(stacked)
+        count += 1
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    return found
+    return count
 
 
 def _slices(node: fx.Node) -> tuple[list[Any], Any] | None:

@@ -26,16 +26,16 @@ def tidy(graph: fx.GraphModule) -> int:
     """Returns how many operations were taken out of `graph`, in place."""
     dirty = written(graph.graph.nodes)
     handed = _handed(graph)
-    known: dict[Any, fx.Node] = {}
+    earlier: dict[Any, fx.Node] = {}
     before = len(graph.graph.nodes)
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or random(node) or writes(node) or touches(node, dirty):
             continue
-        first = known.setdefault(_key(node), node)
-        again = _cheap(node) and node not in handed
-        other = node.args[0] if _nothing(node) else first if again else node
-        if other is not node:
-            node.replace_all_uses_with(other)  # type: ignore[arg-type]
+        original = earlier.setdefault(_key(node), node)
+        repeated = _cheap(node) and node not in handed
+        replacement = node.args[0] if _nothing(node) else original if repeated else node
+        if replacement is not node:
+            node.replace_all_uses_with(replacement)  # type: ignore[arg-type]
             graph.graph.erase_node(node)
     for node in list(graph.graph.nodes):
         if node.target is operator.getitem:  # at once: a tuple keeps all its values while one of them is to be taken
@@ -47,13 +47,13 @@ def tidy(graph: fx.GraphModule) -> int:
 def _handed(graph: fx.GraphModule) -> set[fx.Node]:
     """The results and what they are views of: two of them must not become one tensor, or adding to one would add to both."""
     todo = [a for n in graph.graph.nodes if n.op == "output" for a in n.all_input_nodes]
-    found: set[fx.Node] = set()
+    handed: set[fx.Node] = set()
     while todo:
         node = todo.pop()
-        if node not in found:
-            found.add(node)
+        if node not in handed:
+            handed.add(node)
             todo += [a for a in node.all_input_nodes if storages(a) & storages(node)]
-    return found
+    return handed
 
 
 def _nothing(node: fx.Node) -> bool:
@@ -70,8 +70,8 @@ def _cheap(node: fx.Node) -> bool:
         return True
     # Of an operation with several results those that nobody reads do not count: nothing keeps them.
     read = node.users if all(n.target is operator.getitem for n in node.users) else [node]
-    made = [t for n in read for t in pytree.tree_leaves(n.meta.get("val")) if isinstance(t, Tensor)]
-    return bool(made) and sum(t.nbytes for t in made) <= SMALL
+    tensors = [t for n in read for t in pytree.tree_leaves(n.meta.get("val")) if isinstance(t, Tensor)]
+    return bool(tensors) and sum(t.nbytes for t in tensors) <= SMALL
 
 
 def _view(node: fx.Node) -> bool:

@@ -45,8 +45,8 @@ def _permutation(node: fx.Node) -> list[int] | None:
         return [d % rank for d in node.args[1]]  # type: ignore[union-attr, operator, misc]
     order = list(range(rank))
     if rank >= 2:
-        one, two = (int(a) % rank for a in node.args[1:3]) if node.target is aten.transpose.int else (0, 1)  # type: ignore[call-overload]
-        order[one], order[two] = order[two], order[one]
+        i, j = (int(a) % rank for a in node.args[1:3]) if node.target is aten.transpose.int else (0, 1)  # type: ignore[call-overload]
+        order[i], order[j] = order[j], order[i]
     return order
 
 

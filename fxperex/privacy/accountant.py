@@ -164,9 +164,9 @@ def _bracket(excess: Callable[[float], float], guess: float, target: float) -> t
     high = guess
     while excess(high) > 0:
         if high >= SIGMA_MAX:
-            least = target * math.exp(excess(SIGMA_MAX))
+            smallest = target * math.exp(excess(SIGMA_MAX))
             raise ConfigError(f"no noise multiplier up to {SIGMA_MAX:.0f} reaches epsilon "
-                              f"{target:g} at this delta; the least is {least:.3g}. Raise epsilon "
+                              f"{target:g} at this delta; the least is {smallest:.3g}. Raise epsilon "
                               "or delta, take fewer steps or a smaller expected batch")
         high = min(2 * high, SIGMA_MAX)
     narrow = NARROW
@@ -189,8 +189,8 @@ def _rough(target: float, delta: float, sampler: Sampler, relation: str) -> floa
 
     lowest = round(EIGHTHS * math.log2(SIGMA_MIN))
     eighths = range(lowest, round(EIGHTHS * math.log2(SIGMA_MAX)))
-    first = lowest + bisect.bisect_left(eighths, True, key=fits)
-    return float(2.0 ** (first / EIGHTHS))
+    start = lowest + bisect.bisect_left(eighths, True, key=fits)
+    return float(2.0 ** (start / EIGHTHS))
 
 
 def _grid(sampler: Sampler, sigma: float, units: int, relation: str) -> float:

@@ -30,12 +30,12 @@ def save(folder: Path, number: int, tensors: dict[str, Tensor], state: dict[str,
     writing = folder / WRITING
     # One storage each: tied or sliced tensors would share memory, which the format refuses.
     held = needed("safetensors.torch").save({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()})
-    told = json.dumps(state, indent=1).encode()
-    mac = _mac(held, told, key)
+    text = json.dumps(state, indent=1).encode()
+    mac = _mac(held, text, key)
     try:
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir(0o700)
-        for name, data in ((TENSORS, held), (STATE, told), (MAC, mac)):
+        for name, data in ((TENSORS, held), (STATE, text), (MAC, mac)):
             put(writing / name, data)
         sync(writing)
         target = numbered(folder, number)
@@ -57,8 +57,8 @@ def numbered(folder: Path, number: int) -> Path:
 
 def sets(folder: Path) -> dict[int, Path]:
     """Returns the sets in `folder` by number."""
-    found = [path for path in folder.glob(f"{PREFIX}*") if NUMBERED.fullmatch(path.name)]
-    return {int(path.name.removeprefix(PREFIX)): path for path in found}
+    paths = [path for path in folder.glob(f"{PREFIX}*") if NUMBERED.fullmatch(path.name)]
+    return {int(path.name.removeprefix(PREFIX)): path for path in paths}
 
 
 def check_names(folder: Path) -> None:

@@ -248,19 +248,19 @@ class PrivacyEngine:
 
     def _digest(self, step: LogicalStep) -> str:
         assert step.sums is not None
-        found = hashlib.blake2b(key=self._secret.key("sum", step.generation), digest_size=32)
+        digest = hashlib.blake2b(key=self._secret.key("sum", step.generation), digest_size=32)
         counted = [] if self.mechanism.adaptive is None else [torch.tensor(self.mechanism.adaptive.below(step.result.norms))]
         for total in [*step.sums, *counted]:
-            found.update(facts.raw(total))
-        return found.hexdigest()
+            digest.update(facts.raw(total))
+        return digest.hexdigest()
 
     def _resume(self) -> None:
         if self._folder is None:
             return
-        found = self._folder.load()
+        loaded = self._folder.load()
         self._folder.claim(facts.facts(self, self._wish, self._same_data))
-        if found is not None:
-            tensors, plain = found
+        if loaded is not None:
+            tensors, plain = loaded
             state.restore(self.private.model, self._gate.optimizer, tensors, plain["optimizer"])
             self.steps_done, self.generation = plain["step"], plain["generation"]
             if self.mechanism.adaptive is not None:

@@ -34,11 +34,11 @@ class Folder:
 
     def claim(self, facts: dict[str, Any]) -> None:
         """Binds the folder to one run's `facts`, or checks that they are what it is bound to. Raises LedgerError."""
-        first = next(self.ledger.of("run"), None)
-        if first is None:
+        opening = next(self.ledger.of("run"), None)
+        if opening is None:
             self.ledger.append("run", facts=facts)
             return
-        differ = differences(first["facts"], facts)
+        differ = differences(opening["facts"], facts)
         if differ:
             raise LedgerError(f"the folder {self.path} belongs to another run: its "
                               f"{'; its '.join(differ)}. {ANOTHER}")
@@ -54,20 +54,21 @@ class Folder:
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Returns the newest checkpoint's (tensors, state), or None. Raises LedgerError if it is older than it must be."""
         checkpoint.check_names(self.path)
-        here = checkpoint.sets(self.path)
-        last = max((r["number"] for r in self.ledger.of("checkpoint")), default=-1)
-        found = max(here, default=-1)
-        if found < last:
-            raise LedgerError(f"the checkpoints in {self.path} were rolled back or removed: the ledger names number {last}, the "
-                              f"newest here is {found if here else 'none'}. Put the folder back as it was")
-        if not here:
+        present = checkpoint.sets(self.path)
+        recorded = max((r["number"] for r in self.ledger.of("checkpoint")), default=-1)
+        newest = max(present, default=-1)
+        if newest < recorded:
+            raise LedgerError(f"the checkpoints in {self.path} were rolled back or removed: the ledger names "
+                              f"number {recorded}, the newest here is {newest if present else 'none'}. "
+                              "Put the folder back as it was")
+        if not present:
             return None
-        tensors, state = checkpoint.load(here[found], self._key)
-        if state["ledger"]["length"] != found:
-            raise LedgerError(f"checkpoint {found} in {self.path} was renamed: it was written as number "
+        tensors, state = checkpoint.load(present[newest], self._key)
+        if state["ledger"]["length"] != newest:
+            raise LedgerError(f"checkpoint {newest} in {self.path} was renamed: it was written as number "
                               f"{state['ledger']['length']}. Put the folder back as it was")
         if not self.ledger.has(**state["ledger"]):
-            raise LedgerError(f"the ledger in {self.path} was rolled back or replaced: checkpoint {found} was written when it "
+            raise LedgerError(f"the ledger in {self.path} was rolled back or replaced: checkpoint {newest} was written when it "
                               f"had {state['ledger']['length']} records that are not in it now. Put the folder back as it was")
         return tensors, state
 
@@ -81,17 +82,17 @@ class Folder:
             return Secret(seed, secure, value)
         if (self.path / LEDGER).exists():
             raise LedgerError(f"{path} is missing beside a ledger: nothing here can be checked without it. Put it back")
-        made = Secret(seed, secure)
+        secret = Secret(seed, secure)
         # Whole on disk under its name, or not there: a ledger only ever stands beside the secret that signs it.
         draft = path.with_suffix(f".{os.getpid()}")
         try:
-            checkpoint.put(draft, made.value())
+            checkpoint.put(draft, secret.value())
             os.link(draft, path)
         except FileExistsError:  # another process was first; the ledger's lock decides between the two
             return Secret(seed, secure, path.read_bytes())
         finally:
             draft.unlink(missing_ok=True)
-        return made
+        return secret
 
 
 def _check_mode(secret: Path) -> None:

@@ -97,13 +97,13 @@ def guarantee(engine: PrivacyEngine) -> Guarantee:
 
 def versions() -> dict[str, str]:
     """Returns the versions that the numbers of a run depend on."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in ("fxperex", "torch", "numpy", "dp-accounting", "cryptography"):
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
+            versions[name] = "not installed as a package"
+    return versions
 
 
 def _unit(engine: PrivacyEngine) -> str:

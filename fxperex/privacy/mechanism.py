@@ -100,7 +100,7 @@ class Mechanism:
 
     def describe(self) -> dict[str, Any]:
         """Returns the facts the guarantee rests on, ready for JSON."""
-        told = {"clip": repr(self.clip), "relation": self.relation, "divisor": self.divisor, "dimension": self.dimension,
+        facts = {"clip": repr(self.clip), "relation": self.relation, "divisor": self.divisor, "dimension": self.dimension,
                 "bound on one unit": self.bound, "sensitivity": self.sensitivity, "noise": self.noise,
                 "noise multiplier": self.noise_multiplier, "standard deviation": self.std}
-        return told | ({"grid": self.grid} if self.grid else {}) | ({"count noise": self.count_std} if self.adaptive else {})
+        return facts | ({"grid": self.grid} if self.grid else {}) | ({"count noise": self.count_std} if self.adaptive else {})

@@ -46,8 +46,8 @@ class Sampler(ABC):
     def rows(self, step: int, generation: int = 0) -> Tensor:
         """Returns `draw`, checked: a row that takes part twice would count twice. Raises SamplingError."""
         drawn = self.draw(step, generation)
-        whole = isinstance(drawn, Tensor) and drawn.dtype == torch.int64 and drawn.dim() == 1
-        if not whole or bool((drawn[1:] <= drawn[:-1]).any()) or bool(((drawn < 0) | (drawn >= self.size)).any()):
+        integers = isinstance(drawn, Tensor) and drawn.dtype == torch.int64 and drawn.dim() == 1
+        if not integers or bool((drawn[1:] <= drawn[:-1]).any()) or bool(((drawn < 0) | (drawn >= self.size)).any()):
             raise SamplingError(f"{type(self).__name__}.draw must give rows 0 to {self.size - 1} as int64, rising, none more "
                                 f"than once; step {step} gave {drawn!r:.99}. A row twice moves the sum twice as far as the bound")
         return drawn

@@ -37,9 +37,9 @@ class ShuffledSampler(Sampler):
         self.per_epoch = self.size // self.batch
 
     def draw(self, step: int, generation: int = 0) -> Tensor:
-        epoch, at = divmod(step, self.per_epoch)
+        epoch, place = divmod(step, self.per_epoch)
         keys = self.secret.streams("shuffle", generation).bits(self.size, epoch)
-        rows = np.argsort(keys, kind="stable")[at * self.batch:(at + 1) * self.batch]
+        rows = np.argsort(keys, kind="stable")[place * self.batch:(place + 1) * self.batch]
         return torch.from_numpy(np.sort(rows).astype(np.int64))
 
     def event(self, noise_multiplier: float) -> DpEvent:
@@ -48,8 +48,8 @@ class ShuffledSampler(Sampler):
 
     def units(self, steps: int, first: int = 0) -> int:
         """Returns the number of epochs that the steps touch."""
-        last = first + whole(steps, "steps") - 1
-        return last // self.per_epoch - first // self.per_epoch + 1 if steps else 0
+        final = first + whole(steps, "steps") - 1
+        return final // self.per_epoch - first // self.per_epoch + 1 if steps else 0
 
     def describe(self) -> dict[str, Any]:
         return {"sampler": "shuffled", "examples": self.size, "batch": self.batch, "steps per epoch": self.per_epoch,

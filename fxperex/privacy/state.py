@@ -43,8 +43,8 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors
             _, index, entry = name.split(".", 2)
             state.setdefault(int(index), {})[entry] = value
     fresh = optimizer.state_dict()["param_groups"]
-    groups = [{k: tuple(v) if isinstance(now.get(k), tuple) else v for k, v in g.items()}
-              for g, now in zip(plain["groups"], fresh, strict=True)]
+    groups = [{k: tuple(v) if isinstance(current.get(k), tuple) else v for k, v in g.items()}
+              for g, current in zip(plain["groups"], fresh, strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

@@ -81,13 +81,13 @@ def per_unit(loss: Callable[[Any, Tensor], Tensor] | None = None, *,
 
 def _groups(ids: Sequence[Any] | Tensor, size: int) -> dict[int | str, list[int]]:
     """Returns {id: its rows}, in order of first sight."""
-    given = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-    if len(given) != size:
-        raise ShapeError(f"units need one id per row: {len(given)} ids for {size} rows")
-    wrong = next((i for i in given if isinstance(i, bool) or not isinstance(i, int | str)), None)
+    names = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+    if len(names) != size:
+        raise ShapeError(f"units need one id per row: {len(names)} ids for {size} rows")
+    wrong = next((i for i in names if isinstance(i, bool) or not isinstance(i, int | str)), None)
     if wrong is not None:
         raise ConfigError(f"an id of a unit must be an int or a string, or equal ones might not be found equal; got {wrong!r}")
     groups: dict[int | str, list[int]] = {}
-    for row, name in enumerate(given):
+    for row, name in enumerate(names):
         groups.setdefault(name, []).append(row)
     return groups

@@ -115,7 +115,7 @@ def _eps(node: fx.Node) -> float:
 
 def _lengths(x: Tensor, uses: Uses) -> tuple[Tensor, Tensor]:
     """RMS norm's statistics: no mean is taken off; where no eps is given it is that of what is computed in."""
-    given = uses.node.args[3] if len(uses.node.args) > 3 else None
-    eps = torch.finfo(torch.promote_types(uses.args[0].dtype, torch.float32)).eps if given is None else given
+    weight = uses.node.args[3] if len(uses.node.args) > 3 else None
+    eps = torch.finfo(torch.promote_types(uses.args[0].dtype, torch.float32)).eps if weight is None else weight
     square = x.float().square().mean(1)
     return torch.zeros_like(square), (square + eps).rsqrt()

@@ -30,8 +30,8 @@ CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 @strategy("crb")
 class Crb(Stored):
     def illegal(self, site: Site) -> str | None:
-        other = [use.kind for use in site.each if use.kind != "linear" and not convolves(use)]
-        return f"kind {other[0]} is neither convolution nor linear" if other else None
+        unsuited = [use.kind for use in site.each if use.kind != "linear" and not convolves(use)]
+        return f"kind {unsuited[0]} is neither convolution nor linear" if unsuited else None
 
     def forming(self, site: Site) -> Cost:
         d = site.dims
@@ -40,21 +40,21 @@ class Crb(Stored):
         if not convolves(site):
             return Cost((per_example_product(site, d),), transient=grads + moved, launches=21)
         traffic = 2 * (moved + grads) + d.B * folding_bytes(site)
-        made = (each_by_convolution(site, d, "grouped"), *fresh(grads))
-        return Cost(made, traffic, transient=grads + max(grads, moved), launches=20)
+        work = (each_by_convolution(site, d, "grouped"), *fresh(grads))
+        return Cost(work, traffic, transient=grads + max(grads, moved), launches=20)
 
     def gradients(self, uses: Uses) -> Tensor:
         kind = kind_of(uses.site)
         if not convolves(uses.site):
             a, g = kind.factors(uses)
             return kind.fold(uses, torch.matmul(g.transpose(2, 3), a))
-        axis, (image, seen) = uses.out_axis, kind.ordered(uses.args[0], uses.grad)
+        axis, (image, output) = uses.out_axis, kind.ordered(uses.args[0], uses.grad)
         shape = kind.live(uses.node)
         weight = (*uses.site.shape[:2], *shape.kernel)
-        each = per_input(image, seen, shape, weight).reshape(axis.outer, uses.site.rows, axis.inner, *weight)
+        grads = per_input(image, output, shape, weight).reshape(axis.outer, uses.site.rows, axis.inner, *weight)
         # Norm and sum read the store by rows: laid out so once, they need no copies of their own.
-        each = each.sum((0, 2)) if axis.outer * axis.inner > 1 else each.squeeze(2).squeeze(0).contiguous()
-        return whole_kernel(each, shape)
+        grads = grads.sum((0, 2)) if axis.outer * axis.inner > 1 else grads.squeeze(2).squeeze(0).contiguous()
+        return whole_kernel(grads, shape)
 
 
 def per_input(x: Tensor, g: Tensor, shape: Geometry, weight: tuple[int, ...]) -> Tensor:

@@ -22,9 +22,9 @@ class Direct(Stored):
 
     def forming(self, site: Site) -> Cost:
         grads, out = grads_bytes(site), outputs_bytes(site)
-        made = (*_work(site), *fresh(grads)) if site.kind == "embedding" else _work(site)
+        work = (*_work(site), *fresh(grads)) if site.kind == "embedding" else _work(site)
         products = 2 * out if passes(site) > 1 else 0.0
-        return Cost(made, passes(site) * out + 2 * grads, transient=products + grads, launches=4)
+        return Cost(work, passes(site) * out + 2 * grads, transient=products + grads, launches=4)
 
     def gradients(self, uses: Uses) -> Tensor:
         kind = kind_of(uses.site)

@@ -59,8 +59,8 @@ def _in_cache(site: Site) -> bool:
 
 def _uncached(site: Site) -> str | None:
     """The reason why `site` has nothing to stream on a CPU, or None."""
-    made = any(convolves(use) for use in site.each)
-    return "on a CPU a convolution's patches would be written out, which `unfold` does no slower" if made else None
+    convolution = any(convolves(use) for use in site.each)
+    return "on a CPU a convolution's patches would be written out, which `unfold` does no slower" if convolution else None
 
 
 def _precision(site: Site) -> str:
@@ -101,9 +101,9 @@ class Fused:
         else:
             x, g, shape = images(uses)
             squared = kernels.conv_sq_norm(x, g, *shape)
-            seen = kind_of(uses.site).ordered(uses.args[0], uses.grad)[1]
-            each = _patch_lengths(uses), rounding.lengths(seen.unflatten(1, (shape.groups, -1)), 2)
-            inputs, outputs = (_by_example(v, uses.out_axis, uses.site.rows) for v in each)
+            output = kind_of(uses.site).ordered(uses.args[0], uses.grad)[1]
+            pair = _patch_lengths(uses), rounding.lengths(output.unflatten(1, (shape.groups, -1)), 2)
+            inputs, outputs = (_by_example(v, uses.out_axis, uses.site.rows) for v in pair)
         rho, read = (rounding.rho(uses.site, uses.dtype, scaled) for scaled in (True, False))
         squared = rounding.upper_squares(squared, uses.site.size, uses.dtype)
         spread = rounding.spread(inputs, outputs, uses.dtype)
@@ -176,7 +176,7 @@ def _patch_lengths(uses: Uses) -> Tensor:
     shape, (image, _) = kind.geometry(uses.node), kind.ordered(uses.args[0], uses.grad)
     squares = image.unflatten(1, (shape.groups, -1)).float().square().sum(2)
     box = torch.ones(shape.groups, 1, *shape.kernel, dtype=squares.dtype, device=squares.device)
-    found = CONV[len(shape.kernel)](padded(squares, shape), box, None, shape.stride, 0, shape.dilation,
+    lengths = CONV[len(shape.kernel)](padded(squares, shape), box, None, shape.stride, 0, shape.dilation,
                                     shape.groups).clamp(min=0).sqrt()
     assert uses.site.dims is not None
-    return rounding.upper(found, uses.site.dims.D)
+    return rounding.upper(lengths, uses.site.dims.D)

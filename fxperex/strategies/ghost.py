@@ -105,9 +105,9 @@ def _shifted(d: Dims) -> tuple[float, float]:
 
 def _shifting(d: Dims) -> float:
     """Bytes that the pixels' matrix needs: itself and its padded copy, then that copy and its sums of shifts, two at a time."""
-    whole, padded = 8.0 * d.B * d.G * d.pixels**2, 8.0 * d.B * d.G * _wide(d) ** 2
+    matrix, padded = 8.0 * d.B * d.G * d.pixels**2, 8.0 * d.B * d.G * _wide(d) ** 2
     once, twice = _shifted(d)
-    return max(whole + padded, padded + 2 * once, once + 2 * twice)
+    return max(matrix + padded, padded + 2 * once, once + 2 * twice)
 
 
 def _wide(d: Dims) -> float:

@@ -25,11 +25,11 @@ class Multi(Stored):
         if d is None or site.kind == "embedding":
             return Cost((), 8 * outputs_bytes(site) + 4 * grads, transient=peak, launches=launches)
         if convolves(site):
-            each = convolutions(site, whole(d, site), "conv_weight", 1, site.rows * d.G)
+            work = convolutions(site, whole(d, site), "conv_weight", 1, site.rows * d.G)
         else:
-            each = Work("mm", (d.P, d.T, d.D), 2.0 * d.T * d.D * d.P, site.rows, name_of(site))
+            work = Work("mm", (d.P, d.T, d.D), 2.0 * d.T * d.D * d.P, site.rows, name_of(site))
         # All examples' results are held at once, and stacked: none is written where another was.
-        return Cost((each, Work("fresh", (int(grads),), 2 * grads)), 2 * grads, transient=peak, launches=launches)
+        return Cost((work, Work("fresh", (int(grads),), 2 * grads)), 2 * grads, transient=peak, launches=launches)
 
     def gradients(self, uses: Uses) -> Tensor:
         return torch.stack([self._one(uses, b) for b in range(uses.site.rows)])

@@ -32,12 +32,12 @@ class Stored:
 
     def cost(self, site: Site) -> Cost:
         grads, uses = grads_bytes(site), (site,) if self.joins else site.each
-        made = [self.forming(use) for use in uses]
-        work = (*(w for c in made for w in c.work), *read_stored(site))
+        costs = [self.forming(use) for use in uses]
+        work = (*(w for c in costs for w in c.work), *read_stored(site))
         # Every use but the first is added to those before it.
-        moved = 3 * grads * (len(made) - 1) + sum(c.bytes for c in made)
-        transient = max(*(c.transient for c in made), grads + joining_bytes(site) if len(made) > 1 else 0.0)
-        return Cost(work, moved, grads, transient, sum(c.launches for c in made) + READING)
+        moved = 3 * grads * (len(costs) - 1) + sum(c.bytes for c in costs)
+        transient = max(*(c.transient for c in costs), grads + joining_bytes(site) if len(costs) > 1 else 0.0)
+        return Cost(work, moved, grads, transient, sum(c.launches for c in costs) + READING)
 
     def gradients(self, uses: Uses) -> Tensor:
         raise TypeError("a stored strategy defines gradients()")

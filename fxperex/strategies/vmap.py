@@ -33,9 +33,9 @@ class Vmap(Stored):
         if d is None or site.kind == "embedding":
             return Cost(fresh(grads), (2 + passes(site)) * out + 4 * grads, transient=2 * out + grads, launches=8)
         conv = convolves(site)
-        made = each_by_convolution(site, whole(d, site), "vmap") if conv else per_example_product(site, d)
+        work = each_by_convolution(site, whole(d, site), "vmap") if conv else per_example_product(site, d)
         own = grads + (grouped_scratch(site, d) if conv else 0.0)
-        return Cost((made,), 4 * grads, transient=grads + own, launches=30)
+        return Cost((work,), 4 * grads, transient=grads + own, launches=30)
 
     def gradients(self, uses: Uses) -> Tensor:
         site = uses.site
@@ -51,9 +51,9 @@ class Vmap(Stored):
                 values[i] = as_one(row, uses.axes[i])  # type: ignore[arg-type]
 
             def run(w: Tensor) -> list[Tensor]:
-                whole = single(uses, values, w)
-                made = [whole] if isinstance(whole, Tensor) else list(whole)
-                return [made[i] for i, _ in outs]
+                result = single(uses, values, w)
+                outputs = [result] if isinstance(result, Tensor) else list(result)
+                return [outputs[i] for i, _ in outs]
 
             pull = torch.func.vjp(run, weight)[1]
             return pull([as_one(b, axis) for b, (_, axis) in zip(backs, outs, strict=True)])[0]

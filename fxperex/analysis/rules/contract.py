@@ -24,15 +24,15 @@ def _right(axis: BatchAxis | None, shape: tuple[int, ...], rank: int, vector: bo
         return None
     if axis.dim == max(len(shape) - 2, 0):
         raise Mixes("it multiplies and adds up over the batch dimension")
-    last = vector and axis.dim == len(shape) - 1 and len(shape) > 1
-    return axis.moved(axis.dim + rank + vector - len(shape) - last)
+    is_last = vector and axis.dim == len(shape) - 1 and len(shape) > 1
+    return axis.moved(axis.dim + rank + vector - len(shape) - is_last)
 
 
 def product(context: Context, one: str, two: str) -> BatchAxis | None:
-    left, right = context.shape(context.arg(one)), context.shape(context.arg(two))
+    left_shape, right_shape = context.shape(context.arg(one)), context.shape(context.arg(two))
     rank = len(context.out)
-    a = _left(context.axis(one), left, rank, vector=len(right) == 1)
-    b = _right(context.axis(two), right, rank, vector=len(left) == 1)
+    a = _left(context.axis(one), left_shape, rank, vector=len(right_shape) == 1)
+    b = _right(context.axis(two), right_shape, rank, vector=len(left_shape) == 1)
     return join([a, b])
 
 
@@ -66,18 +66,18 @@ def linear(context: Context) -> State:
 
 @rule("aten.bilinear", reads="input1 input2 weight bias")
 def bilinear(context: Context) -> State:
-    one, two = context.axis("input1"), context.axis("input2")
-    last = len(context.out) - 1
-    if any(a is not None and a.dim == last for a in (one, two)) or any(
+    x_axis, y_axis = context.axis("input1"), context.axis("input2")
+    last_dim = len(context.out) - 1
+    if any(a is not None and a.dim == last_dim for a in (x_axis, y_axis)) or any(
             context.axis(name) is not None for name in ("weight", "bias")):
         raise Mixes("it multiplies and adds up over the batch dimension")
-    return join([one, two])
+    return join([x_axis, y_axis])
 
 
 @rule("aten.outer", "aten.ger", reads="self vec2")
 def outer(context: Context) -> State:
-    one, two = context.axis("self"), context.axis("vec2")
-    return join([one, two and two.moved(1)])
+    x_axis, y_axis = context.axis("self"), context.axis("vec2")
+    return join([x_axis, y_axis and y_axis.moved(1)])
 
 
 @rule("aten.einsum", reads="equation tensors")

@@ -26,26 +26,26 @@ def embedding(context: Context) -> State:
 @rule("aten.index", "aten._unsafe_index", reads="self indices")
 def index(context: Context) -> State:
     base, indices = context.axis("self"), list(context.arg("indices"))
-    given = [(d, i) for d, i in enumerate(indices) if i is not None]
-    states = {d: context.axis_of(i) for d, i in given}
-    if any(str(i.meta["val"].dtype) in {"torch.bool", "torch.uint8"} for _, i in given):
+    indexed = [(d, i) for d, i in enumerate(indices) if i is not None]
+    states = {d: context.axis_of(i) for d, i in indexed}
+    if any(str(i.meta["val"].dtype) in {"torch.bool", "torch.uint8"} for _, i in indexed):
         raise Mixes("a boolean mask gives a result whose size depends on data; use torch.where")
-    rank = max(len(context.shape(i)) for _, i in given)
-    places = [d for d, _ in given]
+    rank = max(len(context.shape(i)) for _, i in indexed)
+    places = [d for d, _ in indexed]
     adjacent = places == list(range(places[0], places[-1] + 1))
-    first = places[0] if adjacent else 0
-    chosen = meet(context, [i for _, i in given], rank)
+    position = places[0] if adjacent else 0
+    chosen = meet(context, [i for _, i in indexed], rank)
     if any(s is not None and s.rows for d, s in states.items() if base is None or d != base.dim):
         raise Mixes("it looks up torch.arange(len(x)), an example's place in the batch, in something that is no batch")
     if base is None:
-        return chosen and chosen.moved(chosen.dim + first)
+        return chosen and chosen.moved(chosen.dim + position)
     if base.dim in states:
-        return _by_row(base, states[base.dim], chosen, first)
+        return _by_row(base, states[base.dim], chosen, position)
     if chosen is not None:
         raise Mixes("every example's index would look into every other example; index the batch dimension with "
                     "torch.arange(len(x)) as well, or use torch.gather")
     before = sum(d < base.dim for d in places)
-    shift = rank if (adjacent and first < base.dim) or not adjacent else 0
+    shift = rank if (adjacent and position < base.dim) or not adjacent else 0
     return base.moved(base.dim - before + shift)
 
 
@@ -62,8 +62,8 @@ def gather(context: Context) -> State:
     base, chosen = context.axis("self"), context.axis("index|indices")
     if context.arg("dim") is None:
         raise Mixes("it gathers from the flattened batch; give dim")
-    at = dim(context.arg("dim"), len(context.out))
-    if any(a is not None and a.dim == at for a in (base, chosen)):
+    along = dim(context.arg("dim"), len(context.out))
+    if any(a is not None and a.dim == along for a in (base, chosen)):
         raise Mixes("it gathers along the batch dimension")
     if base is None or chosen is None:
         raise Mixes("it pairs rows of a batch with rows of something that is no batch; expand both to the batch")
@@ -72,26 +72,26 @@ def gather(context: Context) -> State:
 
 @rule("aten.scatter", "aten.scatter_add", "aten.scatter_reduce", reads="self dim index src?")
 def scatter(context: Context) -> State:
-    at = dim(context.arg("dim"), len(context.out))
+    along = dim(context.arg("dim"), len(context.out))
     tensors = [t for t in map(context.arg, ("self", "index", "src?")) if isinstance(t, fx.Node)]
-    found = join(map(context.axis_of, tensors))
-    if found is None:
+    joined = join(map(context.axis_of, tensors))
+    if joined is None:
         return None
-    if found.dim == at or any(context.axis_of(t) is None for t in tensors):
+    if joined.dim == along or any(context.axis_of(t) is None for t in tensors):
         raise Mixes("it scatters along the batch dimension, or rows of all examples into one")
     # torch lets an index be shorter, and takes the front
-    if len({context.shape(t)[found.dim] for t in tensors}) > 1:
+    if len({context.shape(t)[joined.dim] for t in tensors}) > 1:
         raise Mixes("its index has fewer rows of the batch than what it writes to, so only some examples are written")
-    return found
+    return joined
 
 
 @rule("aten.index_select", reads="self dim index")
 def index_select(context: Context) -> State:
     base, chosen = context.axis("self"), context.axis("index")
-    at = dim(context.arg("dim"), len(context.out))
+    along = dim(context.arg("dim"), len(context.out))
     if base is None:
-        return chosen and chosen.moved(at)
-    if chosen is not None or base.dim == at:
+        return chosen and chosen.moved(along)
+    if chosen is not None or base.dim == along:
         raise Mixes("it selects along the batch dimension, or with every example's index in every other")
     return base
 

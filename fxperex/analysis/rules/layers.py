@@ -102,20 +102,20 @@ def attention(context: Context) -> State:
 
 @rule("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu", reads="input? hx params batch_first?")
 def recurrent(context: Context) -> State:
-    first = context.arg("batch_first?")
-    if first is None:
+    batch_first = context.arg("batch_first?")
+    if batch_first is None:
         raise Mixes("packed sequences have no fixed place for an example; use padding and a mask")
-    axis, at = context.axis("input?"), 0 if first else 1
-    if axis is None or axis.dim != at:
-        raise Mixes(f"the recurrence runs over the batch: with batch_first={bool(first)} the batch must be in "
-                    f"dimension {at}")
+    axis, place = context.axis("input?"), 0 if batch_first else 1
+    if axis is None or axis.dim != place:
+        raise Mixes(f"the recurrence runs over the batch: with batch_first={bool(batch_first)} the batch must be in "
+                    f"dimension {place}")
     if any(context.axis_of(p) is not None for p in context.arg("params")):
         raise Mixes("its weights depend on the batch")
     starts = context.arg("hx")
     starts = starts if isinstance(starts, list | tuple) else [starts]
     state = join([axis.moved(1), *map(context.axis_of, starts)])
     assert state is not None
-    return (state.moved(at), *(state for _ in context.node.meta["val"][1:]))
+    return (state.moved(place), *(state for _ in context.node.meta["val"][1:]))
 
 
 @rule("aten.prelu", reads="self weight")

@@ -88,14 +88,14 @@ def creation(context: Context) -> State:
 
 @rule("aten.arange", reads="start? end step?")
 def arange(context: Context) -> State:
-    made = created(context)
-    if made is None:
+    state = created(context)
+    if state is None:
         context.refuse_batch_numbers()
         return None
     numbers = [context.arg("start?", 0), context.arg("end"), context.arg("step?", 1)]
-    if made.inner != 1 or numbers != [0, context.rows, 1]:
+    if state.inner != 1 or numbers != [0, context.rows, 1]:
         raise Mixes("it counts over a multiple of the batch; count over the positions of one example")
-    return _places(context, BatchAxis(made.dim, rows=True))
+    return _places(context, BatchAxis(state.dim, rows=True))
 
 
 def _places(context: Context, axis: BatchAxis) -> BatchAxis:

@@ -41,8 +41,8 @@ def refactor(axis: BatchAxis, before: tuple[int, ...], after: tuple[int, ...], r
             if inner % right == 0 and right * size % (inner * rows) == 0:
                 # Rows that were alike stay alike while each is the same row as before, of the same
                 # entries.
-                whole = size == before[axis.dim] and right == math.prod(before[axis.dim + 1:])
-                return BatchAxis(d, right * size // (inner * rows), inner // right, axis.fresh and whole, axis.rows)
+                unchanged = size == before[axis.dim] and right == math.prod(before[axis.dim + 1:])
+                return BatchAxis(d, right * size // (inner * rows), inner // right, axis.fresh and unchanged, axis.rows)
             break
         right *= size
     raise Mixes(f"reshaping {list(before)} to {list(after)} cuts through the {rows} examples of dimension {axis.dim} "
@@ -67,8 +67,8 @@ def transpose(context: Context) -> State:
     axis, rank = context.axis("self"), len(context.out)
     if axis is None or rank < 2:
         return axis
-    one, two = dim(context.arg("dim0|axis0?", -2), rank), dim(context.arg("dim1|axis1?", -1), rank)
-    return axis.moved({one: two, two: one}.get(axis.dim, axis.dim))
+    dim0, dim1 = dim(context.arg("dim0|axis0?", -2), rank), dim(context.arg("dim1|axis1?", -1), rank)
+    return axis.moved({dim0: dim1, dim1: dim0}.get(axis.dim, axis.dim))
 
 
 @rule("aten.movedim", reads="self source destination")
@@ -87,8 +87,8 @@ def movedim(context: Context) -> State:
 
 @rule("aten.unsqueeze", reads="self dim")
 def unsqueeze(context: Context) -> State:
-    axis, at = context.axis("self"), dim(context.arg("dim"), len(context.out))
-    return axis and axis.moved(axis.dim + (at <= axis.dim))
+    axis, along = context.axis("self"), dim(context.arg("dim"), len(context.out))
+    return axis and axis.moved(axis.dim + (along <= axis.dim))
 
 
 @rule("aten.squeeze", reads="self")
@@ -114,8 +114,8 @@ def _size(context: Context) -> int:
     """Entries of the input in the dimension that is batch-sized in the output; 1 if there is
     none."""
     before, scaling = context.shape(context.arg("self?")), context.scaling
-    at = scaling[0] - (len(context.out) - len(before)) if scaling else -1
-    return before[at] if at >= 0 else 1
+    place = scaling[0] - (len(context.out) - len(before)) if scaling else -1
+    return before[place] if place >= 0 else 1
 
 
 @rule("aten.repeat", reads="self self? repeats")
@@ -132,12 +132,12 @@ def repeat(context: Context) -> State:
 
 @rule("aten.repeat_interleave", reads="self? repeats dim?")
 def repeat_interleave(context: Context) -> State:
-    axis, times, at = context.axis("self?"), context.arg("repeats"), context.arg("dim?")
-    if axis is None and isinstance(times, int) and at is not None:
+    axis, times, along = context.axis("self?"), context.arg("repeats"), context.arg("dim?")
+    if axis is None and isinstance(times, int) and along is not None:
         return written(context, _size(context), times)
-    if axis is None or not isinstance(times, int) or at is None:
+    if axis is None or not isinstance(times, int) or along is None:
         raise Mixes("repeats that depend on data, or on the flattened batch, have no fixed place for an example")
-    inside = dim(at, len(context.out)) == axis.dim
+    inside = dim(along, len(context.out)) == axis.dim
     return BatchAxis(axis.dim, axis.outer, axis.inner * (times if inside else 1), axis.fresh and not inside)
 
 
@@ -146,10 +146,10 @@ def slice_(context: Context) -> State:
     axis = context.axis("self")
     if axis is None or isinstance(context.arg("start"), fx.Node):
         raise Mixes("it takes as many rows as there are examples, so an example's row depends on its place in the batch")
-    at = dim(context.arg("dim"), len(context.out))
-    if at != axis.dim:
+    along = dim(context.arg("dim"), len(context.out))
+    if along != axis.dim:
         context.refuse_batch_numbers()
-    if at == axis.dim and context.out != context.shape(context.arg("self")):
+    if along == axis.dim and context.out != context.shape(context.arg("self")):
         raise Mixes("it keeps some examples of the batch and drops others")
     return axis
 
@@ -159,19 +159,19 @@ def select(context: Context) -> State:
     axis, rank = context.axis("self"), len(context.shape(context.arg("self")))
     if axis is None:
         return None
-    at = dim(context.arg("dim"), rank)
-    if at == axis.dim:
+    along = dim(context.arg("dim"), rank)
+    if along == axis.dim:
         raise Mixes(f"it picks entry {context.arg('index')} of the batch dimension: one example for all")
-    return axis.moved(axis.dim - (at < axis.dim))
+    return axis.moved(axis.dim - (along < axis.dim))
 
 
 @rule("aten.split", "aten.chunk", "aten.split_with_sizes", "aten.tensor_split", reads="self dim")
 def split(context: Context) -> State:
     axis, value = context.axis("self"), context.node.meta["val"]
-    at = dim(context.arg("dim"), len(value[0].shape))
-    if axis is None or at != axis.dim:
+    along = dim(context.arg("dim"), len(value[0].shape))
+    if axis is None or along != axis.dim:
         context.refuse_batch_numbers()
-    if axis is not None and at == axis.dim and len(value) > 1:
+    if axis is not None and along == axis.dim and len(value) > 1:
         raise Mixes("it splits the batch into groups of examples")
     return tuple(axis for _ in value)
 
@@ -179,10 +179,10 @@ def split(context: Context) -> State:
 @rule("aten.unbind", reads="self dim")
 def unbind(context: Context) -> State:
     axis, value = context.axis("self"), context.node.meta["val"]
-    at = dim(context.arg("dim"), len(value[0].shape) + 1)
-    if axis is not None and at == axis.dim:
+    along = dim(context.arg("dim"), len(value[0].shape) + 1)
+    if axis is not None and along == axis.dim:
         raise Mixes("it takes the batch apart, example by example")
-    return tuple(axis and axis.moved(axis.dim - (at < axis.dim)) for _ in value)
+    return tuple(axis and axis.moved(axis.dim - (along < axis.dim)) for _ in value)
 
 
 @rule("aten.slice_scatter", "aten.select_scatter", reads="self src dim")
@@ -190,16 +190,16 @@ def scatter_view(context: Context) -> State:
     base, source = context.axis("self"), context.axis("src")
     rank = len(context.out)
     is_select = "select" in str(context.node.target)
-    at = dim(context.arg("dim"), rank)
+    along = dim(context.arg("dim"), rank)
     if source is not None and is_select:
-        source = source.moved(source.dim + (at <= source.dim))
-    found = join([base, source])
-    whole = not is_select and context.shape(context.arg("src")) == context.out
-    if found is None or at != found.dim:
+        source = source.moved(source.dim + (along <= source.dim))
+    joined = join([base, source])
+    replaced = not is_select and context.shape(context.arg("src")) == context.out
+    if joined is None or along != joined.dim:
         context.refuse_batch_numbers()
-    if found is not None and at == found.dim and not whole:
+    if joined is not None and along == joined.dim and not replaced:
         raise Mixes("it writes into some examples of the batch and not into others")
-    return found
+    return joined
 
 
 @rule("aten.cat", "aten.concat", reads="tensors dim")
@@ -222,9 +222,9 @@ def broadcast(context: Context) -> State:
 @rule("aten.stack", reads="tensors dim")
 def stack(context: Context) -> State:
     tensors, rank = list(context.arg("tensors")), len(context.out)
-    at = dim(context.arg("dim"), rank)
+    along = dim(context.arg("dim"), rank)
     axis = meet(context, tensors, rank - 1)
-    return axis and axis.moved(axis.dim + (at <= axis.dim))
+    return axis and axis.moved(axis.dim + (along <= axis.dim))
 
 
 @rule("aten.flip", "aten.roll", reads="self dims")
@@ -241,8 +241,8 @@ def pad(context: Context) -> State:
     axis, widths = context.axis("self"), context.arg("pad|padding")
     rank = len(context.out)
     if axis is not None and axis.dim >= rank - len(widths) // 2:
-        at = 2 * (rank - 1 - axis.dim)
-        if widths[at] or widths[at + 1]:
+        place = 2 * (rank - 1 - axis.dim)
+        if widths[place] or widths[place + 1]:
             raise Mixes("it pads the batch dimension")
     return axis
 

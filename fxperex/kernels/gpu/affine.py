@@ -27,9 +27,9 @@ def affine_kernel(x, g, mean, rstd, scale, shift, squares, C, N, per, blocks,
     shifts = tl.zeros((BLOCK_C, BLOCK_N), dtype=tl.float32)
     for start in range(0, N, BLOCK_N):
         ns = start + tl.arange(0, BLOCK_N)
-        here = (cs < C)[:, None] & (ns < N)[None, :]
-        gs = tl.load(g[:, None] + (ns * g_n)[None, :], here, 0.0).to(tl.float32)
-        xs = tl.load(x[:, None] + (ns * x_n)[None, :], here, 0.0).to(tl.float32)
+        inside = (cs < C)[:, None] & (ns < N)[None, :]
+        gs = tl.load(g[:, None] + (ns * g_n)[None, :], inside, 0.0).to(tl.float32)
+        xs = tl.load(x[:, None] + (ns * x_n)[None, :], inside, 0.0).to(tl.float32)
         if PER_POSITION:
             middle = tl.load(mean + row * s_b + ns * s_n, ns < N, 0.0)[None, :]
             inverse = tl.load(rstd + row * s_b + ns * s_n, ns < N, 0.0)[None, :]

@@ -48,12 +48,12 @@ def _store(stream, low, high, start_low, start_high, keep):
 @triton.jit
 def chacha_kernel(words, stream, counter, blocks, BLOCK: tl.constexpr, ROUNDS: tl.constexpr):
     """`stream [8 * blocks]`, int64, from block number `counter` on; `words [11]`, int32, is key and nonce."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     none = tl.zeros((BLOCK,), tl.uint32)
     s0, s1, s2, s3 = none + C0, none + C1, none + C2, none + C3
     s4, s5, s6, s7 = _word(words, 0, BLOCK), _word(words, 1, BLOCK), _word(words, 2, BLOCK), _word(words, 3, BLOCK)
     s8, s9, s10, s11 = _word(words, 4, BLOCK), _word(words, 5, BLOCK), _word(words, 6, BLOCK), _word(words, 7, BLOCK)
-    s12 = (at + counter).to(tl.uint32)
+    s12 = (place + counter).to(tl.uint32)
     s13, s14, s15 = _word(words, 8, BLOCK), _word(words, 9, BLOCK), _word(words, 10, BLOCK)
     x0, x1, x2, x3, x4, x5, x6, x7 = s0, s1, s2, s3, s4, s5, s6, s7
     x8, x9, x10, x11, x12, x13, x14, x15 = s8, s9, s10, s11, s12, s13, s14, s15
@@ -66,7 +66,7 @@ def chacha_kernel(words, stream, counter, blocks, BLOCK: tl.constexpr, ROUNDS: t
         x1, x6, x11, x12 = _quarter(x1, x6, x11, x12)
         x2, x7, x8, x13 = _quarter(x2, x7, x8, x13)
         x3, x4, x9, x14 = _quarter(x3, x4, x9, x14)
-    keep, row = at < blocks, stream + 8 * at
+    keep, row = place < blocks, stream + 8 * place
     _store(row, x0, x1, s0, s1, keep)
     _store(row + 1, x2, x3, s2, s3, keep)
     _store(row + 2, x4, x5, s4, s5, keep)

@@ -44,19 +44,19 @@ def conv_kernel(x, g, grads, squares, T, D, P, groups, chunk, parts, tiles, tile
     tap_x = tap % KX * apart_x - before_x
     column = channel * x_c + tap_z * x_z + tap_y * x_y + tap_x * x_x
     first = part * chunk
-    last = tl.minimum(first + chunk, T)
+    stop = tl.minimum(first + chunk, T)
     total = tl.zeros((BLOCK_P, BLOCK_D), dtype=tl.float32)
-    for start in range(first, last, BLOCK_T):
+    for start in range(first, stop, BLOCK_T):
         ts = start + tl.arange(0, BLOCK_T)
         at_x, at_y, at_z, image = ts % OX, ts // OX % OY, ts // (OX * OY) % OZ, ts // (OX * OY * OZ)
         gs = tl.load(g + ps[:, None] * g_c + (image * g_j + at_z * g_z + at_y * g_y + at_x * g_x)[None, :],
-                     (ps[:, None] < P) & (ts[None, :] < last), 0.0)
+                     (ps[:, None] < P) & (ts[None, :] < stop), 0.0)
         in_z, in_y, in_x = at_z * stride_z, at_y * stride_y, at_x * stride_x
         position = image * x_j + in_z * x_z + in_y * x_y + in_x * x_x
         z, y, w = in_z[:, None] + tap_z[None, :], in_y[:, None] + tap_y[None, :], in_x[:, None] + tap_x[None, :]
         inside = (z >= 0) & (z < IZ) & (y >= 0) & (y < IY) & (w >= 0) & (w < IX)
         xs = tl.load(x + position[:, None] + column[None, :],
-                     inside & (ts[:, None] < last) & (ds[None, :] < D), 0.0)
+                     inside & (ts[:, None] < stop) & (ds[None, :] < D), 0.0)
         if WIDEN:  # the interpreter multiplies bfloat16 as the integers that hold it
             gs, xs = gs.to(tl.float32), xs.to(tl.float32)
         total = tl.dot(gs, xs, total, input_precision=PRECISION)

@@ -40,9 +40,9 @@ def depthwise_kernel(x, g, grads, T, outputs, multiplier, blocks,
             at_x, at_y, at_z, image = ts % OX, ts // OX % OY, ts // (OX * OY) % OZ, ts // (OX * OY * OZ)
             z, y, w = at_z * stride_z + tap_z, at_y * stride_y + tap_y, at_x * stride_x + tap_x
             inside = (z >= 0) & (z < IZ) & (y >= 0) & (y < IY) & (w >= 0) & (w < IX) & (ts < T)
-            here = (ps < outputs)[:, None] & inside[None, :]
-            gs = tl.load(g[:, None] + (image * g_j + at_z * g_z + at_y * g_y + at_x * g_x)[None, :], here, 0.0)
-            xs = tl.load(x[:, None] + (image * x_j + z * x_z + y * x_y + w * x_x)[None, :], here, 0.0)
+            valid = (ps < outputs)[:, None] & inside[None, :]
+            gs = tl.load(g[:, None] + (image * g_j + at_z * g_z + at_y * g_y + at_x * g_x)[None, :], valid, 0.0)
+            xs = tl.load(x[:, None] + (image * x_j + z * x_z + y * x_y + w * x_x)[None, :], valid, 0.0)
             total += gs.to(tl.float32) * xs.to(tl.float32)
         tl.store(grads + (row * outputs + ps) * (KZ * KY * KX) + tap, tl.sum(total, 1), ps < outputs)
 
@@ -52,8 +52,8 @@ def launch(x: Tensor, g: Tensor, shape: Shape, store: torch.dtype | None) -> tup
     """Returns (gradients `[B,O,1,*K]`, squared norms `[B]` of them)."""
     rows, outputs = x.shape[0], g.shape[2]
     kernel, positions = three(shape.kernel, 1), g.shape[1] * g.shape[3:].numel()
-    last = x.stride(2) == 1  # channels-last: neighbouring lanes take neighbouring channels
-    block_p, block_t = (64, 16) if last else (4, power(positions, 16, 256))
+    channels_last = x.stride(2) == 1  # channels-last: neighbouring lanes take neighbouring channels
+    block_p, block_t = (64, 16) if channels_last else (4, power(positions, 16, 256))
     block_p = power(outputs, 4, block_p)
     blocks = triton.cdiv(outputs, block_p)
     grads = torch.empty(rows, outputs, 1, *shape.kernel, dtype=torch.float32, device=x.device)

@@ -42,8 +42,8 @@ def launch(ids: Tensor, g: Tensor) -> Tensor:
         return torch.zeros(rows, dtype=torch.float64, device=g.device)
     block = power(width, 16, 128)
     blocks = triton.cdiv(width, block)
-    found, order = ids.sort(dim=1)
+    ordered, order = ids.sort(dim=1)
     sums = torch.empty(rows, blocks, dtype=torch.float64, device=g.device)
-    embedding_kernel[(rows * blocks,)](found.contiguous(), order.contiguous(), g, sums, length, width, blocks, *g.stride(),
+    embedding_kernel[(rows * blocks,)](ordered.contiguous(), order.contiguous(), g, sums, length, width, blocks, *g.stride(),
                                        BLOCK_P=block, num_warps=block // 32 if block >= 64 else 1, **OPTIONS)
     return sums.sum(1)

@@ -29,15 +29,15 @@ def gram_kernel(a, g, sums, T, D, P, groups, blocks, a_b, a_g, a_t, a_d, g_b, g_
         inputs = tl.zeros((BLOCK_S, BLOCK_S), dtype=tl.float64)
         for start in range(0, D, BLOCK_K):
             ks = start + tl.arange(0, BLOCK_K)
-            left = tl.load(a + ts[:, None] * a_t + ks[None, :] * a_d, (ts[:, None] < T) & (ks[None, :] < D), 0.0)
-            right = tl.load(a + ks[:, None] * a_d + ss[None, :] * a_t, (ks[:, None] < D) & (ss[None, :] < T), 0.0)
-            inputs += tl.dot(left.to(tl.float64), right.to(tl.float64), out_dtype=tl.float64)
+            rows = tl.load(a + ts[:, None] * a_t + ks[None, :] * a_d, (ts[:, None] < T) & (ks[None, :] < D), 0.0)
+            columns = tl.load(a + ks[:, None] * a_d + ss[None, :] * a_t, (ks[:, None] < D) & (ss[None, :] < T), 0.0)
+            inputs += tl.dot(rows.to(tl.float64), columns.to(tl.float64), out_dtype=tl.float64)
         outputs = tl.zeros((BLOCK_S, BLOCK_S), dtype=tl.float64)
         for start in range(0, P, BLOCK_K):
             ks = start + tl.arange(0, BLOCK_K)
-            left = tl.load(g + ts[:, None] * g_t + ks[None, :] * g_p, (ts[:, None] < T) & (ks[None, :] < P), 0.0)
-            right = tl.load(g + ks[:, None] * g_p + ss[None, :] * g_t, (ks[:, None] < P) & (ss[None, :] < T), 0.0)
-            outputs += tl.dot(left.to(tl.float64), right.to(tl.float64), out_dtype=tl.float64)
+            rows = tl.load(g + ts[:, None] * g_t + ks[None, :] * g_p, (ts[:, None] < T) & (ks[None, :] < P), 0.0)
+            columns = tl.load(g + ks[:, None] * g_p + ss[None, :] * g_t, (ks[:, None] < P) & (ss[None, :] < T), 0.0)
+            outputs += tl.dot(rows.to(tl.float64), columns.to(tl.float64), out_dtype=tl.float64)
         share = tl.sum(tl.sum(inputs * outputs, 1), 0) * tl.where(i == j, 1.0, 2.0)
     tl.store(sums + tl.program_id(0).to(tl.int64), share)
 

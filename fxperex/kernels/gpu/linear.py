@@ -38,12 +38,12 @@ def linear_kernel(a, g, grads, squares, T, D, P, groups, chunk, parts, tiles, ti
     ps = tile // tiles_d * BLOCK_P + tl.arange(0, BLOCK_P)
     ds = tile % tiles_d * BLOCK_D + tl.arange(0, BLOCK_D)
     first = part * chunk
-    last = tl.minimum(first + chunk, T)
+    stop = tl.minimum(first + chunk, T)
     total = tl.zeros((BLOCK_P, BLOCK_D), dtype=tl.float32)
-    for start in range(first, last, BLOCK_T):
+    for start in range(first, stop, BLOCK_T):
         ts = start + tl.arange(0, BLOCK_T)
-        gs = tl.load(g + ps[:, None] * g_p + ts[None, :] * g_t, (ps[:, None] < P) & (ts[None, :] < last), 0.0)
-        xs = tl.load(a + ts[:, None] * a_t + ds[None, :] * a_d, (ts[:, None] < last) & (ds[None, :] < D), 0.0)
+        gs = tl.load(g + ps[:, None] * g_p + ts[None, :] * g_t, (ps[:, None] < P) & (ts[None, :] < stop), 0.0)
+        xs = tl.load(a + ts[:, None] * a_t + ds[None, :] * a_d, (ts[:, None] < stop) & (ds[None, :] < D), 0.0)
         if WIDEN:  # the interpreter multiplies bfloat16 as the integers that hold it
             gs, xs = gs.to(tl.float32), xs.to(tl.float32)
         total = tl.dot(gs, xs, total, input_precision=PRECISION)
@@ -89,6 +89,6 @@ def finish(grads: Tensor, squares: Tensor, store: torch.dtype | None, shape: tup
            parts: int) -> tuple[Tensor | None, Tensor]:
     """Returns (gradients of `shape` or None, squared norms) from what a kernel left; parts are added first."""
     if parts > 1:
-        whole = grads.sum(1).to(store or torch.float32).reshape(shape)
-        return whole if store is not None else None, sq_norm(whole)
+        total = grads.sum(1).to(store or torch.float32).reshape(shape)
+        return total if store is not None else None, sq_norm(total)
     return grads.reshape(shape) if store is not None else None, squares.sum(1)

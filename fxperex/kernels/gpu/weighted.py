@@ -18,15 +18,15 @@ BLOCK = 1024
 @triton.jit
 def weighted_kernel(grads, factors, valid, out, rows, size, BLOCK: tl.constexpr):
     """`out [size]`, float32, from `grads [rows, size]`; an invalid row is not even read: it may hold NaN."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), dtype=tl.float32)
-    row = grads + at
+    row = grads + place
     for b in range(rows):
         reach = tl.where(tl.load(valid + b) != 0, size, 0)
         factor = tl.where(reach > 0, tl.load(factors + b), 0.0).to(tl.float32)
-        total += factor * tl.load(row, at < reach, 0.0).to(tl.float32)
+        total += factor * tl.load(row, place < reach, 0.0).to(tl.float32)
         row += size
-    tl.store(out + at, total, at < size)
+    tl.store(out + place, total, place < size)
 
 
 @on_its_device

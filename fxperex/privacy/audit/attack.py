@@ -77,16 +77,16 @@ def scores(attack: Attack, setting: Setting,
     """Returns the scores of `setting.runs` runs with and without the canary, and the last engine of those with it."""
     canary, private = attack.canary, prepare(attack.canary)
     public, row, direction = canary.public(), canary.row(), canary.direction()
-    both = tuple(torch.cat([x, r]) for x, r in zip(public, row, strict=True))
+    joined = tuple(torch.cat([x, r]) for x, r in zip(public, row, strict=True))
     # Known to the attacker, like all but the canary: what the public rows move by themselves.
-    known = _along(private.sums(*public)[1], direction) * setting.rate * setting.steps if attack.way != "resumed" else 0.0
-    found: list[list[float]] = [[], []]
+    public_part = _along(private.sums(*public)[1], direction) * setting.rate * setting.steps if attack.way != "resumed" else 0.0
+    outcomes: list[list[float]] = [[], []]
     for number in range(2 * setting.runs):
         side = number // setting.runs
-        score, engine = WAYS[attack.way][0](Run(private, both if side else public, direction, setting, number))
-        found[side].append(score - known)
+        score, engine = WAYS[attack.way][0](Run(private, joined if side else public, direction, setting, number))
+        outcomes[side].append(score - public_part)
         report(number + 1, 2 * setting.runs)
-    return np.array(found[1]), np.array(found[0]), engine
+    return np.array(outcomes[1]), np.array(outcomes[0]), engine
 
 
 def prepare(canary: Canary) -> PerExampleModule:

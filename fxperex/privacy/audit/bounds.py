@@ -58,9 +58,9 @@ def epsilon_of_mu(mu: float, delta: float) -> float:
 
     def excess(epsilon: float) -> float:
         """log of delta(epsilon), less that of `delta`."""
-        first, second = (float(normal.logcdf(-epsilon / mu + s * mu / 2)) for s in (1, -1))
-        gap = epsilon + second - first
-        return (first + math.log1p(-math.exp(gap)) if gap < 0 else -math.inf) - log_delta
+        above, below = (float(normal.logcdf(-epsilon / mu + s * mu / 2)) for s in (1, -1))
+        gap = epsilon + below - above
+        return (above + math.log1p(-math.exp(gap)) if gap < 0 else -math.inf) - log_delta
 
     if excess(0.0) <= 0:
         return 0.0
@@ -86,8 +86,8 @@ def guesses(correct: int, guessed: int, canaries: int, delta: float, confidence:
 def _chance(correct: int, guessed: int, canaries: int, epsilon: float, delta: float) -> float:
     """Largest probability, under (epsilon, delta), of so many correct guesses: Theorem 5.2 of Steinke et al."""
     binomial = needed("scipy.stats").binom
-    right = 1 / (1 + math.exp(-epsilon))
-    beta = float(binomial.sf(correct - 1, guessed, right))
+    share = 1 / (1 + math.exp(-epsilon))
+    beta = float(binomial.sf(correct - 1, guessed, share))
     fewer = np.arange(1, correct + 1)
-    steepest = float(((binomial.sf(correct - fewer - 1, guessed, right) - beta) / fewer).max(initial=0.0))
+    steepest = float(((binomial.sf(correct - fewer - 1, guessed, share) - beta) / fewer).max(initial=0.0))
     return min(1.0, beta + 2 * canaries * delta * steepest)

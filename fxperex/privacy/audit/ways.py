@@ -63,10 +63,10 @@ def resumed(run: Run) -> tuple[float, PrivacyEngine]:
     The score is how far the two releases of the same steps are apart: the same noise in both would leave the bare sums.
     """
     with tempfile.TemporaryDirectory() as folder:
-        first, engine = _driven(run, _all_steps, folder)
-        again = Run(run.private, tuple(x + CHANGED for x in run.data), run.direction, run.setting, run.number)
-        second, engine = _driven(again, _all_steps, folder)
-    return abs(first - second), engine
+        before, engine = _driven(run, _all_steps, folder)
+        resumed = Run(run.private, tuple(x + CHANGED for x in run.data), run.direction, run.setting, run.number)
+        second, engine = _driven(resumed, _all_steps, folder)
+    return abs(before - second), engine
 
 
 def half(setting: Setting) -> float:
