@@ -1,7 +1,7 @@
-"""What export would accept in silence, or refuse in torch's words: the reasons, in this library's.
+"""Refusals of code that torch.export accepts in silence, and that a captured program would lose.
 
-A captured program has ATen's own backward and runs none of the model's Python, so whatever a forward pass does outside
-ATen (a backward of its own, numbers kept on modules, values read out of tensors) would be lost without a word.
+A captured program has ATen's own backward and runs none of the model's Python. It would lose a backward
+of the user's own, hooks on gradients, and numbers that the forward changes on modules or in globals.
 """
 
 from __future__ import annotations

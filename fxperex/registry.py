@@ -245,9 +245,10 @@ def strategy(name: str) -> Callable[[_T], _T]:
 
 
 def kinds() -> dict[str, Any]:
-    """Returns {name: layer kind}, in order of registration; `generic` comes last."""
-    import fxperex.layers  # noqa: F401  (registers the library's own)
+    """Returns {name: layer kind}, in order of registration; `generic` comes last.
 
+    `fxperex.transform` imports the library's own, and `import fxperex` imports that.
+    """
     return {k: v for k, v in sorted(_KINDS.items(), key=lambda item: item[0] == "generic")}
 
 
@@ -257,7 +258,5 @@ def reads_inputs(kind: str) -> bool:
 
 
 def strategies() -> dict[str, Any]:
-    """Returns {name: strategy}, in order of registration."""
-    import fxperex.strategies  # noqa: F401  (registers the library's own)
-
+    """Returns {name: strategy}, in order of registration; see `kinds`."""
     return dict(_STRATEGIES)

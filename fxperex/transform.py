@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import fxperex.layers
+import fxperex.strategies  # noqa: F401  (both register the library's own)
 from fxperex.analysis import Analysis, find_sites, prove
 from fxperex.arguments import check_batch, check_callable, check_dtypes, check_strategy
 from fxperex.capture import Capture, capture

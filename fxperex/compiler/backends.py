@@ -1,15 +1,15 @@
 """Step graph -> callable, by Inductor or eagerly.
 
-What is not eager is compared with the eager graph before it is used (`check`). `backend="auto"` compiles, times what there
-is once on stand-in data (on a CPU also images laid out channels last), keeps
-the fastest and remembers it for this graph, device and versions; on a CPU what is not eager has to gain a twentieth. If
-Inductor is missing or fails the step runs eagerly and a BackendWarning says why; never silently. What Inductor compiles is kept
-on disk by its own cache: a second process loads it.
+Every step that is not eager is compared with the eager graph before its use (`check`).
+`backend="auto"` compiles, times each candidate once on stand-in data, keeps the fastest, and remembers
+it for this graph, device and versions. On a CPU images in channels-last layout are a candidate too, and
+a candidate must be at least 5 % faster than the eager step. If Inductor is missing or fails, the step
+runs eagerly and a BackendWarning says why. Inductor's own cache keeps what it compiles on disk, for
+other processes.
 
-Channels-last on a GPU is Inductor's decision, and none is made here: it compiles a step as it does inference, where it counts
-the operations of all convolutions (from torch 2.15 on those of `convolution_backward` too) and gives all of them that layout
-unless grouped ones with several input channels a group outweigh the rest. A plan of `vmap` convolutions, whose groups are
-the examples, does that.
+On a GPU Inductor decides about channels-last by itself. It counts the operations of all convolutions
+(from torch 2.15 on also of their backwards). All convolutions get that layout unless grouped ones
+outweigh the others. In a plan of `vmap` convolutions they do, because each example is a group.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""How far rounding may move each output of a step graph: told by the graph itself, run while its numbers are shaken as little.
+"""How far rounding may move each output of a step graph, measured by running it with perturbed numbers.
 
-A compiler may add in another order, fuse, and keep more digits. It is right if its outputs are as near to the eager ones as
-those are to themselves once every input and every result on the way has moved by a few units in its last place. That holds for
-sums that cancel to nothing (an attention key's bias) and for gates that rounding opens as for all others.
+A compiler may add in another order, fuse, and keep more digits. So its outputs differ from the eager
+ones by rounding. The perturbed run shows how much: every input and every intermediate result is moved
+by a few units in its last place. The measure also holds for sums that cancel (an attention key's bias)
+and for gates that rounding may open (ReLU).
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ from fxperex.kernels import summing as _summing
 from fxperex.kernels import weighted as _weighted
 from fxperex.kernels.affine import affine_gradients
 from fxperex.kernels.chacha import chacha20
-from fxperex.kernels.conv import Shape, conv_gradients, conv_sq_norm
+from fxperex.kernels.conv import conv_gradients, conv_sq_norm
+from fxperex.kernels.conv_shape import Shape
 from fxperex.kernels.device import unavailable
 from fxperex.kernels.embedding import by_token, embedding_sq_norm
 from fxperex.kernels.gram import gram_sq_norm

@@ -6,23 +6,12 @@ per example (1 but where code merges a dimension into the batch). Any strides: c
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from fxperex.kernels.conv_shape import Shape
 from fxperex.kernels.device import ANY_STRIDES, runs
 from fxperex.numerics import sq_norm
-
-
-class Shape(NamedTuple):
-    """A convolution's options, one number per spatial dimension; `before` pads the low side."""
-
-    kernel: list[int]
-    stride: list[int]
-    dilation: list[int]
-    before: list[int]
-    groups: int
 
 
 @torch.library.custom_op("fxperex::conv_sq_norm", mutates_args=(), tags=ANY_STRIDES)

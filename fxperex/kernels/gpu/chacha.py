@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fxperex.kernels.chacha import CONSTANTS, PER_BLOCK, ROUNDS
+from fxperex.kernels.chacha_rounds import CONSTANTS, PER_BLOCK, ROUNDS
 from fxperex.kernels.device import on_its_device
 
 BLOCK = 128

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fxperex.kernels.conv import Shape
+from fxperex.kernels.conv_shape import Shape
 from fxperex.kernels.device import interpreting, on_its_device, power, splits
 from fxperex.kernels.gpu.linear import finish, store_square
 from fxperex.kernels.gpu.tuning import OPTIONS, alike, tile, tuned

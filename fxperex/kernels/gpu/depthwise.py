@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fxperex.kernels.conv import Shape
+from fxperex.kernels.conv_shape import Shape
 from fxperex.kernels.device import on_its_device, power
 from fxperex.kernels.gpu.conv import three
 from fxperex.kernels.gpu.tuning import OPTIONS

@@ -1,0 +1,129 @@
+"""Figures of the package's readability, counted on its source: `python -m tests.house` prints them.
+
+Each figure is counted with Python's own parser over all files of `fxperex/`, so that nobody has to guess
+whether names, lengths and layers got better or worse. `tests/test_house.py` holds what was reached.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import networkx
+
+PACKAGE = Path(__file__).parents[1] / "fxperex"
+# Words that say nothing of the thing that they name.
+FILLERS = frozenset({
+    "made", "found", "given", "told", "some", "one", "two", "other", "others", "known",
+    "rest", "whole", "mine", "again", "each", "here", "there", "now", "at", "want",
+    "wanted", "kept", "least", "most", "first", "last", "seen", "taken", "left", "right",
+    "both", "live", "few", "add"})
+# Letters of the mathematics, and indices: free to use.
+LETTERS = frozenset("BGTDPagxynpijk_")
+LONG_LINE, LONG_FUNCTION, LONG_SENTENCE = 100, 50, 35
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure: its name, its value, and the value to reach."""
+
+    name: str
+    value: float
+    aim: float
+
+
+def trees() -> dict[Path, ast.Module]:
+    """Returns the syntax tree of every file of the package."""
+    return {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def figures() -> list[Figure]:
+    """Returns every figure of the package as it is."""
+    files = trees()
+    names = [n.id for tree in files.values() for n in ast.walk(tree)
+             if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    functions = [n for tree in files.values() for n in ast.walk(tree)
+                 if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    lines = [line for path in files for line in path.read_text().splitlines()]
+    circles = [c for c in networkx.strongly_connected_components(imports(files)) if len(c) > 1]
+    return [
+        Figure("filler words among bound names, %", _share(names, FILLERS.__contains__), 0.5),
+        Figure("one-letter names outside the letters, %", _share(names, _is_letter), 10.0),
+        Figure("lines over 100 columns, %", _share(lines, lambda line: len(line) > LONG_LINE), 2.0),
+        Figure("functions over 50 lines", sum(map(_is_long, functions)), 0),
+        Figure("functions fully typed, %", _share(functions, _is_typed), 99.0),
+        Figure("docstring sentences over 35 words", sum(1 for _ in long_sentences(files)), 5),
+        Figure("import circles", len(circles), 0),
+        Figure("loose files at the top", len(list(PACKAGE.glob("*.py"))), 12),
+    ]
+
+
+def imports(files: dict[Path, ast.Module]) -> networkx.DiGraph:
+    """Returns which file imports which, lazy and type-only imports included."""
+    modules = {_module(path): path for path in files}
+    graph = networkx.DiGraph()
+    graph.add_nodes_from(modules)
+    for path, tree in files.items():
+        for node in ast.walk(tree):
+            for name in _imported(node):
+                target = name if name in modules else name.rpartition(".")[0]
+                if target in modules and target != _module(path):
+                    graph.add_edge(_module(path), target)
+    return graph
+
+
+def long_sentences(files: dict[Path, ast.Module]) -> Iterator[tuple[Path, str]]:
+    """Yields every sentence of a docstring that has too many words to be read once."""
+    for path, tree in files.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                for paragraph in (ast.get_docstring(node) or "").split("\n\n"):
+                    for sentence in re.split(r"(?<=[.:;!?])\s+|\n\s*[-*|]|\n\S+: ", paragraph):
+                        if len(sentence.split()) > LONG_SENTENCE:
+                            yield path, " ".join(sentence.split())
+
+
+def _module(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def _share(items: list[Any], holds: Callable[[Any], bool]) -> float:
+    return 100.0 * sum(map(bool, map(holds, items))) / max(len(items), 1)
+
+
+def _is_letter(name: str) -> bool:
+    return len(name) == 1 and name not in LETTERS
+
+
+def _is_long(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return (function.end_lineno or function.lineno) - function.lineno + 1 > LONG_FUNCTION
+
+
+def _is_typed(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    arguments = function.args
+    named = [a for a in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+             if a.arg not in ("self", "cls")]
+    return function.returns is not None and all(a.annotation for a in named)
+
+
+def main() -> None:
+    """Prints the figures beside what is to be reached."""
+    for figure in figures():
+        print(f"{figure.name:<42} {figure.value:8.2f}   aim {figure.aim:g}")
+
+
+if __name__ == "__main__":
+    main()
