@@ -40,8 +40,8 @@ def crosses(tape: Tape, rng: random.Random, pool: Pool) -> None:
 
 def crossed_tables(tape: Tape, rng: random.Random, pool: Pool) -> None:
     """A table written down in one order, values in the other."""
-    at, across = rng.choice([("e", "t"), ("t", "e"), ("t", "e")])
-    put(pool, at, join(tape, rng, newest(rng, pool, at), table(tape, rng, across)))
+    at, across = rng.choice([("e", "t"), *[("t", "e")] * 4])
+    put(pool, at, join(tape, rng, newest(rng, pool, at), table(tape, rng, across, 0.2)))
 
 
 def crossed_merges(tape: Tape, rng: random.Random, pool: Pool) -> None:

@@ -43,8 +43,9 @@ def moves(tape: Tape, rng: random.Random, pool: Pool) -> None:
     elif {at, to} == {"bt", "tb"}:
         put(pool, to, tape(aten.transpose.int, x, 0, 1))
     else:
-        put(pool, to, tape(rng.choice([aten.reshape.default, aten.view.default]) if x.values[0].is_contiguous()
-                           else aten.reshape.default, x, SHAPES[to]))
+        op = rng.choice([aten.reshape.default, aten.view.default])  # drawn whatever the size
+        dense = all(value.is_contiguous() for value in x.values)
+        put(pool, to, tape(op if dense else aten.reshape.default, x, SHAPES[to]))
 
 
 def maps(tape: Tape, rng: random.Random, pool: Pool, over: str = "") -> None:
@@ -89,9 +90,9 @@ def uneven(tape: Tape, rng: random.Random, at: str, parameter: float) -> Value:
     return tape(aten.matmul.default, ones, tape["w" if enters else "mix"])
 
 
-def table(tape: Tape, rng: random.Random, at: str) -> Value:
+def table(tape: Tape, rng: random.Random, at: str, parameter: float = 0.4) -> Value:
     """Values without batch that differ by position, written down for every example, in the form's order."""
-    u = tape["u" if rng.random() < 0.4 else "table"]
+    u = tape["u" if rng.random() < parameter else "table"]
     if at == "t":
         return tape(aten.repeat_interleave.self_int, u, Rows(), 0)
     if rng.random() < 0.4:
