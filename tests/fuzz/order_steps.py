@@ -1,4 +1,4 @@
-"""Steps of the programs in `orders`: plain ones keep examples apart, risky ones may let them meet."""
+"""Plain steps of the programs in `orders`, which keep examples apart, and their beginning and end."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ def moves(tape: Tape, rng: random.Random, pool: Pool) -> None:
     elif {at, to} == {"bt", "tb"}:
         put(pool, to, tape(aten.transpose.int, x, 0, 1))
     else:
-        put(pool, to, tape(rng.choice([aten.reshape.default, aten.view.default]) if x.values[0].is_contiguous()
-                           else aten.reshape.default, x, SHAPES[to]))
+        op = rng.choice([aten.reshape.default, aten.view.default])  # drawn whatever the size
+        dense = all(value.is_contiguous() for value in x.values)
+        put(pool, to, tape(op if dense else aten.reshape.default, x, SHAPES[to]))
 
 
 def maps(tape: Tape, rng: random.Random, pool: Pool, over: str = "") -> None:
@@ -77,14 +78,21 @@ def fresh(tape: Tape, rng: random.Random, at: str, parameter: float = 0.2) -> Va
         lambda: tape(aten.ones.default, shape, **F64),
         lambda: tape(aten.full.default, shape, 0.7, **F64),
         lambda: tape(aten.add.Tensor, tape(aten.mul.Tensor, tape(aten.rand.default, shape, **F64), 0.0), 1.3),
-        lambda: tape(aten.expand.default, tape["v" if rng.random() < parameter else "one"], shape),
-        lambda: tape(aten.matmul.default, tape(aten.ones.default, shape, **F64),
-                     tape["w"]) if rng.random() < 3 * parameter else tape(aten.ones.default, shape, **F64)])()
+        lambda: uneven(tape, rng, at, parameter), lambda: uneven(tape, rng, at, 2 * parameter)])()
 
 
-def table(tape: Tape, rng: random.Random, at: str) -> Value:
+def uneven(tape: Tape, rng: random.Random, at: str, parameter: float) -> Value:
+    """Rows that are all alike, of entries that differ: losses of them tell the classes apart."""
+    enters = rng.random() < parameter
+    if rng.random() < 0.5:
+        return tape(aten.expand.default, tape["v" if enters else "one"], SHAPES[at])
+    ones = tape(aten.ones.default, SHAPES[at], **F64)
+    return tape(aten.matmul.default, ones, tape["w" if enters else "mix"])
+
+
+def table(tape: Tape, rng: random.Random, at: str, parameter: float = 0.4) -> Value:
     """Values without batch that differ by position, written down for every example, in the form's order."""
-    u = tape["u" if rng.random() < 0.4 else "table"]
+    u = tape["u" if rng.random() < parameter else "table"]
     if at == "t":
         return tape(aten.repeat_interleave.self_int, u, Rows(), 0)
     if rng.random() < 0.4:
@@ -95,7 +103,7 @@ def table(tape: Tape, rng: random.Random, at: str) -> Value:
 
 def merged_fresh(tape: Tape, rng: random.Random) -> Value:
     """Rows made from nothing that were alike until a reshape put other dimensions between them: in neither order."""
-    ones = tape(aten.ones.default, [T, Rows(T), D // T], **F64) if rng.random() < 0.5 else tape(
+    ones = tape(aten.ones.default, [T, Rows(T), D // T], **F64) if rng.random() < 0.8 else tape(
         aten.ones.default, [T, Rows(), D], **F64)
     x = tape(aten.mul.Tensor, ones, tape(aten.reshape.default, tape["pos"], [T, 1, 1]))
     return tape(aten.reshape.default, x, [Rows(T), -1])
@@ -136,29 +144,37 @@ def joins(tape: Tape, rng: random.Random, pool: Pool) -> None:
 
 def target(tape: Tape, rng: random.Random, at: str) -> Value:
     """A class for every row, in a form's order."""
-    choice = rng.randrange(3)
-    if choice == 0:
+    choice = rng.randrange(5)
+    if choice < 2:
         return tape(aten.repeat_interleave.self_int, tape["y"], T, 0) if at == "e" else tape(
             aten.repeat.default, tape["y"], [T])
-    if choice == 1:
+    if choice < 4:
         wide = tape(aten.expand.default, tape(aten.unsqueeze.default, tape["y"], 1), [Rows(), T])
         return tape(aten.reshape.default, wide if at == "e" else tape(aten.t.default, wide), [Rows(T)])
     return tape(aten.zeros.default, [Rows(T)], dtype=torch.long)
 
 
 def scored(tape: Tape, rng: random.Random, x: Value, classes: Value) -> Value:
-    """Losses of rows of scores, spread over the features again."""
+    """Losses of rows of scores, `[T * B]` in the rows' order."""
     if rng.random() < 0.5:
-        loss = tape(aten.cross_entropy_loss.default, x, classes, None, 0)
-    else:
-        loss = tape(aten.nll_loss_nd.default, tape(aten.log_softmax.int, x, 1), classes, None, 0)
-    return tape(aten.expand.default, tape(aten.unsqueeze.default, loss, 1), [Rows(T), D])
+        return tape(aten.cross_entropy_loss.default, x, classes, None, 0)
+    return tape(aten.nll_loss_nd.default, tape(aten.log_softmax.int, x, 1), classes, None, 0)
+
+
+def spread(tape: Tape, rng: random.Random, pool: Pool, at: str, loss: Value) -> None:
+    """Puts losses of rows of form `at` over the features again, or an example's sum of them."""
+    to = at
+    if rng.random() < 0.4:
+        to, shape = "b", SHAPES["bt" if at == "e" else "tb"][:2]
+        own = tape(aten.reshape.default, loss, shape)
+        loss = tape(aten.sum.dim_IntList, own, [1 if at == "e" else 0])
+    put(pool, to, tape(aten.expand.default, tape(aten.unsqueeze.default, loss, 1), SHAPES[to]))
 
 
 def scores(tape: Tape, rng: random.Random, pool: Pool) -> None:
     at = rng.choice("et")
-    x = fresh(tape, rng, at) if rng.random() < 0.2 else newest(rng, pool, at)
-    put(pool, at, scored(tape, rng, x, target(tape, rng, at)))
+    x = newest(rng, pool, at) if rng.random() < 0.8 else uneven(tape, rng, at, 0.2)
+    spread(tape, rng, pool, at, scored(tape, rng, x, target(tape, rng, at)))
 
 
 def own_rows(tape: Tape, rng: random.Random, pool: Pool) -> None:
@@ -181,88 +197,7 @@ def norms(tape: Tape, rng: random.Random, pool: Pool) -> None:
         lambda: tape(aten.native_batch_norm.default, x, None, None, mean, spread, False, 0.1, 1e-5).part(tape, 0)])())
 
 
-# --- what may let examples meet ---
-
-
-def flagged(tape: Tape, rng: random.Random, x: Value, alike: Value) -> Value:
-    """A value joined with rows that are all alike: its own order stays."""
-    if rng.random() < 0.4:
-        return join(tape, rng, x, alike)
-    return tape(aten.einsum.default, "nk,nk->nk", [x, alike])
-
-
-def crosses(tape: Tape, rng: random.Random, pool: Pool) -> None:
-    """Joins values of one shape in two orders: right only if one of them has all rows alike."""
-    at, other = rng.choice([("e", "t"), ("t", "e")])
-    x = newest(rng, pool, at)
-    y = rng.choice([lambda: newest(rng, pool, other), lambda: table(tape, rng, other), lambda: fresh(tape, rng, other),
-                    lambda: flagged(tape, rng, newest(rng, pool, other), fresh(tape, rng, other, 0)),
-                    lambda: merged_fresh(tape, rng)])()
-    if y.shape == x.shape:
-        put(pool, at, join(tape, rng, x, y))
-
-
-def crossed_scores(tape: Tape, rng: random.Random, pool: Pool) -> None:
-    """Scores in one order, classes in the other."""
-    at, other = rng.choice([("e", "t"), ("e", "t"), ("t", "e")])
-    x = fresh(tape, rng, at, 0.3) if rng.random() < 0.8 else newest(rng, pool, at)
-    if rng.random() < 0.3:
-        x = tape(aten.mul.Tensor, x, tape["v"])
-    put(pool, rng.choice([at, at, at, other]), scored(tape, rng, x, target(tape, rng, other)))
-
-
-def places(tape: Tape, rng: random.Random, pool: Pool) -> None:
-    """An example's place in the batch, and rows that it looks up."""
-    x, i = newest(rng, pool, "b"), tape(aten.arange.default, Rows())
-    wide = tape(aten.expand.default, tape(aten.unsqueeze.default, i, 1), [Rows(), D])
-    number = rng.choice([
-        lambda: tape(aten.unsqueeze.default, tape(aten.index.Tensor, x, [i, i]), 1) if max(tape.rows) <= D else wide,
-        lambda: tape(aten.unsqueeze.default, tape(aten.index.Tensor, i, [i]), 1),
-        lambda: tape(aten.index.Tensor, wide, [i]), lambda: wide,
-        lambda: tape(aten.index.Tensor, tape["table"], [tape(aten.clamp.default, i, 0, T - 1)])])()
-    put(pool, "b", tape(aten.mul.Tensor, x, tape(aten.add.Tensor, number, 1)))
-
-
-def trains(tape: Tape, rng: random.Random, pool: Pool) -> None:
-    """Batch normalisation that trains, under its several names, with and without eps."""
-    at = rng.choice(["b", "e", "t"])
-    x, eps, none = newest(rng, pool, at), rng.choice([0.0, 0.0, 1e-5]), None
-    put(pool, at, rng.choice([
-        lambda: tape(aten._native_batch_norm_legit.no_stats, x, none, none, True, 0.1, eps).part(tape, 0),
-        lambda: tape(aten.native_batch_norm.default, x, none, none, none, none, True, 0.1, eps).part(tape, 0),
-        lambda: tape(aten.batch_norm.default, x, none, none, none, none, True, 0.1, eps, False)])())
-
-
-def partly(tape: Tape, rng: random.Random, pool: Pool) -> None:
-    """Writes into rows: an index as long as what it writes to, or of the first rows alone."""
-    at = rng.choice("et")
-    base = newest(rng, pool, at)
-    index = tape(aten.zeros.default, [rng.choice([Rows(T), Rows()]), 1], dtype=torch.long)
-    op = rng.choice([aten.scatter.src, aten.scatter_add.default])
-    put(pool, at, tape(op, base, 1, index, fresh(tape, rng, at, 0)))  # torch has no gradient for a longer source
-
-
-def wrong_view(tape: Tape, rng: random.Random, pool: Pool) -> None:
-    at, to = rng.choice([("e", "tb"), ("t", "bt"), ("bt", "t"), ("tb", "e")])
-    put(pool, to, tape(aten.reshape.default, newest(rng, pool, at), SHAPES[to]))
-
-
-def over_batch(tape: Tape, rng: random.Random, pool: Pool) -> None:
-    maps(tape, rng, pool, "the batch")
-
-
-def numbers(tape: Tape, rng: random.Random, pool: Pool) -> None:
-    x = newest(rng, pool, "b")
-    put(pool, "b", rng.choice([
-        lambda: tape(aten.mul.Scalar, x, Rows()), lambda: tape(aten.add.Tensor, x, tape["one"], alpha=Rows()),
-        lambda: tape(aten.mul.Tensor, x, tape(aten.full.default, [D], Rows(), **F64)),
-        lambda: tape(aten.add.Tensor, x, tape(aten.matmul.default, x, tape(aten.matmul.default, tape(
-            aten.t.default, x), x)))])())
-
-
 PLAIN: list[Step] = [moves, moves, moves, maps, maps, maps, constants, constants, joins, scores, own_rows, norms]
-RISKY: list[Step] = [*[crosses] * 5, *[crossed_scores] * 4, *[places] * 3, trains, trains, partly, wrong_view, over_batch,
-                     numbers]
 
 
 def finish(tape: Tape, rng: random.Random, pool: Pool) -> Value:

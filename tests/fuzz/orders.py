@@ -108,14 +108,15 @@ class Tape:
 
 
 def weights() -> dict[str, Tensor]:
-    """Parameters `w`, `u`, `v` and buffers `table`, `pos`, `one`, float64."""
+    """Parameters `w`, `u`, `v` and buffers `table`, `pos`, `one`, `mean`, `spread`, `mix`, float64."""
     source = torch.Generator().manual_seed(5)
 
     def drawn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=source, dtype=torch.float64)
 
     return {"w": drawn(D, D).requires_grad_(), "u": drawn(T, D).requires_grad_(), "v": drawn(1, D).requires_grad_(),
-            "table": drawn(T, D), "pos": drawn(T), "one": drawn(1, D), "mean": drawn(D), "spread": drawn(D).square()}
+            "table": drawn(T, D), "pos": drawn(T), "one": drawn(1, D), "mean": drawn(D), "spread": drawn(D).square(),
+            "mix": drawn(D, D)}
 
 
 Pool = dict[str, list[Value]]
@@ -130,13 +131,15 @@ def newest(rng: random.Random, pool: Pool, form: str) -> Value:
 
 def build(seed: int, held: dict[str, Tensor], *batches: Pair) -> tuple[Tape, Value]:
     """Returns the Tape of the program `seed` and its losses `[B]`."""
-    from order_steps import PLAIN, RISKY, finish, start
+    from order_risks import RISKY
+    from order_steps import PLAIN, finish, start
 
     rng, tape = random.Random(seed), Tape(held, *batches)
     pool = start(tape)
     steps = [rng.choice(PLAIN) for _ in range(rng.randint(3, 9))]
-    if rng.random() < 0.45:
-        steps.insert(rng.randint(len(steps) // 2, len(steps)), rng.choice(RISKY))
+    if rng.random() < 0.55:
+        (risky,) = rng.choices(list(RISKY), list(RISKY.values()))
+        steps.insert(rng.randint(len(steps) // 2, len(steps)), risky)
     for step in steps:
         step(tape, rng, pool)
     return tape, finish(tape, rng, pool)
