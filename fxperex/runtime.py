@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxperex import batches
+from fxperex import batches, rounding
 from fxperex.analysis.sites import Analysis
 from fxperex.blame import blamed
 from fxperex.capture import Capture
@@ -29,7 +29,6 @@ from fxperex.model_state import compare, state
 from fxperex.planner import Plan
 from fxperex.planner.alternatives import Alternative, explained
 from fxperex.rewriter import parameter_order, rewrite
-from fxperex.rounding import operands, refuse_coarser
 from fxperex.step_graph import StepGraph
 from fxperex.step_result import StepResult
 from fxperex.writes import write
@@ -52,7 +51,7 @@ class PerExampleModule:
         self._order = parameter_order(capture, trainable)
         self.parameters: dict[str, nn.Parameter] = {n: named[n] for n in self._order}
         self._state = state(model)
-        self._operands = operands(batch[0].device)
+        self._operands = rounding.operands(batch[0].device)
         self.step_graph: StepGraph = rewrite(capture, analysis, plan, clip)
         self._others: dict[str, Step] = {}
         self._lid = reserve(self._own_bytes) if self._spec[0][2].type == "cpu" else None
@@ -254,4 +253,4 @@ class PerExampleModule:
         not round their operands more than they did then: no norm of this step covers that.
         """
         compare(self._state, state(self.model))
-        refuse_coarser(self._operands, self._spec[0][2])
+        rounding.refuse_coarser(self._operands, self._spec[0][2])

@@ -45,12 +45,13 @@ class Watch:
 
     def modules(self, model: nn.Module) -> None:
         for path, module in model.named_modules():
-            if self._new(module):
+            # Export hands out stand-ins for modules that have several names: they share one dict.
+            if self._new(vars(module)):
                 prefix = f"{path}." if path else ""
                 for key, value in list(vars(module).items()):
                     if key not in INTERNAL:
                         put = functools.partial(_put, vars(module), key)
-                        self._record(("module", id(module), key), f"{prefix}{key}", value, put, 0)
+                        self._record(("module", id(vars(module)), key), f"{prefix}{key}", value, put, 0)
                 if _written(_file(type(module).forward)):
                     self.function(type(module).forward, 0)
 

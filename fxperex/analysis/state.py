@@ -89,8 +89,10 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     """Returns {name: value} of all arguments in the schema of an operator's node, defaults where
     none is given."""
     schema = node.target._schema.arguments  # type: ignore[union-attr]
-    values = {a.name: a.default_value for a in schema if a.has_default_value()}
-    return values | {a.name: v for a, v in zip(schema, node.args, strict=False)} | dict(node.kwargs)
+    values = {a.name: v for a, v in zip(schema, node.args, strict=False)} | dict(node.kwargs)
+    # In the schema's order: who takes tensors by their order must not find an optional one first.
+    return {a.name: values.get(a.name, a.default_value) for a in schema
+            if a.name in values or a.has_default_value()}
 
 
 def readable(name: str) -> tuple[list[str], bool]:
