@@ -20,7 +20,8 @@ UNGRAPHED = ("Dimname", "...")
 def overloads(name: str) -> Iterator[torch._ops.OpOverload]:
     """The overloads of an operator that a functional graph can hold: they return tensors and write nothing given."""
     packet = getattr(torch.ops.aten, name.removeprefix("aten."))
-    for overload in map(packet.__getattr__, packet.overloads()):
+    # Not `packet.__getattr__`: it would make overloads anew, and what was keyed by the old ones be lost.
+    for overload in (getattr(packet, overload) for overload in packet.overloads()):
         schema = overload._schema
         tensors = any("Tensor" in str(r.type) for r in schema.returns)
         if tensors and not any(a.is_out for a in schema.arguments) and not any(k in str(schema) for k in UNGRAPHED):
