@@ -28,6 +28,7 @@ ones lose to underflow is below 2^-64 in length, nothing to a clip bound of 1e-1
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,22 +106,24 @@ def unbounded(site: Site) -> str | None:
     return None
 
 
-def rho(site: Site, dtype: torch.dtype, scaled: bool = True) -> float:
+def rho(site: Site, dtype: torch.dtype, scaled: bool = True, terms: Any = None) -> Any:
     """Returns rho: a sum of `dtype` operands rounds what an example adds by at most `rho S`.
 
-    `scaled`: its output gradients are multiplied by clip factors first.
+    `scaled`: its output gradients are multiplied by clip factors first. `terms`: how many an example
+    adds up, a number or a tensor, whose shape rho then has; by default the site's T positions.
     """
     assert site.dims is not None
+    count = site.dims.T if terms is None else terms
     rounded = rounds(site) if dtype != torch.float64 else 0.0
     unit = 2.0**-53 if dtype == torch.float64 else 2.0**-24
     # Tensor cores cut off what they shift out, and not at the last bit of float32.
     unit *= 4 if rounded and site.device.type != "cpu" else 1
     single = all(use.kind in SINGLE_PRODUCTS for use in site.each)
-    terms = site.dims.T + (2 if scaled else 0) + (0 if single else 2)
-    return (1 + rounded) ** 2 / (1 - terms * unit) - 1
+    count = count + (2 if scaled else 0) + (0 if single else 2)
+    return (1 + rounded) ** 2 / (1 - count * unit) - 1
 
 
-def certified(squared: Tensor, spread: Tensor, rho: float, read: float = 0.0,
+def certified(squared: Tensor, spread: Tensor, rho: float | Tensor, read: float | Tensor = 0.0,
               gram: float = 0.0) -> Tensor:
     """Returns `N^2` `[B]`, float64: squared norms raised to cover what rounding adds to the sum.
 

@@ -45,6 +45,11 @@ def steps(model: nn.Module, batch: tuple[Tensor, ...], forward: Callable[..., Te
         yield name, PerExampleModule(model, batch, captured, analysis, plan, as_rule(clip), "eager")
 
 
+# A norm that is read from one float32 product covers the rounding of two, `2 T 2^-24 S`: with T of 30 and
+# S of 4 norms, as in some samples of convolutions, it is 1.3e-5 above the true one by design.
+TIGHT = {"fused": 2}
+
+
 def against_the_loop(model: nn.Module, batch: tuple[Tensor, ...], names: Iterable[str] = ("auto",),
                      forward: Callable[..., Tensor] = curved) -> list[PerExampleModule]:
     """Asserts norms, clipped sums and per-example gradients against the float64 loop; returns the steps."""
@@ -56,9 +61,10 @@ def against_the_loop(model: nn.Module, batch: tuple[Tensor, ...], names: Iterabl
     scale, steps = 1e-3 * float(norms.max()), []
     for name, private in under(model, batch, forward, clip, names):
         model.zero_grad()
-        assert error(private.step(*batch).norms, norms) <= limit, name
+        near = limit * TIGHT.get(name, 1)
+        assert error(private.step(*batch).norms, norms) <= near, name
         for p, want in total.items():
-            assert error(model.get_parameter(p).grad, want, scale) <= limit, (name, p)
+            assert error(model.get_parameter(p).grad, want, scale) <= near, (name, p)
         if name in {"naive", "vmap", "auto"}:
             grads = private.gradients(*batch)
             for p, want in truth.items():

@@ -9,6 +9,7 @@ row of the table has an S of its own.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fxperex import kernels, rounding
@@ -72,10 +73,11 @@ class Ghost:
         kind = kind_of(uses.site)
         if all(use.kind == "embedding" and not use.turned for use in uses.site.each):
             ids, g = kind.tokens(uses)
-            spread = kernels.by_token(ids, rounding.lengths(g, 2)[..., None]).sqrt()
-            rho, read = (rounding.rho(uses.site, g.dtype, scaled) for scaled in (True, False))
+            lengths, additions = rounding.lengths(g, 2), _equal_tokens(ids)
+            moved, read = (kernels.by_token(ids, (rounding.rho(uses.site, g.dtype, scaled, additions)
+                                                  * lengths)[..., None]).sqrt() for scaled in (True, False))
             squared = rounding.upper_squares(kernels.by_token(ids, g), g[:1].numel(), g.dtype)
-            return rounding.certified(squared, spread, rho, read)
+            return rounding.certified(squared, torch.ones_like(moved), moved, read)
         if kernels.unavailable(uses.site.device) is None and uses.dtype in DTYPES and offers(uses.site, "fold"):
             a, g = kind.factors(uses)
             squared, inputs, outputs = kernels.gram_sq_norm(a, g), a.double().square().sum(3), g.double().square().sum(3)
@@ -89,6 +91,13 @@ class Ghost:
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         return kind_of(uses.site).weighted_sum(uses, factors, valid)
+
+
+def _equal_tokens(ids: Tensor) -> Tensor:
+    """Returns how often each token's id occurs in its example, `[B, T]`: the terms of its row's sum."""
+    ordered = ids.sort(dim=1).values
+    end, start = (torch.searchsorted(ordered, ids.contiguous(), right=right) for right in (True, False))
+    return (end - start).double()
 
 
 def _gram_rounding(site: Site) -> float:

@@ -77,7 +77,7 @@ def test_a_first_convolution_fills_the_gpu(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(device, "_processors", lambda _: 132)
     grids: list[int] = []
     monkeypatch.setattr(conv, "conv_tuned", _Counting(conv.conv_tuned, grids))
-    x, g, shape = conv_case((1, 3, 8, (32, 32)), ([3, 3], [1, 1], [1, 1], [1, 1], 1), last=True)
+    x, g, shape = conv_case((1, 3, 8, (32, 32)), ([3, 3], [1, 1], [1, 1], [1, 1], 1), channels_last=True)
     assert error(kernels.conv_sq_norm(x, g, *shape), squares(by_autograd(x, g, shape))) <= 1e-6
     assert grids == [3 * 4]
 
