@@ -154,7 +154,9 @@ def test_the_norm_of_forty_million_entries() -> None:
     result = private.step(x)
     y = (x.double() @ model.weight.detach().double().t()).requires_grad_()
     g = torch.autograd.grad(F.gelu(y).sum(), y)[0]
-    assert error(result.norms, g.norm(dim=1) * x.double().norm(dim=1)) <= 1e-6
+    share = float(result.norms / (g.norm(dim=1) * x.double().norm(dim=1))) - 1
+    # Not low, and high by no more than the squares in blocks of 64 may have lost in any order.
+    assert 0 <= share <= 70 * 2.0**-24
 
 
 @pytest.mark.parametrize("seed", range(4))
