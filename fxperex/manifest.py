@@ -101,6 +101,10 @@ def _batch(x: Any) -> bool:
         isinstance(v, list) and len(v) == 3 and _sizes(v[0]) and _dtype(v[1]) and _text(v[2]) for v in x)
 
 
+def _precision(x: Any) -> bool:
+    return isinstance(x, list) and len(x) == 2 and all(isinstance(error, float) for error in x)
+
+
 def _clip(x: Any) -> bool:
     return isinstance(x, dict) and set(x) == {"rule", "settings"} and _text(x["rule"]) and isinstance(x["settings"], dict)
 
@@ -109,4 +113,5 @@ SCHEMA: dict[str, Callable[[Any], bool]] = {
     "torch": _text, "machine": _text, "device": _text, "gpu": lambda x: x is None or _text(x), "parameters": _tensors,
     "trainable": _names, "buffers": _tensors, "training": _names, "inputs": _inputs, "batch": _batch, "order": _names,
     "mutated": _names, "rows": lambda x: _whole(x) and x > 0, "clip": _clip, "plan": _text, "waits": _names,
+    "precision": _precision,
     "peak": lambda x: isinstance(x, int | float) and not isinstance(x, bool) and x >= 0}

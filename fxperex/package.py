@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxperex import clipping
+from fxperex import clipping, rounding
 from fxperex.compiler import Check, Step, guarded, host_waits, options
 from fxperex.compiler import recorded as recorded_graph
 from fxperex.devices import reserve
@@ -117,6 +117,8 @@ class LoadedStep(PerExampleModule):
         named = dict(model.named_parameters(remove_duplicate=False))
         self.parameters = {n: named[n] for n in self._order}
         self._state = state(model)
+        self._operands = tuple(manifest["precision"])
+        rounding.refuse_coarser(self._operands, device)
         # What an error message says of the plan; the plan itself is text here.
         self.plan: Any = SimpleNamespace(rows=self._rows, peak=manifest["peak"], choices=())
         self._filler = drawn(recorded, self._spec)  # rows that the eager step ran on
@@ -201,7 +203,7 @@ def _manifest(private: PerExampleModule) -> dict[str, Any]:
         "batch": [[list(shape), dtype_name(dtype), where.type] for shape, dtype, where in private._spec],
         "order": private._order, "mutated": private._capture.mutated, "rows": private._rows,
         "clip": _clip_told(private.clip), "plan": str(private.plan), "peak": private.plan.peak or private.peak,
-        "waits": host_waits(private.step_graph),
+        "waits": host_waits(private.step_graph), "precision": list(private._operands),
     }
 
 

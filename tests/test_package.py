@@ -173,7 +173,7 @@ def test_a_file_that_does_not_fit_here(saved: Path, tmp_path: Path, damage: Call
 
 @pytest.mark.parametrize("path", [None, 5])
 def test_what_is_no_path_is_refused(path: Any) -> None:
-    with pytest.raises(PackageError, match="TypeError"):
+    with pytest.raises(ConfigError, match="takes a path"):
         fxperex.load(path, _net())
 
 
