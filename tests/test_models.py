@@ -57,6 +57,11 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
 }
 
 
+# A ghost norm covers what the sum over a site's positions may round, `(T + 2) 2^-24 S / n`: with at
+# most 20^2 positions here and S up to 1.5 n, up to 4e-5 of a norm. It is never below the norm.
+CERTIFIED = {"ghost": 4e-5}
+
+
 def away_from_kinks(model: nn.Module, rows: int, size: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Returns a batch, and its true gradients, at which the ordinary float32 backward is right to 1e-5.
 
@@ -85,12 +90,16 @@ def check(name: str, strategy: str, backend: str = "eager") -> fxperex.PerExampl
             p.add_(0.01 * torch.randn_like(p))
     x, y, truth = away_from_kinks(model, rows, size)
     clip = 0.5 * float(clipped(truth, 1.0)[1].median())
-    total, norms = clipped(truth, clip)
+    norms = clipped(truth, clip)[1]
     private = fxperex.transform(model, (x, y), LOSS, clip=clip, strategy=strategy, backend=backend)
     result = private.step(x, y)
-    assert error(result.norms, norms) <= 1e-5
-    found = torch.cat([p.grad.double().flatten() for _, p in model.named_parameters()])
-    assert error(found, torch.cat([total[n].flatten() for n, _ in model.named_parameters()])) <= 1e-5
+    assert (result.norms >= norms * (1 - 1e-6)).all()
+    assert error(result.norms, norms) <= CERTIFIED.get(strategy, 1e-5)
+    assert torch.equal(result.factors, (clip / result.norms).clamp(max=1.0))
+    sums = torch.cat([p.grad.double().flatten() for p in model.parameters()])
+    exact = [torch.einsum("b,b...->...", result.factors, truth[n]).flatten()
+             for n, _ in model.named_parameters()]
+    assert error(sums, torch.cat(exact)) <= 1e-5
     return private
 
 
