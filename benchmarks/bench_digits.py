@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fxperex.training import Job, Outcome, run
+from fxperex.demo.train import Job, Outcome, run
 
 EPSILONS = (1.0, 3.0, 8.0)
 SEEDS = range(5)

@@ -21,9 +21,9 @@ import torch
 from record import Record, Row
 from torch import nn
 
-from fxperex.data import load, standardise
+from fxperex.demo.data import load, standardise
+from fxperex.demo.train import Job, accuracy, network, run
 from fxperex.privacy import PoissonSampler, noise_multiplier_for
-from fxperex.training import Job, accuracy, network, run
 
 RESULTS = Path(__file__).parent / "results" / "cpu" / "digits_opacus.json"
 SIZE = 1437  # training digits

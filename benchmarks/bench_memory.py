@@ -19,8 +19,8 @@ from record import Record
 from workloads import LOSS, Workload, chosen
 
 import fxperex
-from fxperex.frame import trace_frame
 from fxperex.planner.memory import plan_peak
+from fxperex.rewrite.frame import trace_frame
 
 NEAR = 0.1  # relative error that counts as near
 

@@ -34,8 +34,8 @@ from workloads import group_norm
 
 import fxperex
 from fxperex.privacy import Mechanism, Noise, Secret
-from fxperex.privacy.discrete import discrete_gaussian
-from fxperex.privacy.normal import gaussian
+from fxperex.privacy.noise.discrete import discrete_gaussian
+from fxperex.privacy.noise.normal import gaussian
 
 COUNT, DISCRETE_COUNT = 2**22, 2**19
 SIGMA = 3.5e9  # that of the grid of 11 million coordinates

@@ -25,9 +25,9 @@ from record import Record
 from workloads import LOSS, Workload, chosen
 
 import fxperex
+from fxperex.plan.plan import Choice
 from fxperex.planner import parse_memory
-from fxperex.planner.plan import Choice
-from fxperex.trial import Trial
+from fxperex.planner.trial import Trial
 
 SECONDS = 1.0  # of rounds of the whole step, at least
 Site = dict[str, Any]  # of one distinct site: chosen, measured, predicted, good, tau, tau_apart

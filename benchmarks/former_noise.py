@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxperex.privacy.streams import Streams
+from fxperex.privacy.noise.streams import Streams
 
 WORDS = 5  # 64-bit words per candidate
 

@@ -23,12 +23,12 @@ import torch
 from record import Record, Row
 from workloads import LOSS
 
+from fxperex.cost_model.sites import convolutions, convolves, depthwise, grads_bytes, weight_gradient, whole
 from fxperex.devices import Profile, profile
-from fxperex.devices.kernels import PRODUCTS
-from fxperex.frame import trace_frames
+from fxperex.devices.kernel_classes import PRODUCTS
 from fxperex.registry import Cost, Dims, Site, Work
+from fxperex.rewrite.frame import trace_frames
 from fxperex.transform import outline
-from fxperex.work import convolutions, convolves, depthwise, grads_bytes, weight_gradient, whole
 
 HERE = Path(__file__).parent
 FORWARD, WEIGHTS = "forward_and_input_gradients", "weight_gradients"

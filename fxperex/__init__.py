@@ -24,9 +24,9 @@ from fxperex.errors import (
     ShapeError,
     StateError,
 )
-from fxperex.fixes import fix
-from fxperex.package import load
-from fxperex.runtime import PerExampleModule, StepResult
+from fxperex.fixes.fix import fix
+from fxperex.runtime.module import PerExampleModule, StepResult
+from fxperex.runtime.package import load
 from fxperex.transform import transform
 
 __all__ = ["BackendWarning", "BatchMixingError", "BudgetError", "CaptureError", "ConfigError", "CoverageError",

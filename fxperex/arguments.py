@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxperex.batches import check_dense
-from fxperex.capture import Capture
+from fxperex.capture.program import Capture
+from fxperex.capture.source_lines import source_line
 from fxperex.errors import ConfigError, ShapeError
-from fxperex.lines import source_line
 from fxperex.planner import Plan
+from fxperex.runtime.batches import check_dense
 
 # Operations whose operands must be of one dtype when they run; on values without storage they do not say so.
 PRODUCTS = {f"aten.{name}" for name in (

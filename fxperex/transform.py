@@ -15,20 +15,20 @@ import fxperex.layers
 import fxperex.strategies  # noqa: F401  (both register the library's own)
 from fxperex.analysis import Analysis, find_sites, prove
 from fxperex.arguments import check_batch, check_callable, check_dtypes, check_strategy
-from fxperex.capture import Capture, capture
+from fxperex.capture.cuda_autocast import Elsewhere
+from fxperex.capture.distributed import refuse_distributed
+from fxperex.capture.program import Capture, capture
 from fxperex.clipping import Clip, as_rule
 from fxperex.compiler import BACKENDS
 from fxperex.devices import profile
-from fxperex.distributed import refuse_distributed
-from fxperex.elsewhere import Elsewhere
 from fxperex.errors import ConfigError, CoverageError
-from fxperex.frame import trace_frames
+from fxperex.graph.show import show
 from fxperex.planner import Plan, make_plan, parse_memory
-from fxperex.planner.make import check_rows
-from fxperex.runtime import PerExampleModule
-from fxperex.show import show
+from fxperex.planner.planner import check_rows
+from fxperex.planner.trial import Trial
+from fxperex.rewrite.frame import trace_frames
+from fxperex.runtime.module import PerExampleModule
 from fxperex.testing import as_forward
-from fxperex.trial import Trial
 
 
 def transform(

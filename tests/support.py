@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fxperex.analysis import find_sites, prove
-from fxperex.capture import capture
+from fxperex.capture.program import capture
 from fxperex.clipping import Clip, as_rule
 from fxperex.devices import profile
 from fxperex.planner import make_plan
-from fxperex.runtime import PerExampleModule
+from fxperex.runtime.module import PerExampleModule
 from fxperex.testing import clipped, error, loop
 
 LIMIT = {torch.float64: 1e-10, torch.float32: 1e-5}

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules import transformer
 
 import fxperex
+from fxperex.graph.strides import distinct
 from fxperex.layers.products import spelled
-from fxperex.strides import distinct
 
 
 class Appended(nn.Module):
@@ -34,7 +34,7 @@ class Appended(nn.Module):
 @pytest.mark.parametrize("shown", [None, 3])
 def test_a_size_that_decomposition_fixes_in_silence(shown: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     if shown:  # as many examples as the strides are of
-        monkeypatch.setattr(importlib.import_module("fxperex.capture"), "distinct", lambda *_: shown)
+        monkeypatch.setattr(importlib.import_module("fxperex.capture.program"), "distinct", lambda *_: shown)
     (private,) = against_the_loop(Appended(), (torch.randn(3, 5, 4, 3),))
     assert private._capture.symbolic == (shown is None)
     assert private.step(torch.randn(7, 5, 4, 3)).norms.shape == (7,)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import fxperex
-from fxperex.compiler import Check, backends, choice, first_difference, tries
+from fxperex.compiler import Check, backend_cache, backends, first_difference, tries
 from fxperex.compiler.noise import unit
 from fxperex.errors import BackendWarning, MemoryLimitError
 
@@ -388,7 +388,7 @@ def test_the_first_batch_is_compared_once_and_drawn_once(monkeypatch: pytest.Mon
 
 def test_a_remembered_choice_is_compared_in_every_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FXPEREX_CACHE", str(tmp_path))
-    monkeypatch.setattr(choice, "recall", lambda *_: "inductor")
+    monkeypatch.setattr(backend_cache, "recall", lambda *_: "inductor")
     _planted(monkeypatch, lambda inputs, o: _with(o, 1, 0.9 * o[1]))
     with pytest.warns(BackendWarning, match="by inductor is not the eager one.*the norms"):
         assert _go("auto").backend == "eager"

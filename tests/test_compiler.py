@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxperex
-from fxperex import runtime
-from fxperex.compiler import backends, choice, compile_step
-from fxperex.compiler.replay import host_waits, record
+from fxperex.compiler import backend_cache, backends, compile_step
+from fxperex.compiler.cuda_graph import host_waits, record
 from fxperex.errors import BackendWarning, MemoryLimitError
-from fxperex.passes import channels_last
+from fxperex.rewrite.passes import channels_last
 
 
 def _loss(model: nn.Module, x: Tensor) -> Tensor:
@@ -133,7 +132,7 @@ def test_a_spoilt_memory_is_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_
     compile_step(graph, [x], "auto")
     for path in (tmp_path / "backends").iterdir():
         path.write_text("{")
-    assert choice.recall(graph, [x]) is None
+    assert backend_cache.recall(graph, [x]) is None
     assert compile_step(graph, [x], "auto")[1] == "inductor" and len(timed) == 4
 
 
@@ -162,7 +161,7 @@ def test_memory_that_ends_leaves_everything_as_it_was(monkeypatch: pytest.Monkey
             return graph(*args)
         return step, "eager"
 
-    monkeypatch.setattr(runtime, "compile_step", compile_limited)
+    monkeypatch.setattr("fxperex.runtime.module.compile_step", compile_limited)
     private = fxperex.transform(model, (x[:2],), forward=_loss, backend="eager")
     private.step(x[:2])
     before = [p.grad.clone() for p in model.parameters() if p.grad is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fxperex.cost import node_cost
+from fxperex.cost_model.nodes import node_cost
 
 
 @pytest.mark.parametrize("name", ["efficient", "flash", "cudnn"])

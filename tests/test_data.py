@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision import datasets
 
-from fxperex.data import load, standardise
+from fxperex.demo.data import load, standardise
 from fxperex.errors import ConfigError
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fxperex.devices import Profile, calibrate, device_name, keep_pages, pages, profile, store, target
+from fxperex.devices import Profile, calibrate, device_name, heap, keep_pages, profile, profile_files, target
 from fxperex.devices.calibrate import _todo
-from fxperex.devices.kernels import KERNELS
+from fxperex.devices.interpolate import Surface
+from fxperex.devices.kernel_classes import KERNELS
 from fxperex.devices.profile import VERSION
-from fxperex.devices.surface import Surface
 from fxperex.errors import ConfigError
 from fxperex.registry import Cost, Work
 
@@ -48,7 +48,7 @@ def test_json_round_trip(measured: Profile) -> None:
                 assert shape == shape_again and math.isclose(rate, rate_again, rel_tol=1e-3)
 
 
-@pytest.mark.parametrize("path", sorted(store.SHIPPED.glob("*.json")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(profile_files.SHIPPED.glob("*.json")), ids=lambda p: p.stem)
 def test_shipped_profiles_read_and_say_where_they_are_from(path: Path) -> None:
     found = Profile.from_json(path.read_text())
     assert (found.source == "measured") != ("not measured" in found.source)
@@ -62,7 +62,7 @@ def test_the_first_profile_is_shipped_and_nothing_is_measured(cache: Path, monke
 
 
 def test_a_measured_profile_is_kept_and_found(cache: Path, measured: Profile) -> None:
-    assert store.save(measured).parent == cache
+    assert profile_files.save(measured).parent == cache
     assert profile(CPU).samples["copy"] == Profile.from_json(measured.to_json()).samples["copy"]
 
 
@@ -90,7 +90,7 @@ def test_a_missing_gpu_is_refused_for_measuring_only() -> None:
     assert target("cuda").type == "cuda"
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no CUDA device"):
-            store.present(torch.device("cuda"))
+            profile_files.present(torch.device("cuda"))
 
 
 def test_a_surface_is_close_where_measured_and_between_elsewhere() -> None:
@@ -148,7 +148,7 @@ def test_plans_do_not_pay_for_touching_pages_that_are_kept(monkeypatch: pytest.M
     patches = Work("im2col", (32, 64, 4096, 9), large)
     before = rates.touching(large), rates.of(Work("fresh", (int(large),), large)), rates.of(patches)
     assert before[0] == before[1] > 0
-    monkeypatch.setattr(pages, "_asked", [True])
+    monkeypatch.setattr(heap, "_asked", [True])
     assert rates.touching(large) == rates.of(Work("fresh", (int(large),), large)) == 0 < rates.of(patches) < before[2]
 
 
@@ -156,13 +156,13 @@ def test_what_cannot_be_reserved_is_not_missed(monkeypatch: pytest.MonkeyPatch) 
     def full(size: int) -> None:
         raise RuntimeError("not enough memory")
 
-    assert pages.reserve(0.0) is not None or platform.libc_ver()[0] != "glibc"
-    monkeypatch.setattr(pages, "_bytes", full)
-    assert pages.reserve(2.0**30) is None
-    monkeypatch.setattr(pages, "_asked", [True])
-    assert pages.reserve(1.0) is None  # pages are kept anyway
+    assert heap.reserve(0.0) is not None or platform.libc_ver()[0] != "glibc"
+    monkeypatch.setattr(heap, "_bytes", full)
+    assert heap.reserve(2.0**30) is None
+    monkeypatch.setattr(heap, "_asked", [True])
+    assert heap.reserve(1.0) is None  # pages are kept anyway
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
-    assert not keep_pages() and pages.reserve(1.0) is None
+    assert not keep_pages() and heap.reserve(1.0) is None

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fxperex.clipping import as_rule
-from fxperex.rewriter import rewrite
+from fxperex.rewrite.rewriter import rewrite
 from fxperex.transform import outline
 
 

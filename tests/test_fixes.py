@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, prune
 
 import fxperex
 from fxperex.errors import BatchMixingError, ConfigError, CoverageError
-from fxperex.fixes import groups
+from fxperex.fixes.fix import groups
 from fxperex.testing import as_forward, clipped, error, loop
 
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 import fxperex
-from fxperex.batches import same_device
 from fxperex.clipping import Flat
 from fxperex.errors import ConfigError, MemoryLimitError, PackageError, ShapeError, StateError
+from fxperex.runtime.batches import same_device
 from fxperex.testing import clipped, error, loop
 
 

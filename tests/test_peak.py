@@ -9,9 +9,9 @@ import torch
 from support import curved, under
 from torch import Tensor, nn
 
-from fxperex.frame import trace_frame
 from fxperex.planner.memory import plan_peak
-from fxperex.runtime import PerExampleModule
+from fxperex.rewrite.frame import trace_frame
+from fxperex.runtime.module import PerExampleModule
 
 
 def allocated(private: PerExampleModule, batch: tuple[Tensor, ...]) -> float:

@@ -13,18 +13,18 @@ from support import curved
 from torch import nn
 
 import fxperex
-from fxperex.cost import thresholds
+from fxperex.cost_model.nodes import thresholds
 from fxperex.devices import profile
 from fxperex.errors import ConfigError
-from fxperex.frame import Frame, trace_frame, trace_frames
-from fxperex.liveness import Instruction, Listing, listing, peak, raised
+from fxperex.memory.liveness import Instruction, Listing, listing, peak, raised
+from fxperex.plan.byte_sizes import budget_text
 from fxperex.planner import Plan, parse_memory
 from fxperex.planner.alternatives import alternatives
-from fxperex.planner.budget import fit, smallest
+from fxperex.planner.fast_peak import Timeline
 from fxperex.planner.memory import plan_peak
-from fxperex.planner.sizes import budget_text
-from fxperex.planner.timeline import Timeline
+from fxperex.planner.search import fit, smallest
 from fxperex.registry import Dims
+from fxperex.rewrite.frame import Frame, trace_frame, trace_frames
 from fxperex.testing import clipped, error, loop
 from fxperex.transform import Outline, outline
 
@@ -244,7 +244,7 @@ def test_measuring_asks_only_where_the_model_cannot_tell(monkeypatch: pytest.Mon
                 assert predicted[k] / (1 + rates.error(c.costs[k])) > ceiling
     assert any(c.measured for c in plan.choices)
     # Remembered: the same question has the same answer, to the last bit, without a clock.
-    monkeypatch.setattr("fxperex.trial.Trial.measure", None)
+    monkeypatch.setattr("fxperex.planner.trial.Trial.measure", None)
     again = drafted(strategy="measure").plan
     assert [c.times for c in again.choices] == [c.times for c in plan.choices]
 
@@ -252,7 +252,7 @@ def test_measuring_asks_only_where_the_model_cannot_tell(monkeypatch: pytest.Mon
 def test_equal_sites_are_timed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setenv("FXPEREX_CACHE", str(tmp_path))
     asked: list[tuple[str, str]] = []
-    monkeypatch.setattr("fxperex.trial.Trial.measure", lambda self, site, name: asked.append((site.name, name)) or 1e-3)
+    monkeypatch.setattr("fxperex.planner.trial.Trial.measure", lambda self, site, name: asked.append((site.name, name)) or 1e-3)
     model = nn.Sequential(*(m for _ in range(3) for m in (nn.Linear(16, 16), nn.Tanh())), nn.Linear(16, 16, bias=False))
     plan = outline(model, (torch.randn(4, 16),), forward=curved, strategy="measure").plan
     measured = [c for c in plan.choices if c.measured and c.site.kind == "linear"]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxperex
-from fxperex.compiler import backends, memory, replay
-from fxperex.compiler.replay import device_of, host_waits, record, stuck
+from fxperex.compiler import backends, cuda_graph, out_of_memory
+from fxperex.compiler.cuda_graph import device_of, host_waits, record, stuck
 from fxperex.errors import BackendWarning
 
 X, IDS = torch.randn(4, 3), torch.tensor([2, 0])
@@ -168,6 +168,6 @@ def test_the_tensors_own_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_is_that_of_the_gpu_that_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: ({1: 100.0}[device.index], 200.0))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: {1: 20.0}[device.index])
-    assert memory._budget(1e9, torch.device("cuda", 1)) == 0.9 * 120.0
-    assert memory._budget(1e9, None) == 0.75e9
-    assert replay.on(torch.device("cpu")).__class__ is contextlib.nullcontext
+    assert out_of_memory._budget(1e9, torch.device("cuda", 1)) == 0.9 * 120.0
+    assert out_of_memory._budget(1e9, None) == 0.75e9
+    assert cuda_graph.on(torch.device("cpu")).__class__ is contextlib.nullcontext

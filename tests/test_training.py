@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fxperex.demo.train import Job, Outcome, main, run
 from fxperex.errors import ConfigError
-from fxperex.training import Job, Outcome, main, run
 
 
 def _one_thread(job: Job, **how: object) -> Outcome:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxperex.analysis import prove
-from fxperex.capture import capture
+from fxperex.capture.program import capture
 from fxperex.errors import CaptureError, CoverageError, FxperexError
 from fxperex.testing import error, loop
 

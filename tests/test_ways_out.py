@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
 import fxperex
+from fxperex.capture.quiet import quiet
 from fxperex.errors import CaptureError
-from fxperex.quiet import quiet
 from fxperex.testing import clipped, error, loop
 
 Forward = Callable[..., Tensor]

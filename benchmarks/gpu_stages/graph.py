@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxperex
-from fxperex.compiler.replay import host_waits
+from fxperex.compiler.cuda_graph import host_waits
 from fxperex.testing import clipped, error, loop
 from gpu_stages.rows import AbsentError, Rows
 from gpu_stages.setting import Setting, precision

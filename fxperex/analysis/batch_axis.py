@@ -23,9 +23,9 @@ from fxperex.analysis.rules import RULES
 from fxperex.analysis.rules.random import refuse_shared_draw
 from fxperex.analysis.rules.table import READS, Rule
 from fxperex.analysis.state import SUMMED, Context, Mixes, Reduced, State, settled
-from fxperex.capture import Capture, module_path
+from fxperex.capture.program import Capture, module_path
+from fxperex.capture.source_lines import source_line
 from fxperex.errors import BatchMixingError, MutationError
-from fxperex.lines import source_line
 from fxperex.registry import BatchAxis
 
 Axes = dict[str, Any]

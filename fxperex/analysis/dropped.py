@@ -12,9 +12,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx
 
-from fxperex.capture import Capture
+from fxperex.capture.program import Capture
+from fxperex.capture.source_lines import source_line
 from fxperex.errors import CoverageError
-from fxperex.lines import source_line
 
 
 def refuse_dropped(capture: Capture, unused: Iterable[str]) -> None:

@@ -17,9 +17,9 @@ from torch import fx
 
 from fxperex.analysis.rules.layers import CLASSIFY, REDUCTION, loss_name
 from fxperex.analysis.state import Reduced, arguments
-from fxperex.capture import Capture, Program
+from fxperex.capture.program import Capture, Program
+from fxperex.capture.source_lines import source_line
 from fxperex.errors import CaptureError, CoverageError, SemanticsWarning, ShapeError
-from fxperex.lines import source_line
 from fxperex.registry import BatchAxis
 
 aten = torch.ops.aten

@@ -18,9 +18,9 @@ from fxperex.analysis.dropped import refuse_dropped
 from fxperex.analysis.joining import join
 from fxperex.analysis.origins import Origin, Origins, packet_name
 from fxperex.analysis.state import Reduced
-from fxperex.capture import Capture, module_path
+from fxperex.capture.program import Capture, module_path
+from fxperex.capture.source_lines import source_line
 from fxperex.errors import CoverageError
-from fxperex.lines import source_line
 from fxperex.registry import BatchAxis, Site, kinds
 
 

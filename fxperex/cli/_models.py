@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fxperex.devices import Profile, profile, target
 from fxperex.errors import ConfigError
-from fxperex.frame import Frames, trace_frames
+from fxperex.rewrite.frame import Frames, trace_frames
 from fxperex.transform import Outline, outline
 
 LOSS = nn.functional.cross_entropy

@@ -9,8 +9,8 @@ from pathlib import Path
 from fxperex.cli._progress import progress
 from fxperex.devices import calibrate, target
 from fxperex.devices.calibrate import BUDGET
-from fxperex.devices.kernels import KERNELS
-from fxperex.devices.store import present, save
+from fxperex.devices.kernel_classes import KERNELS
+from fxperex.devices.profile_files import present, save
 from fxperex.errors import ConfigError
 
 WIDTH = max(map(len, KERNELS))

@@ -11,13 +11,13 @@ from fxperex.cli._progress import progress
 from fxperex.compiler import BACKENDS
 from fxperex.devices import profile, target
 from fxperex.devices.calibrate import Timer
-from fxperex.devices.store import present
+from fxperex.devices.profile_files import present
 from fxperex.errors import ConfigError
-from fxperex.frame import trace_frames
-from fxperex.planner.make import with_frame
-from fxperex.planner.sizes import size
+from fxperex.plan.byte_sizes import size
+from fxperex.planner.planner import with_frame
 from fxperex.registry import strategies
 from fxperex.report.explain import aligned
+from fxperex.rewrite.frame import trace_frames
 from fxperex.transform import transform
 
 HELP = "run a model under auto and under every strategy alone; print predicted beside measured"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from fxperex.cli._models import plan_options, planned
-from fxperex.planner.make import with_frame
+from fxperex.planner.planner import with_frame
 from fxperex.report.draw import draw
 
 HELP = "draw the captured graph and the step graph that the plan makes of it"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from fxperex import training
 from fxperex.compiler import BACKENDS
+from fxperex.demo import train
 
 HELP = "train a small network privately, beside the same without"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    default = training.Job()
+    default = train.Job()
     parser.add_argument("job", nargs="?", choices=["digits"], default="digits")
     parser.add_argument("--data", help="mnist:PATH or cifar10:PATH instead of the digits")
     for name in ("epsilon", "delta", "epochs", "clip", "lr"):
@@ -26,4 +26,4 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     settings = {k: v for k, v in vars(options).items() if k not in ("job", "run", "seeds")}
-    training.main(training.Job(**settings | {"data": options.data or options.job}), options.seeds)
+    train.main(train.Job(**settings | {"data": options.data or options.job}), options.seeds)

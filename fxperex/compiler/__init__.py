@@ -2,8 +2,8 @@
 
 from fxperex.compiler.backends import BACKENDS, Step, compile_step, options, recorded
 from fxperex.compiler.check import Check, first_difference
-from fxperex.compiler.memory import guarded
-from fxperex.compiler.replay import host_waits
+from fxperex.compiler.cuda_graph import host_waits
+from fxperex.compiler.out_of_memory import guarded
 from fxperex.compiler.stand_ins import tries
 
 __all__ = ["BACKENDS", "Check", "Step", "compile_step", "first_difference", "guarded", "host_waits", "options", "recorded",

@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
-from fxperex.compiler import choice
+from fxperex.compiler import backend_cache
 from fxperex.compiler.check import Check, first_difference
-from fxperex.compiler.memory import ended
-from fxperex.compiler.replay import Recorder, device_of, host_waits, on, record, stuck
+from fxperex.compiler.cuda_graph import Recorder, device_of, host_waits, on, record, stuck
+from fxperex.compiler.out_of_memory import ended
 from fxperex.errors import BackendWarning, ConfigError
-from fxperex.passes import channels_last, plainly
-from fxperex.step_graph import copied
+from fxperex.graph.step_graph import copied
+from fxperex.rewrite.passes import channels_last, inline_custom_ops
 
 Tries = Sequence[tuple[str, list[Tensor]]]  # (kind of rows, the step's inputs)
 
@@ -63,7 +63,7 @@ def compile_step(graph: fx.GraphModule, inputs: list[Tensor], backend: str, fixe
     if may_lay_out and (laid_out := channels_last(graph, fixed)) is not None:
         makers[CHANNELS_LAST] = lambda: [_no_grad(laid_out)]
     makers["inductor"] = lambda: _ways(graph, inputs, fixed, tries)
-    remembered = choice.recall(graph, inputs) if backend == "auto" else None
+    remembered = backend_cache.recall(graph, inputs) if backend == "auto" else None
     for name in makers if remembered not in runs | makers else [remembered]:
         if name in makers and (step := _trusted(name, makers[name], check, tries)) is not None:
             runs[name] = step
@@ -71,7 +71,7 @@ def compile_step(graph: fx.GraphModule, inputs: list[Tensor], backend: str, fixe
         name = remembered if remembered in runs else list(runs)[-1]
         return runs[name], name
     fastest = _fastest(_seconds(runs, inputs), 1.0 if _on_gpu(inputs) else WORTH)
-    choice.remember(graph, inputs, fastest)
+    backend_cache.remember(graph, inputs, fastest)
     return runs[fastest], fastest
 
 
@@ -151,7 +151,7 @@ def _inductor(graph: fx.GraphModule, inputs: list[Tensor], fixed: Sequence[bool]
     # The compiler takes the graph apart; the one people read stays whole.
     settings = {"fx_graph_cache": True} | options(graph)
     with torch.no_grad(), tracing(context), torch._inductor.config.patch(settings), on(device_of(inputs)):
-        run = _no_grad(compile_fx(plainly(copied(graph)), static))
+        run = _no_grad(compile_fx(inline_custom_ops(copied(graph)), static))
         run(*inputs)  # compiles now, so that a failure is seen here
     return run
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxperex.compiler.memory import ended
 from fxperex.compiler.noise import DRAWS, MORE, shaken, unit
+from fxperex.compiler.out_of_memory import ended
 
 Step = Callable[..., Sequence[Any]]
 SLIGHT = 32.0  # units of rounding that no output needs an excuse for

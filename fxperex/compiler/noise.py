@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fxperex.rounding import operands
+from fxperex.numerics.rounding import operands
 
 MOVED = 8.0  # units of rounding; a gate that rounding may open (ReLU, max) opens more often so, and its effect is seen
 DRAWS, MORE = 2, 6  # perturbed runs; and before something is called wrong

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxperex.compiler.check import Check
-from fxperex.compiler.memory import ended
+from fxperex.compiler.out_of_memory import ended
 
 Rows = tuple[Tensor, ...]
 SMALL, LARGE = 2.0**-12, (2.0**12, 2.0**8, 2.0**4)  # of ordinary rows; the largest that stays finite is taken

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 
 from fxperex.devices.grids import LARGE
-from fxperex.devices.kernels import KERNELS, Kernel, Shape
+from fxperex.devices.kernel_classes import KERNELS, Kernel, Shape
 from fxperex.devices.profile import Profile
-from fxperex.devices.store import device_name
+from fxperex.devices.profile_files import device_name
 
 BUDGET = 110.0  # seconds; what is left unmeasured by then is said, and interpolated
 ENOUGH = 0.01  # seconds spent on one shape

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxperex.kernels.device import ANY_STRIDES, runs
-from fxperex.numerics import sq_norm
+from fxperex.numerics.norms import sq_norm
 
 
 @torch.library.custom_op("fxperex::affine_gradients", mutates_args=(), tags=ANY_STRIDES)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fxperex.kernels.conv_shape import Shape
 from fxperex.kernels.device import ANY_STRIDES, runs
-from fxperex.numerics import sq_norm
+from fxperex.numerics.norms import sq_norm
 
 
 @torch.library.custom_op("fxperex::conv_sq_norm", mutates_args=(), tags=ANY_STRIDES)

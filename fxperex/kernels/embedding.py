@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxperex.kernels.device import ANY_STRIDES, runs, unavailable
-from fxperex.numerics import sq_norm
+from fxperex.numerics.norms import sq_norm
 
 
 def by_token(ids: Tensor, g: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxperex.kernels.device import ANY_STRIDES, runs
-from fxperex.numerics import sq_norm
+from fxperex.numerics.norms import sq_norm
 
 STREAMED = 2**24  # bytes of gradients formed at a time where there is no kernel: a cache holds them until their norm is taken
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fxperex.config import accumulator
 from fxperex.kernels.device import SMALL, runs
-from fxperex.numerics import memory_order, permuted
+from fxperex.numerics.norms import memory_order, permuted
 
 FUSED = 2**22  # bytes below which it is worth more to let Inductor fuse them
 

@@ -57,7 +57,10 @@ class Norm:
         return unbroadcast(g, uses.out_axis, shape, site.rows).reshape(site.rows, *site.shape)
 
     def _of_groups(self, uses: Uses) -> Tensor:
-        """From `aten.native_group_norm_backward`; the forward operation is the program's own, of which one is left (`tidy`)."""
+        """From `aten.native_group_norm_backward`.
+
+        The forward operation is the program's own: `remove_redundant` leaves one of the two.
+        """
         x, groups, weight, bias = uses.args[:4]
         eps = uses.args[4] if len(uses.args) > 4 else 1e-5
         images, channels = x.shape[:2]

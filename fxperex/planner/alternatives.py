@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fxperex.devices import Profile
-from fxperex.frame import Frames
-from fxperex.planner.choose import naive
-from fxperex.planner.make import with_frame
+from fxperex.plan.plan import Plan
+from fxperex.planner.candidates import naive
 from fxperex.planner.memory import plan_peak
-from fxperex.planner.plan import Plan
+from fxperex.planner.planner import with_frame
 from fxperex.registry import at_rows, strategies
+from fxperex.rewrite.frame import Frames
 
 
 @dataclass(frozen=True)

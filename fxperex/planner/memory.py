@@ -13,12 +13,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from fxperex.config import accumulator
-from fxperex.frame import Frame
-from fxperex.liveness import Instruction, Listing, Peak, peak, raised
-from fxperex.planner.plan import Choice
-from fxperex.repeat import BACKWARD, FORWARD, SUMS, Program
+from fxperex.cost_model.sites import inputs_bytes, outputs_bytes, sum_scratch, summing_bytes
+from fxperex.memory.liveness import Instruction, Listing, Peak, peak, raised
+from fxperex.memory.repetition import BACKWARD, FORWARD, SUMS, Program
+from fxperex.plan.plan import Choice
+from fxperex.rewrite.frame import Frame
 from fxperex.strategies.stored import small
-from fxperex.work import inputs_bytes, outputs_bytes, sum_scratch, summing_bytes
 
 BUNDLE = "small sites"
 

@@ -14,11 +14,11 @@ from functools import cached_property
 from itertools import accumulate
 
 from fxperex.devices import Profile
-from fxperex.frame import Frame
-from fxperex.liveness import Instruction, peak
+from fxperex.memory.liveness import Instruction, peak
+from fxperex.memory.repetition import FORWARD
+from fxperex.plan.plan import Choice, Recompute
 from fxperex.planner.memory import program
-from fxperex.planner.plan import Choice, Recompute
-from fxperex.repeat import FORWARD
+from fxperex.rewrite.frame import Frame
 
 SEGMENTS = (1, 2, 4, 8, 16, 32, 64)
 

@@ -8,12 +8,12 @@ Needs the extra `fxperex[accounting]` (numpy, dp-accounting, cryptography, safet
 from fxperex.privacy.accountant import epsilon, noise_multiplier_for
 from fxperex.privacy.engine import PrivacyEngine
 from fxperex.privacy.guarantee import Guarantee
-from fxperex.privacy.mechanism import Mechanism
-from fxperex.privacy.noise import Noise
-from fxperex.privacy.sampling import PoissonSampler, Sampler, TruncatedPoissonSampler
-from fxperex.privacy.shuffled import ShuffledSampler
-from fxperex.privacy.streams import Secret
-from fxperex.privacy.units import Units, per_unit
+from fxperex.privacy.noise.gaussian import Noise
+from fxperex.privacy.noise.mechanism import Mechanism
+from fxperex.privacy.noise.streams import Secret
+from fxperex.privacy.sampling.poisson import PoissonSampler, Sampler, TruncatedPoissonSampler
+from fxperex.privacy.sampling.shuffled import ShuffledSampler
+from fxperex.privacy.sampling.units import Units, per_unit
 
 __all__ = ["Guarantee", "Mechanism", "Noise", "PoissonSampler", "PrivacyEngine", "Sampler", "Secret", "ShuffledSampler",
            "TruncatedPoissonSampler", "Units", "epsilon", "noise_multiplier_for", "per_unit"]

@@ -15,19 +15,20 @@ from typing import Any
 import torch
 
 from fxperex.errors import BudgetError, LedgerError, PrivacyError
-from fxperex.privacy import accountant, facts, interrupts, setup, state
-from fxperex.privacy.books import Books
+from fxperex.privacy import accountant, settings
 from fxperex.privacy.checks import whole
-from fxperex.privacy.folder import Folder
+from fxperex.privacy.gate import Gate
 from fxperex.privacy.guarantee import Guarantee, guarantee, versions
-from fxperex.privacy.ledger import Counter, Ledger
-from fxperex.privacy.noise import Noise
-from fxperex.privacy.optimizers import Gate
-from fxperex.privacy.rows import Rows
-from fxperex.privacy.sampling import Sampler
-from fxperex.privacy.streams import Secret
-from fxperex.privacy.transaction import LogicalStep
-from fxperex.runtime import PerExampleModule, StepResult
+from fxperex.privacy.logical_step import LogicalStep
+from fxperex.privacy.noise.gaussian import Noise
+from fxperex.privacy.noise.streams import Secret
+from fxperex.privacy.records import facts, interrupts, training_state
+from fxperex.privacy.records.folder import Folder
+from fxperex.privacy.records.ledger import Counter, Ledger
+from fxperex.privacy.records.spending import Books
+from fxperex.privacy.sampling.poisson import Sampler
+from fxperex.privacy.sampling.rows import Rows
+from fxperex.runtime.module import PerExampleModule, StepResult
 
 
 class PrivacyEngine:
@@ -45,7 +46,7 @@ class PrivacyEngine:
     seed: for reproducible science only; without it every key is the operating system's.
     folder: where ledger and checkpoints go, one every `checkpoint_every` steps; a run found there
     is gone on with. same_data: also binds the folder to the data's shapes and a few rows' values.
-    workers: processes that read a Dataset; counter: see `fxperex.privacy.ledger`.
+    workers: processes that read a Dataset; counter: see `fxperex.privacy.records.ledger`.
     Raises an FxperexError before anything is trained.
 
     When a step raises, its sum is cleared, its debit stands, and the next call takes it again with
@@ -62,9 +63,9 @@ class PrivacyEngine:
                  noise: str = "gaussian", account: str = "smaller", secure: bool | None = None, seed: int | None = None,
                  folder: str | Path | None = None, checkpoint_every: int = 50, workers: int = 0,
                  counter: Counter | None = None, same_data: bool = False) -> None:
-        setup.check_private(private)
-        setup.check_files(folder, secure, counter, same_data)
-        wish = setup.Wish(expected_batch, epochs, delta, noise_multiplier, epsilon, budget, relation, sampling, noise, account)
+        settings.check_private(private)
+        settings.check_files(folder, secure, counter, same_data)
+        wish = settings.Wish(expected_batch, epochs, delta, noise_multiplier, epsilon, budget, relation, sampling, noise, account)
         self.private, self.delta, self.account = private, wish.delta, account
         self._wish, self._same_data = wish, same_data
         self.rows = Rows(dataset, workers)
@@ -79,12 +80,12 @@ class PrivacyEngine:
             self.folder = None if folder is None else Path(folder)
             self._folder = None if self.folder is None else Folder(self.folder, seed, secure, counter)
             self._secret = self._folder.secret if self._folder else Secret(seed, secure)
-            self.sampler = setup.make_sampler(wish, self.rows.size, self._secret)
-            self.mechanism = setup.make_mechanism(wish, private, self.sampler)
+            self.sampler = settings.make_sampler(wish, self.rows.size, self._secret)
+            self.mechanism = settings.make_mechanism(wish, private, self.sampler)
             self._noise = Noise(self.mechanism, self._secret)
             self._resume()
             ledger = self._folder.ledger if self._folder else Ledger(self._secret.key("ledger"))
-            self.books = Books(ledger, self.sampler, setup.most_units(wish, self.mechanism, self.sampler))
+            self.books = Books(ledger, self.sampler, settings.most_units(wish, self.mechanism, self.sampler))
             if self._folder is not None and not any(ledger.of("checkpoint")):
                 self.checkpoint()
         except BaseException:
@@ -166,7 +167,7 @@ class PrivacyEngine:
             raise LedgerError("an engine without a folder has nowhere to write; make it with folder=...")
         if self._open is not None:
             raise LedgerError("a checkpoint inside a logical step would hold half of it; leave the step first")
-        tensors, plain = state.capture(self.private.model, self._gate.optimizer)
+        tensors, plain = training_state.capture(self.private.model, self._gate.optimizer)
         adaptive = self.mechanism.adaptive
         self._folder.save(tensors, {"step": self.steps_done, "generation": self.generation, "optimizer": plain,
                                     "clip bound": adaptive and adaptive.bound, "plan": str(self.private.plan),
@@ -261,7 +262,7 @@ class PrivacyEngine:
         self._folder.claim(facts.facts(self, self._wish, self._same_data))
         if loaded is not None:
             tensors, plain = loaded
-            state.restore(self.private.model, self._gate.optimizer, tensors, plain["optimizer"])
+            training_state.restore(self.private.model, self._gate.optimizer, tensors, plain["optimizer"])
             self.steps_done, self.generation = plain["step"], plain["generation"]
             if self.mechanism.adaptive is not None:
                 self.mechanism.adaptive.bound = plain["clip bound"]

@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from fxperex.privacy import accountant
-from fxperex.privacy.units import Units
+from fxperex.privacy.sampling.units import Units
 
 if TYPE_CHECKING:
     from fxperex.privacy.engine import PrivacyEngine

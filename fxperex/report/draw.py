@@ -13,8 +13,8 @@ from pathlib import Path
 from torch import fx
 
 from fxperex.errors import ConfigError
-from fxperex.planner.plan import Choice, Plan
-from fxperex.planner.sizes import size
+from fxperex.plan.byte_sizes import size
+from fxperex.plan.plan import Choice, Plan
 from fxperex.report.canvas import Arrow, Canvas, Rect, Text, fitted, length, png, svg
 from fxperex.report.colors import color
 from fxperex.report.explain import shape, totals, why_not

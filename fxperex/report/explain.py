@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fxperex.plan.byte_sizes import size
+from fxperex.plan.plan import Choice, Plan
 from fxperex.planner.alternatives import Alternative
-from fxperex.planner.plan import Choice, Plan
-from fxperex.planner.sizes import size
 
 HEAD = ("site", "node", "kind", "B,G,T,D,P", "strategy", "ms", "held", "runner-up")
 MODULE = ("module",)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from fxperex.plan.plan import Plan
 from fxperex.planner.alternatives import Alternative
-from fxperex.planner.plan import Plan
 from fxperex.report.colors import color
 from fxperex.report.explain import ALTERNATIVE, HEAD, MODULE, PARAMETER, RIGHT, alternative_row, parameter_rows, row, totals
 

@@ -9,9 +9,9 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from fxperex.capture import module_path
+from fxperex.capture.program import module_path
 from fxperex.layers.shapes import packet
-from fxperex.planner.plan import Choice, Plan
+from fxperex.plan.plan import Choice, Plan
 
 MOST = 28
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx
 
 from fxperex import kernels
+from fxperex.cost_model.sites import outputs_bytes
 from fxperex.kernels.device import DTYPES, interpreting
 from fxperex.layers.shapes import packet, split
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.fused import INTERPRETED
-from fxperex.work import outputs_bytes
 
 BY_POSITION = {"layer_norm", "rms_norm"}
 BY_CHANNEL = {"instance_norm", "batch_norm", "_native_batch_norm_legit_no_training"}  # weight, bias, running mean and variance

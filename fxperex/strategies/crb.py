@@ -10,10 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxperex.layers.windows import Geometry, padded, whole_kernel
-from fxperex.registry import Cost, Site, Uses, strategy
-from fxperex.strategies.stored import Stored, kind_of
-from fxperex.work import (
+from fxperex.cost_model.sites import (
     convolves,
     each_by_convolution,
     folding_bytes,
@@ -23,6 +20,9 @@ from fxperex.work import (
     outputs_bytes,
     per_example_product,
 )
+from fxperex.layers.windows import Geometry, padded, whole_kernel
+from fxperex.registry import Cost, Site, Uses, strategy
+from fxperex.strategies.stored import Stored, kind_of
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 

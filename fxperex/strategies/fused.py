@@ -2,7 +2,7 @@
 
 `fused`: `|g_b^T a_b|^2` accumulated tile by tile and thrown away, the sum by one ordinary weight gradient. On a CPU the
 tiles are products that fit its cache, of linear maps alone: what is never written to memory is never read from it. Norm and
-sum are rounded apart, so the norm is the certified bound of `fxperex.rounding` for two products.
+sum are rounded apart, so the norm is the certified bound of `fxperex.numerics.rounding` for two products.
 `fused_stored`: the tiles are kept, in the operands' dtype; norm and sum both read what was kept, so
 any precision of the product is covered. Blueprint: FlashDP (arXiv 2507.01154).
 """
@@ -14,16 +14,9 @@ import math
 import torch
 from torch import Tensor
 
-from fxperex import kernels, rounding
+from fxperex import kernels
 from fxperex.config import LOW_PRECISION
-from fxperex.kernels.device import DTYPES, interpreting
-from fxperex.kernels.linear import STREAMED
-from fxperex.layers.shapes import split
-from fxperex.layers.windows import padded
-from fxperex.registry import BatchAxis, Cost, Site, Uses, Work, strategy
-from fxperex.strategies.crb import CONV
-from fxperex.strategies.stored import kind_of, offers
-from fxperex.work import (
+from fxperex.cost_model.sites import (
     convolves,
     grads_bytes,
     inputs_bytes,
@@ -32,6 +25,14 @@ from fxperex.work import (
     scaling_bytes,
     weight_gradient,
 )
+from fxperex.kernels.device import DTYPES, interpreting
+from fxperex.kernels.linear import STREAMED
+from fxperex.layers.shapes import split
+from fxperex.layers.windows import padded
+from fxperex.numerics import rounding
+from fxperex.registry import BatchAxis, Cost, Site, Uses, Work, strategy
+from fxperex.strategies.crb import CONV
+from fxperex.strategies.stored import kind_of, offers
 
 INTERPRETED = 10**9  # launches: the interpreter is for tests, never a plan's choice
 

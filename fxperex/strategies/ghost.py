@@ -1,7 +1,7 @@
 """`|g_b^T a_b|^2 = <a_b a_b^T, g_b g_b^T>`: norms from Gram matrices, the sum by one ordinary weight gradient.
 
 Ghost clipping (arXiv 2110.05679), mixed (2205.10683) and book-keeping (2210.00038). The Gram form cancels, so it
-is formed in float64 and raised to the certified bound of `fxperex.rounding`, never below what the
+is formed in float64 and raised to the certified bound of `fxperex.numerics.rounding`, never below what the
 weighted sum can emit. Embedding: `<a_t, a_s> = [id_t = id_s]` needs no Gram matrix: equal tokens
 are added up, which is linear in T; both roundings, of norm and sum, are certified there, and each
 row of the table has an S of its own.
@@ -12,12 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxperex import kernels, rounding
-from fxperex.kernels.device import DTYPES
-from fxperex.layers.conv import SMALL, pixel_gram
-from fxperex.registry import Cost, Dims, Site, Uses, Work, strategy
-from fxperex.strategies.stored import kind_of, offers
-from fxperex.work import (
+from fxperex import kernels
+from fxperex.cost_model.sites import (
     convolves,
     inputs_bytes,
     outputs_bytes,
@@ -28,6 +24,11 @@ from fxperex.work import (
     spreading_bytes,
     weight_gradient,
 )
+from fxperex.kernels.device import DTYPES
+from fxperex.layers.conv import SMALL, pixel_gram
+from fxperex.numerics import rounding
+from fxperex.registry import Cost, Dims, Site, Uses, Work, strategy
+from fxperex.strategies.stored import kind_of, offers
 
 
 @strategy("ghost")

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from fxperex.cost_model.sites import grads_bytes
 from fxperex.registry import Cost, Site, Uses, strategies, strategy
-from fxperex.work import grads_bytes
 
 
 @strategy("naive")

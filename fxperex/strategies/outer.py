@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fxperex import rounding
-from fxperex.numerics import sq_norm
+from fxperex.cost_model.sites import (
+    inputs_bytes,
+    outputs_bytes,
+    patches,
+    patches_bytes,
+    scaling_bytes,
+    spreading_bytes,
+    weight_gradient,
+)
+from fxperex.numerics import rounding
+from fxperex.numerics.norms import sq_norm
 from fxperex.registry import Cost, Site, Uses, strategy
 from fxperex.strategies.stored import kind_of, offers
-from fxperex.work import inputs_bytes, outputs_bytes, patches, patches_bytes, scaling_bytes, spreading_bytes, weight_gradient
 
 
 @strategy("outer")

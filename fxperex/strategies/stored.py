@@ -8,10 +8,10 @@ from torch import Tensor
 
 from fxperex import kernels
 from fxperex.config import LOW_PRECISION
+from fxperex.cost_model.sites import grads_bytes, joining_bytes, read_stored
 from fxperex.layers.joined import Joined, over_parts
-from fxperex.numerics import sq_norm
+from fxperex.numerics.norms import sq_norm
 from fxperex.registry import Cost, Site, Uses, kinds, strategies
-from fxperex.work import grads_bytes, joining_bytes, read_stored
 
 READING = 12  # operations of norm and weighted sum
 SMALL = 2**16  # bytes of a site's per-example gradients that are put beside others'

@@ -11,9 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fxperex.registry import Cost, Site, Uses, at_rows, strategy
-from fxperex.strategies.stored import Stored, kind_of, offers
-from fxperex.work import (
+from fxperex.cost_model.sites import (
     at_once,
     folding_bytes,
     folds,
@@ -25,6 +23,8 @@ from fxperex.work import (
     patches_bytes,
     per_example_product,
 )
+from fxperex.registry import Cost, Site, Uses, at_rows, strategy
+from fxperex.strategies.stored import Stored, kind_of, offers
 
 
 @strategy("unfold")

@@ -5,12 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxperex.layers.generic import single
-from fxperex.layers.shapes import split
-from fxperex.registry import Cost, Site, Uses, strategy
-from fxperex.strategies.multi import as_one
-from fxperex.strategies.stored import Stored
-from fxperex.work import (
+from fxperex.cost_model.sites import (
     convolves,
     each_by_convolution,
     fresh,
@@ -21,6 +16,11 @@ from fxperex.work import (
     per_example_product,
     whole,
 )
+from fxperex.layers.generic import single
+from fxperex.layers.shapes import split
+from fxperex.registry import Cost, Site, Uses, strategy
+from fxperex.strategies.multi import as_one
+from fxperex.strategies.stored import Stored
 
 
 @strategy("vmap")

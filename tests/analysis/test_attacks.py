@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fxperex
 from fxperex.analysis import prove
-from fxperex.capture import capture
+from fxperex.capture.program import capture
 from fxperex.errors import BatchMixingError, CaptureError, CoverageError, FxperexError
 from fxperex.testing import error, loop
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import fxperex
 from fxperex.analysis import find_sites, prove
-from fxperex.capture import capture
+from fxperex.capture.program import capture
 from fxperex.errors import BatchMixingError
 from fxperex.testing import as_forward
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxperex.capture import Capture, Program
+from fxperex.capture.program import Capture, Program
 
 aten = torch.ops.aten
 T, D = 3, 6  # D: more than rows, so a place may be looked up among features; a multiple of T

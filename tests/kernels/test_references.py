@@ -12,14 +12,16 @@ from support import against_the_loop
 from torch import Tensor, nn
 
 import fxperex
-from fxperex import kernels, numerics, registry, work
+from fxperex import kernels, registry
 from fxperex.clipping import as_rule
+from fxperex.cost_model import sites
 from fxperex.errors import ConfigError
 from fxperex.kernels import device, linear
 from fxperex.kernels.embedding import run_numbers
 from fxperex.kernels.gram import reference
 from fxperex.kernels.weighted import FUSED, by_factors
-from fxperex.rewriter import rewrite
+from fxperex.numerics import norms
+from fxperex.rewrite.rewriter import rewrite
 from fxperex.testing import error
 from fxperex.transform import outline
 
@@ -37,7 +39,7 @@ def _calls() -> dict[Any, tuple[Any, ...]]:
             kernels.affine_gradients: (rows, rows, torch.randn(3, 2), torch.rand(3, 2), 3),
             kernels.weighted_sum: (a, torch.rand(3, dtype=torch.float64), torch.tensor([True, False, True])),
             kernels.patches: (x[:, 0], [3, 2], [2, 1], [1, 2], [1, 1], [1, 1], True),
-            numerics.long_blocks: (torch.randn(3, 1600),),
+            norms.long_blocks: (torch.randn(3, 1600),),
             kernels.products_of_patches: (x[:, 0], y[:, 0].flatten(2), [3, 2], [2, 1], [1, 2], [1, 1], [1, 1], 2, 2, False),
             kernels.chacha20: (torch.arange(11, dtype=torch.int32), 13, 2)}
 
@@ -179,14 +181,14 @@ def test_sums_of_gradients_that_lie_in_another_order_are_contiguous() -> None:
         made = by_factors(grads, factors, valid)
         assert made.is_contiguous() and made.shape == grads.shape[1:]
         assert error(made, torch.einsum("b,bpcij->pcij", factors * valid, grads.double())) <= 1e-6
-        assert error(numerics.sq_norm(grads), grads.double().square().sum((1, 2, 3, 4))) <= 1e-6
+        assert error(norms.sq_norm(grads), grads.double().square().sum((1, 2, 3, 4))) <= 1e-6
 
 
 @pytest.mark.parametrize("kind", ["conv", "conv_transpose"])
 def test_patches_in_pieces_are_the_same_gradients(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every sample whose patches are copied, as if they were too large to form at once."""
-    monkeypatch.setattr(work, "FRESH", 1)
-    monkeypatch.setattr(work, "PIECE", 1)
+    monkeypatch.setattr(sites, "FRESH", 1)
+    monkeypatch.setattr(sites, "PIECE", 1)
     pieced = 0
     for model, batch in registry.kinds()[kind].samples():
         private = against_the_loop(model.double(), tuple(x.double() for x in batch), ["unfold"])[0]
@@ -198,7 +200,7 @@ def test_large_patches_are_formed_in_pieces_of_even_size() -> None:
     model, x = nn.Conv2d(8, 4, 5, padding=2), torch.empty(64, 8, 64, 64)
     plan = outline(model, (x,), forward=lambda m, v: m(v).square().sum((1, 2, 3)), strategy="unfold").plan
     site = next(c.site for c in plan.choices if c.site.name == "weight")
-    assert work.at_once(site) == 4 and work.patches_bytes(site) == 64 * 8 * 25 * 64**2 * 4
+    assert sites.at_once(site) == 4 and sites.patches_bytes(site) == 64 * 8 * 25 * 64**2 * 4
     cost = next(c.cost for c in plan.choices if c.site.name == "weight")
-    assert cost.transient < work.patches_bytes(site) / 8
+    assert cost.transient < sites.patches_bytes(site) / 8
     assert all(w.calls == 16 for w in cost.work if w.kernel in {"im2col", "bmm_patches"})

@@ -60,7 +60,7 @@ MUTANTS = [
     Mutant("a pattern that repeats counts as rows that are all alike", "analysis/rules/pointwise.py",
            "fresh=size == 1)", "fresh=True)",
            ("analysis/test_attacks.py::test_an_attack_is_refused_at_its_line[repeated_times]",)),
-    Mutant("constants of the batch size are accepted", "refusals.py",
+    Mutant("constants of the batch size are accepted", "capture/refusals.py",
            "if twin is None or not _equal(value, twin):", "if twin is None:",
            ("test_unwatched.py::test_a_constant_that_holds_the_batch_size_is_refused",)),
 ]

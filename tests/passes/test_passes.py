@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torchvision.models import resnet
 
-from fxperex import rewriter
-from fxperex.liveness import listing, peak
-from fxperex.passes import Schedule, schedule
-from fxperex.verify import verify
+from fxperex.memory.liveness import listing, peak
+from fxperex.rewrite import rewriter
+from fxperex.rewrite.passes import Schedule, schedule
+from fxperex.rewrite.verify import verify
 
 WIDE = torch.Size([4, 1000])
 

@@ -14,12 +14,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxperex
 from fxperex.errors import ConfigError, CoverageError
-from fxperex.liveness import listing, peak
-from fxperex.marks import tagged
-from fxperex.passes import recompute
+from fxperex.graph.provenance import tagged
+from fxperex.memory.liveness import listing, peak
+from fxperex.memory.repetition import random, writes
 from fxperex.planner import Plan, Recompute
-from fxperex.repeat import random, writes
-from fxperex.runtime import PerExampleModule
+from fxperex.rewrite.passes import recompute
+from fxperex.runtime.module import PerExampleModule
 from fxperex.testing import clipped, error, loop
 
 WIDE = torch.Size([4, 1000])

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxperex
-from fxperex.passes import stack_slices
+from fxperex.rewrite.passes import stack_slices
 
 SELECT = torch.ops.aten.select_backward.default
 

@@ -12,11 +12,11 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxperex
-from fxperex import rewriter
-from fxperex.passes import join_views, tidy
-from fxperex.passes.tidy import SMALL
+from fxperex.graph.strides import forget_strides
+from fxperex.rewrite import rewriter
+from fxperex.rewrite.passes import join_views, remove_redundant
+from fxperex.rewrite.passes.remove_redundant import SMALL
 from fxperex.strategies import stored
-from fxperex.strides import forget_strides
 
 
 def _trace(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
@@ -46,7 +46,7 @@ def test_the_step_has_fewer_operations_and_the_same_bits(strategy: str, monkeypa
 
     made, few = step()
     monkeypatch.setattr(rewriter, "join_views", lambda graph: 0)
-    monkeypatch.setattr(rewriter, "tidy", lambda graph: 0)
+    monkeypatch.setattr(rewriter, "remove_redundant", lambda graph: 0)
     want, many = step()
     assert few < 0.75 * many
     assert len(made) == len(want) == 9 and all(torch.equal(a, b) for a, b in zip(made, want, strict=True))
@@ -92,7 +92,7 @@ def test_equal_results_stay_two_tensors(backend: str) -> None:
 
     assert stored.SMALL < 3 * 8000 * 4 and SMALL >= 8000 * 4
     graph = _trace(run, x)
-    tidy(graph)
+    remove_redundant(graph)
     one, two, _ = graph(x)
     assert one.data_ptr() != two.data_ptr()
 
@@ -107,7 +107,7 @@ def test_random_draws_and_written_memory_keep_their_operations() -> None:
         return draws + 0, before + 0, (total + 1) - first
 
     graph, x = _trace(run, torch.randn(3, 4)), torch.randn(3, 4)
-    tidy(graph)
+    remove_redundant(graph)
     assert bool((graph(x)[0] != 0).any()) and torch.allclose(graph(x)[2], torch.ones(3, 4))
     assert _count(graph, "rand_like") == 2
 
@@ -129,7 +129,7 @@ def test_what_is_formed_twice_is_formed_once_where_it_is_small() -> None:
         return (x * 2).exp() + (x * 2).sin() + (x * 2.0).cos(), (y * 2).exp() + (y * 2).sin()
 
     graph = _trace(run, torch.randn(3), torch.randn(2**15))
-    assert tidy(graph) == 1  # 2 and 2.0 are not the same argument
+    assert remove_redundant(graph) == 1  # 2 and 2.0 are not the same argument
     assert _count(graph, "mul") == 4
 
 
@@ -167,5 +167,5 @@ def test_a_chain_that_comes_back_is_gone() -> None:
 
     graph = _trace(run, torch.randn(2, 3, 4))
     join_views(graph)
-    tidy(graph)
+    remove_redundant(graph)
     assert [str(n.target) for n in graph.graph.nodes if n.op == "call_function"] == ["aten.add.Tensor"]

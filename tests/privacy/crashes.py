@@ -24,14 +24,15 @@ import torch
 from torch import Tensor, nn
 
 import fxperex
-from fxperex.data import load, standardise
-from fxperex.privacy import Noise, PrivacyEngine, checkpoint
-from fxperex.privacy.books import Books
-from fxperex.privacy.ledger import Ledger
-from fxperex.privacy.optimizers import Gate
-from fxperex.privacy.transaction import LogicalStep
-from fxperex.runtime import PerExampleModule
-from fxperex.training import network
+from fxperex.demo.data import load, standardise
+from fxperex.demo.train import network
+from fxperex.privacy import Noise, PrivacyEngine
+from fxperex.privacy.gate import Gate
+from fxperex.privacy.logical_step import LogicalStep
+from fxperex.privacy.records import checkpoint
+from fxperex.privacy.records.ledger import Ledger
+from fxperex.privacy.records.spending import Books
+from fxperex.runtime.module import PerExampleModule
 
 BATCH, ROWS, EVERY, STEPS = 64, 32, 4, 10
 TOLD = "told.json"

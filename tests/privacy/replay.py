@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxperex.runtime import PerExampleModule
+from fxperex.runtime.module import PerExampleModule
 
 ROWS = 4  # of a physical batch
 TINY = {torch.float64: 1e-310, torch.float32: 1e-40, torch.bfloat16: 1e-40, torch.float16: 1e-6}

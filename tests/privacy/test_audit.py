@@ -26,9 +26,9 @@ from fxperex.privacy.audit import ATTACKS, TIGHT, Setting, audit, bounds, one_ru
 from fxperex.privacy.audit.attack import prepare, scores
 from fxperex.privacy.audit.one_run import dirac
 from fxperex.privacy.audit.ways import WAYS
-from fxperex.privacy.mechanism import Mechanism
-from fxperex.privacy.noise import Noise
-from fxperex.privacy.transaction import LogicalStep
+from fxperex.privacy.logical_step import LogicalStep
+from fxperex.privacy.noise.gaussian import Noise
+from fxperex.privacy.noise.mechanism import Mechanism
 
 QUICK = Setting(runs=60, seed=3)
 CLAIMED = bounds.epsilon_of_mu(2.0, 1e-5)  # of a setting of one full batch and noise 1/2

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from fxperex.privacy import PoissonSampler, Sampler, ShuffledSampler
-from fxperex.privacy.books import Books
-from fxperex.privacy.ledger import Ledger
+from fxperex.privacy.records.ledger import Ledger
+from fxperex.privacy.records.spending import Books
 
 
 def _ledger(steps: int) -> Ledger:

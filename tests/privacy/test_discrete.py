@@ -14,10 +14,11 @@ import torch
 from scipy import stats
 
 from fxperex.errors import ConfigError, PrivacyError
-from fxperex.privacy import Secret, discrete
-from fxperex.privacy.coarse import END, Coarse, below, chance, cumulative
-from fxperex.privacy.discrete import Integers, discrete_gaussian
-from fxperex.privacy.streams import Streams
+from fxperex.privacy import Secret
+from fxperex.privacy.noise import discrete
+from fxperex.privacy.noise.coarse import END, Coarse, below, chance, cumulative
+from fxperex.privacy.noise.discrete import Integers, discrete_gaussian
+from fxperex.privacy.noise.streams import Streams
 
 SIGMAS = [1.0, 1.7, 16.0, 40.0, 3.3e9]
 

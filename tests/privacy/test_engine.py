@@ -15,7 +15,7 @@ from fxperex.clipping import Adaptive, PerLayer
 from fxperex.config import SLACK
 from fxperex.errors import BudgetError, CoverageError, DivergedError, LedgerError, PrivacyError
 from fxperex.privacy import Mechanism, Noise, PoissonSampler, PrivacyEngine, Secret, ShuffledSampler, TruncatedPoissonSampler
-from fxperex.runtime import PerExampleModule
+from fxperex.runtime.module import PerExampleModule
 
 Make = Callable[..., PrivacyEngine]
 X, Y = torch.linspace(-1, 1, 240).reshape(40, 6), torch.arange(40) % 3

@@ -18,8 +18,9 @@ from crashes import forked
 from torch import Tensor
 
 from fxperex.errors import LedgerError, PrivacyError
-from fxperex.privacy import PrivacyEngine, checkpoint
-from fxperex.runtime import PerExampleModule
+from fxperex.privacy import PrivacyEngine
+from fxperex.privacy.records import checkpoint
+from fxperex.runtime.module import PerExampleModule
 
 Make = Callable[..., PrivacyEngine]
 EVERY = 2

@@ -16,8 +16,9 @@ import torch
 
 from fxperex.clipping import Adaptive
 from fxperex.errors import LedgerError
-from fxperex.privacy import PrivacyEngine, facts
-from fxperex.privacy.ledger import Ledger
+from fxperex.privacy import PrivacyEngine
+from fxperex.privacy.records import facts
+from fxperex.privacy.records.ledger import Ledger
 
 Make = Callable[..., PrivacyEngine]
 LEDGER, SECRET = "ledger.jsonl", "secret"

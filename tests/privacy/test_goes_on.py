@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import fxperex
 from fxperex.errors import ConfigError, FxperexError, LedgerError, PrivacyError, ShapeError
 from fxperex.privacy import PrivacyEngine, Secret
-from fxperex.runtime import PerExampleModule
+from fxperex.runtime.module import PerExampleModule
 
 Make = Callable[..., PrivacyEngine]
 X, Y = torch.linspace(-1, 1, 240).reshape(40, 6), torch.arange(40) % 3

@@ -15,11 +15,10 @@ from torch import Tensor
 from fxperex.clipping import Flat
 from fxperex.errors import LedgerError, PrivacyError
 from fxperex.privacy import Mechanism, Noise, PrivacyEngine, Secret
-from fxperex.privacy import streams as streams_module
-from fxperex.privacy.discrete import BLOCK, discrete_gaussian
-from fxperex.privacy.normal import CHUNK, box_muller, gaussian
-from fxperex.privacy.streams import Streams
-from fxperex.privacy.workers import share
+from fxperex.privacy.noise.discrete import BLOCK, discrete_gaussian
+from fxperex.privacy.noise.normal import CHUNK, box_muller, gaussian
+from fxperex.privacy.noise.streams import Streams
+from fxperex.privacy.noise.workers import share
 
 VALUE = bytes(range(32))
 STREAMS = {"chacha20": lambda: Secret(value=VALUE).streams("noise"),
@@ -116,7 +115,7 @@ def test_a_folder_of_another_layout_is_refused_and_says_why(
         engine: Callable[..., PrivacyEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that went on with other noise would not be the run that a crash interrupted."""
     with monkeypatch.context() as before:
-        before.setattr(streams_module, "LAYOUT", "noise layout 1")
+        before.setattr("fxperex.privacy.noise.streams.LAYOUT", "noise layout 1")
         engine(folder=tmp_path).close()
     with pytest.raises(LedgerError, match=r"its randomness is .*noise layout 1.*noise layout 2"):
         engine(folder=tmp_path)

@@ -17,7 +17,7 @@ from fxperex.clipping import Adaptive, Flat
 from fxperex.config import SLACK
 from fxperex.errors import PrivacyError
 from fxperex.privacy import Mechanism, Noise, PrivacyEngine, Secret
-from fxperex.privacy.normal import box_muller, gaussian
+from fxperex.privacy.noise.normal import box_muller, gaussian
 
 # Draws with which a chi-square test sees an error of 1 % of the spread, 99.9 times in 100, at a false alarm rate of 1e-6.
 DRAWS = 318_551

@@ -20,7 +20,7 @@ from fxperex.analysis.rules import RULES
 from fxperex.clipping import Adaptive, Automatic, Clip, Flat, Normalised, PerGroup, PerLayer
 from fxperex.config import SLACK
 from fxperex.errors import BatchMixingError, CaptureError, LedgerError, MutationError, SemanticsWarning
-from fxperex.numerics import sq_norm
+from fxperex.numerics.norms import sq_norm
 from fxperex.privacy import (
     Mechanism,
     Noise,

@@ -30,7 +30,7 @@ from fxperex.errors import (
     StateError,
 )
 from fxperex.privacy import Mechanism, PoissonSampler, PrivacyEngine, Sampler, Secret, ShuffledSampler, TruncatedPoissonSampler
-from fxperex.runtime import PerExampleModule
+from fxperex.runtime.module import PerExampleModule
 
 X, Y = torch.linspace(-1, 1, 240).reshape(40, 6), torch.arange(40) % 3
 IDS = torch.arange(20).reshape(4, 5) % 9

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from fxperex.clipping import Adaptive, Automatic, Clip, Flat, Function, Normalised, PerGroup, PerLayer
 from fxperex.config import SLACK
-from fxperex.numerics import sq_norm
-from fxperex.runtime import PerExampleModule
+from fxperex.numerics.norms import sq_norm
+from fxperex.runtime.module import PerExampleModule
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 KINDS = len(adversaries(F32))

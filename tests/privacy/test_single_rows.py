@@ -20,13 +20,14 @@ from support import steps
 from torch import Tensor, nn
 
 import fxperex
-from fxperex import kernels, rounding
+from fxperex import kernels
 from fxperex.config import SLACK
 from fxperex.errors import StateError
 from fxperex.layers import conv
-from fxperex.numerics import sq_norm
+from fxperex.numerics import rounding
+from fxperex.numerics.norms import sq_norm
 from fxperex.registry import Site, kinds, strategies
-from fxperex.runtime import PerExampleModule
+from fxperex.runtime.module import PerExampleModule
 from fxperex.testing import Bare
 from fxperex.transform import outline
 

@@ -10,7 +10,7 @@ from rfc8439 import VECTORS
 from fxperex import kernels
 from fxperex.errors import ConfigError, PrivacyError
 from fxperex.privacy import Secret
-from fxperex.privacy.streams import chacha20
+from fxperex.privacy.noise.streams import chacha20
 
 
 @pytest.mark.parametrize(("key", "nonce", "counter", "block"), VECTORS)

@@ -17,7 +17,7 @@ from fxperex.kernels.conv_shape import Shape
 from fxperex.kernels.device import on_its_device, power
 from fxperex.kernels.gpu.conv import three
 from fxperex.kernels.gpu.tuning import OPTIONS
-from fxperex.numerics import sq_norm
+from fxperex.numerics.norms import sq_norm
 
 
 @triton.jit

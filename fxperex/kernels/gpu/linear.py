@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fxperex.kernels.device import interpreting, on_its_device, power, splits
 from fxperex.kernels.gpu.tuning import OPTIONS, alike, tile, tuned
-from fxperex.numerics import sq_norm
+from fxperex.numerics.norms import sq_norm
 
 
 @triton.jit

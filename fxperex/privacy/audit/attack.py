@@ -16,7 +16,7 @@ from fxperex.privacy.audit.setting import CLIP, Setting
 from fxperex.privacy.audit.ways import WAYS, Run
 from fxperex.privacy.checks import one_of
 from fxperex.privacy.engine import PrivacyEngine
-from fxperex.runtime import PerExampleModule
+from fxperex.runtime.module import PerExampleModule
 from fxperex.transform import transform
 
 PHYSICAL = 8

@@ -19,8 +19,8 @@ from fxperex.privacy.audit import bounds
 from fxperex.privacy.audit.canaries import HUGE
 from fxperex.privacy.checks import whole
 from fxperex.privacy.engine import PrivacyEngine
-from fxperex.privacy.streams import Secret
-from fxperex.runtime import PerExampleModule
+from fxperex.privacy.noise.streams import Secret
+from fxperex.runtime.module import PerExampleModule
 from fxperex.transform import transform
 
 Report = Callable[[int, int], None]

@@ -12,7 +12,7 @@ from fxperex.errors import ConfigError
 from fxperex.privacy.audit.bounds import CONFIDENCE
 from fxperex.privacy.checks import positive, probability, whole
 from fxperex.privacy.engine import PrivacyEngine
-from fxperex.runtime import PerExampleModule
+from fxperex.runtime.module import PerExampleModule
 
 CLIP = 1.0
 # With one of these, `epochs * size / expected_batch` is a whole number of steps exactly.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fxperex.privacy.audit.setting import CLIP, Setting
 from fxperex.privacy.engine import PrivacyEngine
-from fxperex.runtime import PerExampleModule
+from fxperex.runtime.module import PerExampleModule
 
 Drive = Callable[[PrivacyEngine], object]
 Data = tuple[Tensor, ...]

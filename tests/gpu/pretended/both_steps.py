@@ -14,13 +14,13 @@ from small_nets import case
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fxperex import evaluate
 from fxperex.analysis import Analysis
-from fxperex.capture import Capture
+from fxperex.capture.program import Capture
 from fxperex.clipping import as_rule
-from fxperex.passes import plainly
-from fxperex.rewriter import rewrite
-from fxperex.step_graph import copied
+from fxperex.graph.step_graph import copied
+from fxperex.rewrite import evaluate
+from fxperex.rewrite.passes import inline_custom_ops
+from fxperex.rewrite.rewriter import rewrite
 from fxperex.transform import outline
 
 ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
@@ -44,7 +44,7 @@ def both(name: str, dtype: str) -> tuple[fx.GraphModule, fx.GraphModule]:
     planned = outline(model, batch, nn.CrossEntropyLoss(), device=torch.device("cuda"))
     with _attention_of_a_gpu():
         private = rewrite(planned.capture, planned.analysis, planned.plan, as_rule(1.0))
-    return plainly(copied(private)), ordinary(planned.capture, planned.analysis)
+    return inline_custom_ops(copied(private)), ordinary(planned.capture, planned.analysis)
 
 
 def ordinary(capture: Capture, analysis: Analysis) -> fx.GraphModule:

@@ -16,7 +16,7 @@ from both_steps import both
 from small_nets import NETS, case
 from written import Written, machine_code, write
 
-from fxperex.compiler.replay import host_waits
+from fxperex.compiler.cuda_graph import host_waits
 
 SM = int(os.environ["FXPEREX_PRETENDED_SM"])
 DTYPES = ("float32", "tf32", "bfloat16")

@@ -11,7 +11,7 @@ from fxperex import kernels
 from fxperex.clipping import Flat
 from fxperex.kernels.chacha import reference
 from fxperex.privacy import Mechanism, Noise, Secret
-from fxperex.privacy.streams import chacha20
+from fxperex.privacy.noise.streams import chacha20
 
 CPU = torch.device("cpu")
 

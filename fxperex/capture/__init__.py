@@ -1,0 +1,1 @@
+"""model + loss + batch -> Capture: one functional ATen graph, and every reason why there is none."""

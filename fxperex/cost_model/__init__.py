@@ -1,0 +1,1 @@
+"""Prices: what a site's kernels and every other operation of the step amount to."""

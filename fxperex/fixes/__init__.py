@@ -1,0 +1,1 @@
+"""A model that cannot be private -> one that can, and the list of what was changed."""

@@ -1,0 +1,1 @@
+"""Norms that are never low, and how far rounding moves a sum."""

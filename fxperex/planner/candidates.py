@@ -1,0 +1,86 @@
+"""One site's candidates: which strategies are legal, what each costs, and which is cheapest."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from fxperex.analysis.sites import Analysis
+from fxperex.cost_model.sites import grads_bytes
+from fxperex.devices import Profile
+from fxperex.errors import ConfigError
+from fxperex.plan.plan import Choice
+from fxperex.registry import Cost, Site, strategies
+
+WORDS = ("auto", "measure")  # what `strategy` may be beside a strategy's name
+
+
+def forced(analysis: Analysis, strategy: str | Mapping[str, str]) -> dict[str, str]:
+    """Returns {site: strategy} of the globs. Raises ConfigError for unknown names and globs that match nothing."""
+    registered = strategies()
+    for name in [strategy] if isinstance(strategy, str) else list(strategy.values()):
+        if name not in registered and name not in WORDS:
+            raise ConfigError(f"unknown strategy {name!r}; valid: {', '.join((*WORDS, *registered))}")
+    if isinstance(strategy, str):
+        return {}
+    by_site: dict[str, str] = {}
+    for glob, name in strategy.items():
+        matches = [s for s in analysis.sites if any(fnmatch.fnmatchcase(p, glob) for p in s.params)]
+        if not matches:
+            names = ", ".join(sorted({p for s in analysis.sites for p in s.params})[:6])
+            raise ConfigError(f"strategy glob {glob!r} matches no trainable parameter; there are: {names}, ...")
+        by_site |= {site.name: name for site in matches}
+    return {site: name for site, name in by_site.items() if name not in WORDS}
+
+
+def choose(site: Site, profile: Profile, group: tuple[Site, ...], required: str | None,
+           preferred: str) -> Choice:
+    """Returns the Choice for `site`: `required` if not None, else `preferred` if legal, else the cheapest.
+
+    group: the sites that share its parameters. Raises ConfigError if `required` is illegal here.
+    """
+    costs: dict[str, Cost] = {}
+    refused: dict[str, str] = {}
+    for name, candidate in strategies().items():
+        reason = _reason(candidate, site)
+        if reason is None:
+            cost = candidate.cost(site)
+            costs[name] = cost if site.direct_norm else _added(cost, site, group)
+        else:
+            refused[name] = reason
+    if required is not None and required not in costs:
+        raise ConfigError(f"strategy {required!r} is illegal for {site.name} ({site.kind}, {site.where}): "
+                          f"{refused[required]}. Legal: {', '.join(costs)}")
+    times = {name: profile.seconds(cost) for name, cost in costs.items()}
+    chosen = required or (preferred if preferred in costs else min(times, key=times.__getitem__))
+    declined = preferred in refused and preferred != "naive"
+    note = f"not {preferred}: {refused[preferred]}" if declined else ""
+    return Choice(site, chosen, costs, times, refused, note, fixed=required is not None or preferred in costs)
+
+
+def naive(site: Site, profile: Profile) -> Choice:
+    """Returns the Choice of a step that runs one example at a time; `site` has one row."""
+    cost = strategies()["naive"].cost(site)
+    return Choice(site, "naive", {"naive": cost}, {"naive": profile.seconds(cost)}, fixed=True)
+
+
+def _reason(candidate: Any, site: Site) -> str | None:
+    reason = candidate.illegal(site)
+    if reason is None and not site.direct_norm and not candidate.stores:
+        return "the parameter has several uses (or a pull-back that changes norms): its gradients must be added first"
+    return reason
+
+
+def _added(cost: Cost, site: Site, group: tuple[Site, ...]) -> Cost:
+    """Returns the cost of a site whose gradients are pulled back to the parameters and added up.
+
+    The site's own gradients live until they are pulled back. One gradient per parameter of the
+    group is held, counted at the group's largest site. Each use reads and writes it once more.
+    """
+    grads = grads_bytes(site)
+    is_largest = site == max(group, key=lambda member: (member.size, member.name))
+    transient = cost.transient + sum(grads_bytes(member) for member in group)
+    return replace(cost, held=grads if is_largest else 0.0, transient=transient,
+                   bytes=cost.bytes + 4 * grads, launches=cost.launches + 4)

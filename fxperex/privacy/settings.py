@@ -1,0 +1,119 @@
+"""From the arguments of an engine to its sampler and mechanism: every number that is not given is computed here, once."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+from fxperex.capture.distributed import world_size
+from fxperex.errors import ConfigError
+from fxperex.privacy import accountant
+from fxperex.privacy.checks import one_of, positive, probability
+from fxperex.privacy.noise.mechanism import Mechanism
+from fxperex.privacy.noise.streams import Secret
+from fxperex.privacy.sampling.poisson import PoissonSampler, Sampler
+from fxperex.privacy.sampling.shuffled import ShuffledSampler
+from fxperex.runtime.module import PerExampleModule
+
+SAMPLINGS = ("poisson", "shuffled")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What was asked of a run. Raises ConfigError where that has no meaning."""
+
+    expected_batch: float
+    epochs: float
+    delta: float
+    noise_multiplier: float | None
+    epsilon: float | None
+    budget: float | None
+    relation: str
+    sampling: str | Sampler
+    noise: str
+    account: str
+
+    def __post_init__(self) -> None:
+        if (self.noise_multiplier is None) == (self.epsilon is None):
+            raise ConfigError("give exactly one of noise_multiplier and epsilon; "
+                              + ("got neither" if self.epsilon is None else "got both"))
+        if self.epsilon is not None and self.budget is not None:
+            raise ConfigError("epsilon is the budget of the whole run already; give budget with noise_multiplier")
+        for name in ("expected_batch", "epochs"):
+            positive(getattr(self, name), name)
+        for name in ("noise_multiplier", "epsilon", "budget"):
+            if getattr(self, name) is not None:
+                positive(getattr(self, name), name)
+        probability(self.delta, "delta")
+        one_of(self.relation, "relation", accountant.RELATIONS)
+        one_of(self.account, "account", accountant.METHODS)
+        if world_size() > 1:
+            raise ConfigError(f"this engine is for one process, and torch.distributed has "
+                              f"{world_size()}: each would add noise and draw rows of its own, and "
+                              "no account would hold. Train in one process")
+
+
+def check_private(private: object) -> None:
+    """Raises ConfigError unless `private` is a step whose guarantee can be stated."""
+    if not isinstance(private, PerExampleModule):
+        raise ConfigError("the engine's first argument must be what fxperex.transform returned; "
+                          f"got {type(private).__name__}")
+    if not private.proved:
+        raise ConfigError("a loaded step holds no proof that examples do not mix, and its bound is "
+                          "the file's word: no guarantee could be stated for what the engine "
+                          "spends. Make the step here with fxperex.transform")
+
+
+def check_files(folder: object, secure: object, counter: object, same_data: object) -> None:
+    """Raises ConfigError for what is no folder, no choice of a generator or no counter."""
+    if not isinstance(same_data, bool):
+        raise ConfigError(f"same_data must be True or False; got {same_data!r}")
+    if same_data and folder is None:
+        raise ConfigError("same_data binds a folder to its data; give folder too")
+    if folder is not None and not isinstance(folder, str | os.PathLike):
+        raise ConfigError(f"folder must be a path; got {type(folder).__name__}")
+    if secure is not None and not isinstance(secure, bool):
+        raise ConfigError(f"secure must be True, False or None (the default); got {secure!r}")
+    if counter is None:
+        return
+    if folder is None:
+        raise ConfigError("counter counts the records of a folder's ledger; give folder too")
+    if not all(callable(getattr(counter, name, None)) for name in ("read", "write")):
+        raise ConfigError("counter must have read() and write(value), see fxperex.privacy.records.ledger; "
+                          f"got {type(counter).__name__}")
+
+
+def make_sampler(wish: Wish, size: int, secret: Secret) -> Sampler:
+    """Returns the sampler of the run. Raises ConfigError."""
+    if isinstance(wish.sampling, Sampler):
+        if wish.sampling.size != size or wish.sampling.expected_batch != wish.expected_batch:
+            raise ConfigError(f"the sampler draws {wish.sampling.expected_batch:g} of {wish.sampling.size} examples; the engine "
+                              f"was asked for {wish.expected_batch:g} of {size}")
+        wish.sampling.rows(0)  # refused now, and not after a debit
+        return wish.sampling
+    steps = math.ceil(wish.epochs * size / wish.expected_batch)
+    if one_of(wish.sampling, "sampling", SAMPLINGS) == "poisson":
+        return PoissonSampler(size, wish.expected_batch, steps, secret=secret)
+    return ShuffledSampler(size, wish.expected_batch, steps, secret=secret)  # type: ignore[arg-type]
+
+
+def make_mechanism(wish: Wish, private: PerExampleModule, sampler: Sampler) -> Mechanism:
+    """Returns the mechanism of the run, its noise found from (epsilon, delta) where that was asked. Raises ConfigError."""
+    if wish.relation not in sampler.relations():
+        raise ConfigError(f"{type(sampler).__name__} has no guarantee under the relation {wish.relation!r}; "
+                          f"it has one under {' or '.join(sampler.relations())}")
+    sigma = wish.noise_multiplier if wish.epsilon is None else accountant.noise_multiplier_for(
+        wish.epsilon, wish.delta, sampler, method=wish.account, relation=wish.relation)
+    assert sigma is not None
+    dimension = sum(p.numel() for p in private.parameters.values())
+    return Mechanism(private.clip, sigma, wish.relation, sampler.expected_batch, dimension, wish.noise)
+
+
+def most_units(wish: Wish, mechanism: Mechanism, sampler: Sampler) -> int | None:
+    """Returns how many of the sampler's units may be spent; None without a budget. Raises ConfigError."""
+    planned = sampler.units(sampler.steps)
+    if wish.budget is None:
+        return None if wish.epsilon is None else planned
+    return accountant.affordable(sampler, mechanism.noise_multiplier, wish.budget, wish.delta, most=planned,
+                                 method=wish.account, relation=wish.relation)

@@ -1,0 +1,1 @@
+"""Capture + Analysis + Plan -> the step graph."""

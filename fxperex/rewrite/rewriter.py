@@ -1,0 +1,162 @@
+"""Capture + Analysis + Plan -> the step graph: one torch.fx GraphModule.
+
+Before: the forward program. After: forward; backward to the sites' outputs only (no ordinary weight gradient is
+computed unless a strategy asks for it); per-site norms or per-example gradients; clip factors; weighted sums;
+pull-backs to the parameters. Inputs: the capture's placeholders in order, the clip rule's inputs, the mask `[B]`.
+Nodes made for a site carry `(site, strategy, role)` in `meta["fxperex"]`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fxperex.analysis.losses import per_example_loss
+from fxperex.analysis.sites import Analysis
+from fxperex.capture.program import Capture
+from fxperex.clipping import Clip
+from fxperex.config import LONGEST
+from fxperex.graph.provenance import tagged
+from fxperex.graph.show import show
+from fxperex.graph.step_graph import StepGraph
+from fxperex.graph.strides import forget_strides
+from fxperex.kernels import by_factors
+from fxperex.numerics.norms import sq_norm
+from fxperex.numerics.rounding import raised
+from fxperex.planner import Plan
+from fxperex.rewrite.emit import Emit
+from fxperex.rewrite.evaluate import backward, evaluate
+from fxperex.rewrite.passes import join_views, raise_norms, recompute, remove_redundant, schedule, stack_slices
+from fxperex.rewrite.verify import verify
+
+WANTS = ("step", "norms", "gradients")
+
+
+def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, want: str = "step") -> StepGraph:
+    """Returns the step graph. Outputs by `want`: (losses, norms, factors, sums by parameter..., buffers...),
+    (norms,) or (per-example gradients by parameter...); parameters in the order of `parameter_order`. Factors are `[B]`, or
+    `[B, K]` for a rule of K groups. Raises ConfigError for a clip rule that does not fit the parameters."""
+    rows = 1 if plan.whole == "naive" else plan.rows
+    program = capture.at(rows)
+    loss_graph = per_example_loss(capture, analysis.axes, program)
+    show(4, "loss graph: per example", loss_graph)
+    build = _naive if plan.whole == "naive" else _graph
+    step = build(capture, analysis, plan, clip, loss_graph, want, rows)
+    values = [n.meta["val"] for n in program.nodes if n.op == "placeholder"]
+    with warnings.catch_warnings(), capture.fakes:
+        # vmap says so where torch loops over examples inside; the plan knows what the strategy costs.
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+        mask = torch.ones(rows, dtype=torch.bool, device=values[-1].device)
+        # Fused CPU recurrent layers have no traceable backward; without mkldnn they come apart into cells.
+        with torch.backends.mkldnn.flags(enabled=False):
+            traced = make_fx(step, tracing_mode="real", _allow_non_fake_inputs=True)(*values, *clip.inputs(), mask)
+    show(4, "traced step", traced)
+    traced.graph.eliminate_dead_code()
+    forget_strides(traced)
+    stack_slices(traced)
+    _ordered(traced, plan, want)
+    join_views(traced)
+    remove_redundant(traced)
+    show(4, "tidied step: views joined, nothing twice", traced)
+    if want == "step":
+        named = dict(zip((k for _, k in capture.inputs.values()), values, strict=True))
+        verify(traced, rows, [tuple(named[n].shape) for n in _order(capture, analysis)], plan.whole)
+    return StepGraph(traced, traced.graph)
+
+
+def _ordered(traced: fx.GraphModule, plan: Plan, want: str) -> None:
+    """Norms where they need least memory, and forward values again where the plan does not keep them."""
+    if want == "step" and plan.recompute is not None:
+        raise_norms(traced)
+        recompute(traced, plan.recompute.nodes)
+        show(4, "step that keeps less: recomputed", traced)
+    else:
+        schedule(traced, {c.site.name for c in plan.choices if not c.cost.rereads})
+        show(4, "scheduled step: norms early", traced)
+
+
+def parameter_order(capture: Capture, trainable: set[str]) -> list[str]:
+    """Returns the trainable parameters in the order of the capture's inputs."""
+    return list(dict.fromkeys(key for kind, key in capture.inputs.values() if kind == "parameter" and key in trainable))
+
+
+def _order(capture: Capture, analysis: Analysis) -> list[str]:
+    return parameter_order(capture, {p for s in analysis.sites for p in s.params} | set(analysis.unused))
+
+
+def _graph(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: fx.GraphModule, want: str,
+           rows: int) -> Callable[..., tuple[Any, ...]]:
+    chosen = {c.site.name: c.strategy for c in plan.choices}
+    order = _order(capture, analysis)
+    groups = dict(zip(order, clip.groups(order), strict=True))
+
+    def step(*args: Tensor) -> tuple[Any, ...]:
+        mask = args[-1]
+        with torch.enable_grad():
+            with tagged("part", "forward"):
+                run = evaluate(capture, analysis, graph, args[:len(capture.inputs)])
+            with tagged("part", "backward"):
+                uses = backward(capture, analysis, run, graph, rows)
+        with torch.no_grad():
+            emit = Emit(analysis, chosen, run, uses, rows, groups)
+            if want == "gradients":
+                return tuple(emit.per_example(name, args, capture) for name in order)
+            squares = emit.squares(mask)
+            if want == "norms":
+                return (squares.sum(1).sqrt(),)
+            norms, factors, valid = _clip(clip, squares, mask, args[len(capture.inputs):-1])
+            sums = emit.sums(factors, valid)
+            params = dict(zip((k for _, k in capture.inputs.values()), args, strict=False))
+            results = [sums[n] if n in sums else torch.zeros_like(params[n]) for n in order]
+            assert run.loss is not None
+            return (run.loss.detach(), norms, _told(factors), *results, *run.buffers)
+
+    return step
+
+
+def _naive(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: fx.GraphModule, want: str,
+           rows: int) -> Callable[..., tuple[Any, ...]]:
+    """The step of one row: an ordinary backward to the parameters."""
+    order = _order(capture, analysis)
+    groups = clip.groups(order)
+
+    def step(*args: Tensor) -> tuple[Any, ...]:
+        mask, names = args[-1], [k for _, k in capture.inputs.values()]
+        with torch.enable_grad():
+            env = {k: a.detach().requires_grad_(k in order) for k, a in zip(names, args[:len(names)], strict=True)}
+            *buffers, loss = fx.Interpreter(graph).run(*(env[k] for k in names))
+            leaves = [env[n] for n in order]
+            gradients = torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
+        with torch.no_grad():
+            grads = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, gradients, strict=True)]
+            if want == "gradients":
+                return tuple(g.unsqueeze(0) for g in grads)
+            squared = [raised(sq_norm(g.unsqueeze(0)), g.dtype) for g in grads]
+            of_groups = [[s for s, group in zip(squared, groups, strict=True) if group == k]
+                         for k in sorted(set(groups))]
+            squares = torch.stack([torch.stack(of).sum(0) for of in of_groups], 1)
+            if want == "norms":
+                return (squares.sum(1).sqrt(),)
+            norms, factors, valid = _clip(clip, squares, mask, args[len(names):-1])
+            sums = [by_factors(g.unsqueeze(0), factors[:, k], valid) for g, k in zip(grads, groups, strict=True)]
+            return (loss.detach(), norms, _told(factors), *sums, *buffers)
+
+    return step
+
+
+def _clip(clip: Clip, squares: Tensor, mask: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns norms `[B]`, factors `[B, K]` and the rows `[B]` that count: unmasked, with a gradient that can be clipped."""
+    norms = squares.sum(1).sqrt()
+    norms = torch.where(norms > LONGEST, torch.inf, norms)
+    valid = mask & torch.isfinite(norms)
+    return norms, torch.where(valid[:, None], clip.apply(squares.sqrt(), *inputs), 0.0), valid
+
+
+def _told(factors: Tensor) -> Tensor:
+    return factors.squeeze(1) if factors.shape[1] == 1 else factors
