@@ -29,8 +29,11 @@ from fxperex.runtime.module import PerExampleModule, StepResult
 from fxperex.runtime.package import load
 from fxperex.transform import transform
 
-__all__ = ["BackendWarning", "BatchMixingError", "BudgetError", "CaptureError", "ConfigError", "CoverageError",
-           "DataError", "DivergedError", "FxperexError", "LedgerError", "MemoryLimitError", "MutationError", "PackageError",
-           "PerExampleModule", "PrivacyError", "SamplingError", "SemanticsWarning", "ShapeError", "StateError",
-           "StepResult", "fix", "load", "transform"]
+__all__ = [
+    "BackendWarning", "BatchMixingError", "BudgetError", "CaptureError", "ConfigError",
+    "CoverageError", "DataError", "DivergedError", "FxperexError", "LedgerError",
+    "MemoryLimitError", "MutationError", "PackageError", "PerExampleModule", "PrivacyError",
+    "SamplingError", "SemanticsWarning", "ShapeError", "StateError", "StepResult", "fix", "load",
+    "transform"
+]
 __version__ = "0.1.0"

@@ -1,8 +1,10 @@
-"""Clipping rules: from one example's gradient norms to its factors, and the sensitivity that noise must cover.
+"""Clipping rules: from one example's gradient norms to its factors, and the sensitivity that noise
+must cover.
 
-A rule sees the norms `[K]` of the parameter groups it asked for, of one example at a time: `apply` maps it over the
-examples with `torch.func.vmap`, so no rule can let one example move another's factor. Whatever a rule answers, `apply`
-holds `|clipped gradient| <= sensitivity`: a declared bound is enforced inside the step graph, not trusted.
+A rule sees the norms `[K]` of the parameter groups it asked for, of one example at a time: `apply`
+maps it over the examples with `torch.func.vmap`, so no rule can let one example move another's
+factor. Whatever a rule answers, `apply` holds `|clipped gradient| <= sensitivity`: a declared bound
+is enforced inside the step graph, not trusted.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class Clip(ABC):
 
     def apply(self, norms: Tensor, *inputs: Tensor) -> Tensor:
         """Returns factors `[B, K]` for norms `[B, K]`, held to the declared sensitivity."""
-        factors = torch.func.vmap(lambda one: self.factors(one, *inputs).broadcast_to(one.shape))(norms)
+        factors = torch.func.vmap(lambda one: self.factors(one, *inputs).broadcast_to(one.shape))(
+            norms)
         factors = torch.nan_to_num(factors.to(norms.dtype), nan=0.0).clamp(0.0, LARGEST_FACTOR)
         share = (factors * norms.clamp(min=SHORTEST)).square().sum(1, keepdim=True).sqrt()
         return factors * (self.sensitivity / share).clamp(max=1.0)
@@ -56,7 +59,9 @@ class Clip(ABC):
 
 @dataclass(frozen=True)
 class Flat(Clip):
-    """`min(1, bound / norm)`: DP-SGD's clipping (Abadi et al. 2016). ConfigError unless 0 < bound < inf."""
+    """`min(1, bound / norm)`: DP-SGD's clipping (Abadi et al. 2016). ConfigError unless 0 < bound <
+    inf.
+    """
 
     bound: float = 1.0
 
@@ -92,9 +97,11 @@ class Automatic(Clip):
 
 @dataclass(frozen=True)
 class Normalised(Clip):
-    """`bound / max(norm, floor)`: every gradient brought to length `bound` (Das et al., arXiv 2106.07094).
+    """`bound / max(norm, floor)`: every gradient brought to length `bound` (Das et al., arXiv
+    2106.07094).
 
-    floor: below it float32 squares underflow and a norm would be read too low; a shorter gradient stays shorter.
+    floor: below it float32 squares underflow and a norm would be read too low; a shorter gradient
+    stays shorter.
     """
 
     bound: float = 1.0
@@ -103,7 +110,8 @@ class Normalised(Clip):
     def __post_init__(self) -> None:
         _positive(self.bound, "clip")
         if not _is_number(self.floor) or self.floor < SHORTEST:
-            raise ConfigError(f"floor must be a finite number of at least {SHORTEST}; got {self.floor!r}")
+            raise ConfigError(f"floor must be a finite number of at least {SHORTEST}; got "
+                              f"{self.floor!r}")
 
     @property
     def sensitivity(self) -> float:
@@ -115,10 +123,12 @@ class Normalised(Clip):
 
 @dataclass(frozen=True)
 class PerLayer(Clip):
-    """`min(1, C_l / norm_l)` for every layer l on its own: the parameters of one module (McMahan et al. 2018).
+    """`min(1, C_l / norm_l)` for every layer l on its own: the parameters of one module (McMahan et
+    al. 2018).
 
-    bound: the sensitivity of all layers together, each gets `bound / sqrt(layers)`; or one bound per layer in the
-    order of the model, and the sensitivity is the root of their squares' sum. Raises ConfigError.
+    bound: the sensitivity of all layers together, each gets `bound / sqrt(layers)`; or one bound
+    per layer in the order of the model, and the sensitivity is the root of their squares' sum.
+    Raises ConfigError.
     """
 
     bound: float | tuple[float, ...] = 1.0
@@ -127,35 +137,44 @@ class PerLayer(Clip):
         for value in self.bound if isinstance(self.bound, tuple) else (self.bound,):
             _positive(value, "clip")
         if self.bound == ():
-            raise ConfigError("clip per layer needs one bound for all layers, or one for each; got none")
+            raise ConfigError("clip per layer needs one bound for all layers, or one for each; "
+                              "got none")
 
     @property
     def sensitivity(self) -> float:
         return math.hypot(*self.bound) if isinstance(self.bound, tuple) else self.bound
 
     def groups(self, names: Sequence[str]) -> tuple[int, ...]:
-        layers = {layer: i for i, layer in enumerate(dict.fromkeys(n.rpartition(".")[0] for n in names))}
+        layers = {
+            layer: i
+            for i, layer in enumerate(dict.fromkeys(n.rpartition(".")[0] for n in names))
+        }
         if isinstance(self.bound, tuple) and len(self.bound) != len(layers):
-            raise ConfigError(f"{len(self.bound)} clip bounds for {len(layers)} layers: {', '.join(layers)}")
+            raise ConfigError(f"{len(self.bound)} clip bounds for {len(layers)} layers: "
+                              f"{', '.join(layers)}")
         return tuple(layers[n.rpartition(".")[0]] for n in names)
 
     def factors(self, norms: Tensor, *inputs: Tensor) -> Tensor:
-        bounds = self.bound if isinstance(self.bound, tuple) else [self.bound / math.sqrt(len(norms))] * len(norms)
+        bounds = self.bound if isinstance(
+            self.bound, tuple) else [self.bound / math.sqrt(len(norms))] * len(norms)
         return _each(norms, bounds)
 
 
 @dataclass(frozen=True, init=False)
 class PerGroup(Clip):
-    """`min(1, C_k / norm_k)` for groups of parameters by glob, as `{"*.bias": 0.1, "*": 1.0}`; the first match counts.
+    """`min(1, C_k / norm_k)` for groups of parameters by glob, as `{"*.bias": 0.1, "*": 1.0}`; the
+    first match counts.
 
-    Sensitivity: the root of the bounds' squares' sum. Raises ConfigError, also for a glob without a parameter.
+    Sensitivity: the root of the bounds' squares' sum. Raises ConfigError, also for a glob without a
+    parameter.
     """
 
     bounds: tuple[tuple[str, float], ...]
 
     def __init__(self, bounds: dict[str, float]) -> None:
         if not isinstance(bounds, dict) or not bounds:
-            raise ConfigError(f"clip per group needs {{glob of parameter names: bound}}; got {bounds!r}")
+            raise ConfigError(f"clip per group needs {{glob of parameter names: bound}}; got "
+                              f"{bounds!r}")
         for glob, value in bounds.items():
             _positive(value, f"clip[{glob!r}]")
         object.__setattr__(self, "bounds", tuple(bounds.items()))
@@ -165,7 +184,10 @@ class PerGroup(Clip):
         return math.hypot(*(value for _, value in self.bounds))
 
     def groups(self, names: Sequence[str]) -> tuple[int, ...]:
-        groups = [next((i for i, (glob, _) in enumerate(self.bounds) if fnmatch.fnmatchcase(n, glob)), -1) for n in names]
+        groups = [
+            next((i for i, (glob, _) in enumerate(self.bounds) if fnmatch.fnmatchcase(n, glob)),
+                 -1) for n in names
+        ]
         unmatched = [n for n, group in zip(names, groups, strict=True) if group < 0]
         idle = [glob for i, (glob, _) in enumerate(self.bounds) if i not in groups]
         if unmatched or idle:
@@ -181,7 +203,8 @@ class PerGroup(Clip):
 
 @dataclass(frozen=True)
 class Function(Clip):
-    """`call(norm) -> factor`: any function of one example's norm (a scalar tensor), with the bound it declares.
+    """`call(norm) -> factor`: any function of one example's norm (a scalar tensor), with the bound
+    it declares.
 
     The bound is tried on norms from 0 to 1e30 here and enforced in every step. Raises ConfigError.
     """
@@ -195,11 +218,14 @@ class Function(Clip):
         try:
             factors = torch.func.vmap(self.call)(norms)
         except Exception as e:  # whatever a user's function may raise
-            raise ConfigError(f"the clip function must map one norm (a scalar tensor) to one factor by torch operations "
-                              f"without branches on its value: {type(e).__name__}: {e}") from e
-        if factors.shape != norms.shape or not torch.isfinite(factors * norms).all() or (factors < 0).any():
-            raise ConfigError(f"the clip function must give one factor, finite and not negative, for every norm; for norms "
-                              f"{list(PROBES)} it gave {factors.tolist()}")
+            raise ConfigError("the clip function must map one norm (a scalar tensor) to one "
+                              "factor by torch operations without branches on its value: "
+                              f"{type(e).__name__}: {e}") from e
+        if factors.shape != norms.shape or not torch.isfinite(factors * norms).all() or (factors
+                                                                                         < 0).any():
+            raise ConfigError("the clip function must give one factor, finite and not negative, "
+                              f"for every norm; for norms {list(PROBES)} it gave "
+                              f"{factors.tolist()}")
         over = factors * norms > self.bound * (1 + 1e-12)
         if over.any():
             place = int(over.nonzero()[0])
@@ -219,18 +245,23 @@ class Function(Clip):
 
 
 class Adaptive(Clip):
-    """`min(1, bound / norm)` with a bound that follows a quantile of the norms (Andrew et al., arXiv 1905.03871).
+    """`min(1, bound / norm)` with a bound that follows a quantile of the norms (Andrew et al.,
+    arXiv 1905.03871).
 
-    The sum comes out in units of the bound, so that its sensitivity is 1 at every step; the engine multiplies the
-    noised sum by `bound`. Its count of norms below the bound gets noise of `count_noise` (standard deviation,
-    default a twentieth of the expected batch) out of the same noise multiplier. Raises ConfigError.
+    The sum comes out in units of the bound, so that its sensitivity is 1 at every step; the engine
+    multiplies the noised sum by `bound`. Its count of norms below the bound gets noise of
+    `count_noise` (standard deviation, default a twentieth of the expected batch) out of the same
+    noise multiplier. Raises ConfigError.
     """
 
-    def __init__(self, start: float = 1.0, quantile: float = 0.5, rate: float = 0.2, count_noise: float | None = None) -> None:
-        for value, name in ((start, "start"), (rate, "rate"), *(() if count_noise is None else ((count_noise, "count_noise"),))):
+    def __init__(self, start: float = 1.0, quantile: float = 0.5, rate: float = 0.2,
+                 count_noise: float | None = None) -> None:
+        for value, name in ((start, "start"), (rate, "rate"), *(() if count_noise is None else
+                                                                ((count_noise, "count_noise"), ))):
             _positive(value, name)
         if not _is_number(quantile) or not 0 < quantile < 1:
-            raise ConfigError(f"quantile must be a number strictly between 0 and 1; got {quantile!r}")
+            raise ConfigError("quantile must be a number strictly between 0 and 1; got "
+                              f"{quantile!r}")
         self.start, self.quantile, self.rate, self.count_noise = start, quantile, rate, count_noise
         self.bound = float(start)
 
@@ -248,7 +279,9 @@ class Adaptive(Clip):
         return torch.minimum(1.0 / inputs[0], 1.0 / norms)
 
     def below(self, norms: Tensor) -> float:
-        """Returns the sum over examples of +-1/2: is its norm at most the bound? One example moves it by 1/2."""
+        """Returns the sum over examples of +-1/2: is its norm at most the bound? One example moves
+        it by 1/2.
+        """
         return float((norms <= self.bound).double().sub(0.5).sum())
 
     def update(self, share: float) -> None:
@@ -262,12 +295,14 @@ def as_rule(clip: object) -> Clip:
         _positive(clip.sensitivity, "clip.sensitivity")
         return clip
     if isinstance(clip, bool) or not isinstance(clip, int | float):
-        raise ConfigError(f"clip must be a number above 0 or a rule of fxperex.clipping; got {clip!r}")
+        raise ConfigError("clip must be a number above 0 or a rule of fxperex.clipping; got "
+                          f"{clip!r}")
     return Flat(float(clip))
 
 
 def _each(norms: Tensor, bounds: Sequence[float]) -> Tensor:
-    return torch.clamp(torch.tensor(bounds, dtype=norms.dtype, device=norms.device) / norms, max=1.0)
+    return torch.clamp(
+        torch.tensor(bounds, dtype=norms.dtype, device=norms.device) / norms, max=1.0)
 
 
 def _is_number(value: Any) -> bool:

@@ -7,8 +7,9 @@ import torch
 # The sensitivity claim: |clipped gradient| <= C (1 + SLACK) for every example.
 SLACK = 2.0**-20
 
-# The shortest and the longest gradient whose squares float32 holds. A shorter one may read as zero, so no rule may take
-# its norm for less than SHORTEST; a longer one is dropped as one that is not finite, in every dtype.
+# The shortest and the longest gradient whose squares float32 holds. A shorter one may read as zero,
+# so no rule may take its norm for less than SHORTEST; a longer one is dropped as one that is not
+# finite, in every dtype.
 SHORTEST, LONGEST = 1e-10, 2.0**64
 
 # Sums of clipped gradients are never formed in these.

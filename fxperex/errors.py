@@ -12,7 +12,9 @@ class FxperexError(Exception):
 
 
 class ConfigError(FxperexError, ValueError):
-    """An argument has no meaning here: a clip of zero, an unknown strategy, a glob that matches nothing."""
+    """An argument has no meaning here: a clip of zero, an unknown strategy, a glob that matches
+    nothing.
+    """
 
 
 class ShapeError(FxperexError, ValueError):
@@ -20,11 +22,15 @@ class ShapeError(FxperexError, ValueError):
 
 
 class DataError(FxperexError, ValueError):
-    """A batch has the right shapes and holds what the model cannot take: a label or an id out of range, another dtype."""
+    """A batch has the right shapes and holds what the model cannot take: a label or an id out of
+    range, another dtype.
+    """
 
 
 class CaptureError(FxperexError):
-    """The model could not be turned into one graph: control flow on data, a hard-coded batch size."""
+    """The model could not be turned into one graph: control flow on data, a hard-coded batch
+    size.
+    """
 
 
 class BatchMixingError(FxperexError):
@@ -36,19 +42,27 @@ class MutationError(FxperexError):
 
 
 class CoverageError(FxperexError):
-    """A trainable parameter has no per-example gradient here: no site, complex or integer, random."""
+    """A trainable parameter has no per-example gradient here: no site, complex or integer,
+    random.
+    """
 
 
 class StateError(FxperexError, RuntimeError):
-    """The model is no longer the one that was transformed: parameter replaced, moved, mode changed."""
+    """The model is no longer the one that was transformed: parameter replaced, moved, mode
+    changed.
+    """
 
 
 class MemoryLimitError(FxperexError, RuntimeError):
-    """The step ran out of memory; the message names the plan's peak and a budget to set. Nothing was written."""
+    """The step ran out of memory; the message names the plan's peak and a budget to set. Nothing
+    was written.
+    """
 
 
 class PackageError(FxperexError):
-    """A saved step cannot be used here: damaged, or made for another model, device, dtype or version."""
+    """A saved step cannot be used here: damaged, or made for another model, device, dtype or
+    version.
+    """
 
 
 class PrivacyError(FxperexError):
@@ -56,11 +70,15 @@ class PrivacyError(FxperexError):
 
 
 class SamplingError(PrivacyError):
-    """The data do not come from a sampler whose account is known: another loader, an endless or a doubled data set."""
+    """The data do not come from a sampler whose account is known: another loader, an endless or a
+    doubled data set.
+    """
 
 
 class LedgerError(PrivacyError):
-    """A ledger, a checkpoint or a step's protocol was broken: damaged, rolled back, foreign, in use, out of order."""
+    """A ledger, a checkpoint or a step's protocol was broken: damaged, rolled back, foreign, in
+    use, out of order.
+    """
 
 
 class BudgetError(PrivacyError):
@@ -68,7 +86,9 @@ class BudgetError(PrivacyError):
 
 
 class DivergedError(PrivacyError):
-    """The parameters are not finite after an update. The privacy is spent; nothing else is released by saying so."""
+    """The parameters are not finite after an update. The privacy is spent; nothing else is released
+    by saying so.
+    """
 
 
 class BackendWarning(UserWarning):

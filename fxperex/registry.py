@@ -42,7 +42,8 @@ class BatchAxis:
 class Dims:
     """Shapes of a site's factors: `a [B,G,T,D]`, `g [B,G,T,P]`, `grad_b = g_b^T a_b`.
 
-    Of a convolution also its `taps` (D = inputs per group * taps) and the `pixels` of an example's one image.
+    Of a convolution also its `taps` (D = inputs per group * taps) and the `pixels` of an example's
+    one image.
     """
 
     B: int
@@ -58,12 +59,14 @@ class Dims:
 class Site:
     """One use of a parameter-only tensor by a node that carries the batch.
 
-    `name` is the parameter's qualified name (with `@2`, `@3` for further uses); `weight` the graph node
-    of the parameter-only tensor; `arg` its place in the flat arguments of `node`; `isometric`: the
-    pull-back to the parameters keeps norms; `alone`: no other site reaches the same parameter entries.
+    `name` is the parameter's qualified name (with `@2`, `@3` for further uses); `weight` the graph
+    node of the parameter-only tensor; `arg` its place in the flat arguments of `node`; `isometric`:
+    the pull-back to the parameters keeps norms; `alone`: no other site reaches the same parameter
+    entries.
 
-    Several uses of one tensor by nodes of one kind are one site, whose `parts` they are and whose T is the sum of
-    theirs; `turned` marks a part that takes the tensor transposed. Names and places are those of its first part.
+    Several uses of one tensor by nodes of one kind are one site, whose `parts` they are and whose T
+    is the sum of theirs; `turned` marks a part that takes the tensor transposed. Names and places
+    are those of its first part.
     """
 
     name: str
@@ -104,12 +107,15 @@ def at_rows(site: Site, rows: int) -> Site:
     """Returns `site` with `rows` examples."""
     dims = site.dims and replace(site.dims, B=rows)
     parts = tuple(at_rows(part, rows) for part in site.parts)
-    return replace(site, rows=rows, dims=dims, outputs=site.outputs * rows // max(site.rows, 1), parts=parts)
+    return replace(site, rows=rows, dims=dims, outputs=site.outputs * rows // max(site.rows, 1),
+                   parts=parts)
 
 
 @dataclass(frozen=True)
 class Work:
-    """Calls of one kernel class (`devices.KERNELS`): the amount of one, in flop or bytes, at `shape`."""
+    """Calls of one kernel class (`devices.KERNELS`): the amount of one, in flop or bytes, at
+    `shape`.
+    """
 
     kernel: str
     shape: tuple[int, ...]
@@ -122,9 +128,9 @@ class Work:
 class Cost:
     """What one site costs under one strategy, from norm to weighted sum.
 
-    `work`: kernels; `bytes`: traffic of everything else; `launches`: its operations; `held`: bytes kept from the norm
-    to the weighted sum; `transient`: bytes needed beside them while it runs; `rereads`: the weighted sum needs the
-    node's input and output gradient once more.
+    `work`: kernels; `bytes`: traffic of everything else; `launches`: its operations; `held`: bytes
+    kept from the norm to the weighted sum; `transient`: bytes needed beside them while it runs;
+    `rereads`: the weighted sum needs the node's input and output gradient once more.
     """
 
     work: tuple[Work, ...] = ()
@@ -139,10 +145,11 @@ class Cost:
 class Uses:
     """Values of one site while the step graph is traced.
 
-    `node`: the captured node; `args`: its evaluated flat arguments (weights included); `axes`: their batch
-    axes; `grad`: gradient of the summed loss with respect to the node's (first) output; `out_axis`; `cache`: what is
-    formed once for the site, and under `"node"` what is formed once for all sites of the node.
-    A site with parts has them here too, and neither arguments nor gradients of its own.
+    `node`: the captured node; `args`: its evaluated flat arguments (weights included); `axes`:
+    their batch axes; `grad`: gradient of the summed loss with respect to the node's (first) output;
+    `out_axis`; `cache`: what is formed once for the site, and under `"node"` what is formed once
+    for all sites of the node. A site with parts has them here too, and neither arguments nor
+    gradients of its own.
     """
 
     site: Site
@@ -174,7 +181,8 @@ class Uses:
 class LayerKind(Protocol):
     """How one kind of node uses a parameter. Registered by `@layer_kind("name", ops)`.
 
-    `reads_inputs = False` is said by a kind whose gradients follow from the node's output gradients alone.
+    `reads_inputs = False` is said by a kind whose gradients follow from the node's output gradients
+    alone.
     """
 
     name: str
@@ -192,7 +200,8 @@ class LayerKind(Protocol):
 class Strategy(Protocol):
     """One way to per-example gradients. Registered by `@strategy("name")`.
 
-    `stores`: False where `stored` never forms them; such a strategy cannot serve a parameter with several uses.
+    `stores`: False where `stored` never forms them; such a strategy cannot serve a parameter with
+    several uses.
     """
 
     name: str
@@ -213,7 +222,9 @@ class Strategy(Protocol):
         ...
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
-        """`sum_b factors[b] grad_b`, the shape of the weight; rows with `valid` False add nothing."""
+        """`sum_b factors[b] grad_b`, the shape of the weight; rows with `valid` False add
+        nothing.
+        """
         ...
 
 
@@ -225,7 +236,8 @@ _T = TypeVar("_T", bound=type)
 def _register(table: dict[str, Any], name: str, what: str) -> Callable[[_T], _T]:
     def add(cls: _T) -> _T:
         if name in table:
-            raise ConfigError(f"{what} {name!r} is registered already, by {type(table[name]).__module__}")
+            raise ConfigError(f"{what} {name!r} is registered already, by "
+                              f"{type(table[name]).__module__}")
         instance = cls()
         instance.name = name
         table[name] = instance
@@ -235,12 +247,16 @@ def _register(table: dict[str, Any], name: str, what: str) -> Callable[[_T], _T]
 
 
 def layer_kind(name: str) -> Callable[[_T], _T]:
-    """Class decorator: adds a layer kind to the table under `name`. A duplicate raises ConfigError."""
+    """Class decorator: adds a layer kind to the table under `name`. A duplicate raises
+    ConfigError.
+    """
     return _register(_KINDS, name, "layer kind")
 
 
 def strategy(name: str) -> Callable[[_T], _T]:
-    """Class decorator: adds a strategy to the table under `name`. A duplicate raises ConfigError."""
+    """Class decorator: adds a strategy to the table under `name`. A duplicate raises
+    ConfigError.
+    """
     return _register(_STRATEGIES, name, "strategy")
 
 

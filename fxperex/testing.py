@@ -1,6 +1,8 @@
-"""The numeric checker: the float64 loop of single-example backwards, for the library's rules and for yours.
+"""The numeric checker: the float64 loop of single-example backwards, for the library's rules and
+for yours.
 
-And the second line beside the proof: probes, which replace all other examples and see whether one example's gradient moves.
+And the second line beside the proof: probes, which replace all other examples and see whether one
+example's gradient moves.
 """
 
 from __future__ import annotations
@@ -41,14 +43,15 @@ def loop(model: nn.Module, forward: Callable[..., Tensor], batch: tuple[Tensor, 
          dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """Returns the truth, {parameter: `[B, *shape]`} in float64, by one backward per example.
 
-    `forward(model, *rows)` gives the loss of a batch of one, as the user writes it. In another `dtype` it shows what
-    that precision alone makes of the truth.
+    `forward(model, *rows)` gives the loss of a batch of one, as the user writes it. In another
+    `dtype` it shows what that precision alone makes of the truth.
     """
     exact = copy.deepcopy(model).to(dtype)
     named = {n: p for n, p in exact.named_parameters() if p.requires_grad}
     rows: dict[str, list[Tensor]] = {n: [] for n in named}
     for b in range(len(batch[0])):
-        example = tuple(x[b:b + 1].to(dtype) if x.is_floating_point() else x[b:b + 1] for x in batch)
+        example = tuple(
+            x[b:b + 1].to(dtype) if x.is_floating_point() else x[b:b + 1] for x in batch)
         loss = forward(exact, *example).sum()
         grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         for (name, p), g in zip(named.items(), grads, strict=True):
@@ -58,15 +61,21 @@ def loop(model: nn.Module, forward: Callable[..., Tensor], batch: tuple[Tensor, 
 
 
 def clipped(truth: dict[str, Tensor], clip: float) -> tuple[dict[str, Tensor], Tensor]:
-    """Returns (the clipped sum by parameter, norms `[B]`) of per-example gradients `truth`, in float64."""
+    """Returns (the clipped sum by parameter, norms `[B]`) of per-example gradients `truth`, in
+    float64.
+    """
     rows = len(next(iter(truth.values())))
-    norms = torch.stack([g.reshape(rows, math.prod(g.shape[1:])).square().sum(1) for g in truth.values()]).sum(0).sqrt()
+    norms = torch.stack([
+        g.reshape(rows, math.prod(g.shape[1:])).square().sum(1) for g in truth.values()
+    ]).sum(0).sqrt()
     factors = (clip / norms).clamp(max=1.0)
     return {n: torch.einsum("b,b...->...", factors, g) for n, g in truth.items()}, norms
 
 
 def error(found: Tensor, truth: Tensor, scale: float | None = None) -> float:
-    """Returns |found - truth| / |truth| in the Euclidean norm (or over `scale`, if given and larger)."""
+    """Returns |found - truth| / |truth| in the Euclidean norm (or over `scale`, if given and
+    larger).
+    """
     size = max(float(truth.double().norm()), scale or 0.0, 1e-30)
     return float((found.double() - truth.double()).norm()) / size
 
@@ -80,12 +89,14 @@ def as_forward(loss: Callable[..., Any] | None) -> Callable[..., Tensor]:
 
 Batch = tuple[Tensor, ...]
 FLOATS: dict[str, Callable[[Tensor], Tensor]] = {
-    "nan": lambda x: torch.full_like(x, float("nan")), "huge": lambda x: torch.full_like(x, 1e30), "zero": torch.zeros_like,
-    "copy": lambda x: x.roll(-1, 0)}
+    "nan": lambda x: torch.full_like(x, float("nan")), "huge": lambda x: torch.full_like(x, 1e30),
+    "zero": torch.zeros_like, "copy": lambda x: x.roll(-1, 0)
+}
 # What holds no such numbers takes its own extremes.
 OTHERS: dict[str, Callable[[Tensor], Tensor]] = {
-    "nan": lambda x: x.amax().expand_as(x), "huge": lambda x: x.amin().expand_as(x), "zero": lambda x: x.roll(1, -1),
-    "copy": FLOATS["copy"]}
+    "nan": lambda x: x.amax().expand_as(x), "huge": lambda x: x.amin().expand_as(x),
+    "zero": lambda x: x.roll(1, -1), "copy": FLOATS["copy"]
+}
 
 
 def replaced(batch: Batch, keep: int, probe: str) -> Batch:
@@ -100,7 +111,9 @@ def replaced(batch: Batch, keep: int, probe: str) -> Batch:
 
 def moved(gradients: Callable[[Batch], Tensor], batch: Batch, keeps: range | None = None,
           probes: tuple[str, ...] = tuple(FLOATS)) -> Iterator[tuple[str, int, float]]:
-    """Yields (probe, example, how far its row of `gradients(batch)` `[B, ...]` moves, relative to the row)."""
+    """Yields (probe, example, how far its row of `gradients(batch)` `[B, ...]` moves, relative to
+    the row).
+    """
     before = gradients(batch)
     for probe in probes:
         for keep in keeps or range(len(batch[0])):

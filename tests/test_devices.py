@@ -127,9 +127,9 @@ def test_every_shape_of_every_kernel_is_measured_once() -> None:
         assert sorted(given) == sorted(set(kernel.shapes)) and len(kernel.shapes) == len(set(kernel.shapes))
 
 
-@pytest.mark.parametrize("how", ["None", "pages.keep_pages() or None", "pages.reserve(240 * 2**20)"])
+@pytest.mark.parametrize("how", ["None", "pages.keep_pages() or None", "heap.reserve(240 * 2**20)"])
 def test_kept_pages_are_not_faulted_in_again(how: str) -> None:
-    code = ("import resource, torch; from fxperex.devices import pages\n"
+    code = ("import resource, torch; from fxperex.devices import heap\n"
             f"kept = {how}\n"
             "for _ in range(5):\n"  # until the heap has its shape
             "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"

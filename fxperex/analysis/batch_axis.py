@@ -5,9 +5,9 @@ Abstract interpretation. A tensor's state is None (the batch cannot reach it), a
 `fxperex.analysis.state` says what each promises. Every rule follows positions, never sizes. An
 operation without a rule is an error: nothing is assumed.
 
-Theorem. If every rule holds and the loss has the batch axis at 0, example i's loss does not depend on
-example j's rows, hence neither does its gradient: one example moves the sum of clipped gradients by at
-most the clipping bound.
+Theorem. If every rule holds and the loss has the batch axis at 0, example i's loss does not depend
+on example j's rows, hence neither does its gradient: one example moves the sum of clipped gradients
+by at most the clipping bound.
 """
 
 from __future__ import annotations
@@ -30,17 +30,24 @@ from fxperex.registry import BatchAxis
 
 Axes = dict[str, Any]
 
-# Operations that may take the batch size as a number: it says a size, and the result's size is checked.
-SIZED = {f"aten.{op}" for op in (
-    "view", "reshape", "_unsafe_view", "_reshape_copy", "view_copy", "unflatten", "expand", "broadcast_to", "repeat",
-    "repeat_interleave", "slice", "narrow", "arange", "zeros", "ones", "empty", "rand", "randn", "new_zeros",
-    "new_ones", "new_empty", "full", "new_full", "randint", "split", "split_with_sizes", "slice_scatter", "add", "sub",
-    "mul", "div", "rsub")}
+# Operations that may take the batch size as a number: it says a size, and the result's size is
+# checked.
+SIZED = {
+    f"aten.{op}"
+    for op in ("view", "reshape", "_unsafe_view", "_reshape_copy", "view_copy", "unflatten",
+               "expand", "broadcast_to", "repeat", "repeat_interleave", "slice", "narrow", "arange",
+               "zeros", "ones", "empty", "rand", "randn", "new_zeros", "new_ones", "new_empty",
+               "full", "new_full", "randint", "split", "split_with_sizes", "slice_scatter", "add",
+               "sub", "mul", "div", "rsub")
+}
 # Operations that may see `arange(len(x))`: they move it, or index the batch with it.
-COUNTED = {f"aten.{op}" for op in (
-    "index", "_unsafe_index", "view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "expand", "permute",
-    "transpose", "t", "_to_copy", "to", "clone", "alias", "detach", "contiguous", "lift_fresh_copy", "zeros_like", "ones_like",
-    "new_zeros", "new_ones", "flatten", "unflatten", "slice")}
+COUNTED = {
+    f"aten.{op}"
+    for op in ("index", "_unsafe_index", "view", "reshape", "_unsafe_view", "unsqueeze", "squeeze",
+               "expand", "permute", "transpose", "t", "_to_copy", "to", "clone", "alias", "detach",
+               "contiguous", "lift_fresh_copy", "zeros_like", "ones_like", "new_zeros", "new_ones",
+               "flatten", "unflatten", "slice")
+}
 
 
 @dataclass(frozen=True)
@@ -53,10 +60,12 @@ class _Where:
 
 
 def prove(capture: Capture) -> Axes:
-    """Returns {node name: state}; raises BatchMixingError or MutationError naming op, module and line.
+    """Returns {node name: state}; raises BatchMixingError or MutationError naming op, module and
+    line.
 
-    The proof is made at both sizes of the capture and must come out the same: what holds only because some
-    constant happens to equal the number of examples (`x.view(4, -1)` at a batch of 4) holds at one alone.
+    The proof is made at both sizes of the capture and must come out the same: what holds only
+    because some constant happens to equal the number of examples (`x.view(4, -1)` at a batch of 4)
+    holds at one alone.
     """
     states: dict[fx.Node, State] = {}
     twins: dict[fx.Node, State] = {}
@@ -68,7 +77,9 @@ def prove(capture: Capture) -> Axes:
             states[node] = twins[twin] = BatchAxis(0) if kind == "batch" else None
             owned.update([node] if kind == "parameter" else [])
         elif node.op == "call_function":
-            entered = any(n in owned for n in node.all_input_nodes) and not _name(node.target).startswith("aten.new_")
+            entered = any(
+                n in owned
+                for n in node.all_input_nodes) and not _name(node.target).startswith("aten.new_")
             context = Context(node, twin, states, rows, twin_rows, entered)
             states[node] = _apply(context)
             twins[twin] = _apply(Context(twin, node, twins, twin_rows, rows, entered))
@@ -78,7 +89,8 @@ def prove(capture: Capture) -> Axes:
         elif node.op == "output":
             _check_mutations(capture, node, states)
         else:
-            raise BatchMixingError(f"node {node.name} ({node.op}) has no batch rule at {_Where(node)}")
+            raise BatchMixingError(f"node {node.name} ({node.op}) has no batch rule at "
+                                   f"{_Where(node)}")
     return {node.name: state for node, state in states.items()}
 
 
@@ -118,25 +130,33 @@ def _check_inputs(context: Context, name: str) -> None:
     states = map(context.states.get, context.node.all_input_nodes)
     counts = any(isinstance(s, BatchAxis) and s.rows for s in states)
     if counts and name not in COUNTED:
-        raise Mixes("it computes with an example's place in the batch, torch.arange(len(x)), which changes with "
-                    "every other example; use it as an index of the batch dimension only")
+        raise Mixes("it computes with an example's place in the batch, torch.arange(len(x)), "
+                    "which changes with every other example; use it as an index of the batch "
+                    "dimension only")
 
 
 def _check_output(context: Context, name: str, state: State) -> None:
-    """What every rule must leave true: the batch is where the sizes say, and nothing of it is forgotten."""
+    """What every rule must leave true: the batch is where the sizes say, and nothing of it is
+    forgotten.
+    """
     value, twin_value = context.node.meta["val"], context.twin.meta["val"]
     if isinstance(value, torch.Tensor):
         value, twin_value, state = [value], [twin_value], (state,)  # type: ignore[assignment]
     states = state if isinstance(state, tuple) else (state,)
     for tensor, twin, place in zip(value, twin_value, states, strict=True):
-        scaling = [d for d, (a, b) in enumerate(zip(tensor.shape, twin.shape, strict=True)) if a != b]
+        scaling = [
+            d for d, (a, b) in enumerate(zip(tensor.shape, twin.shape, strict=True)) if a != b
+        ]
         if scaling != ([place.dim] if isinstance(place, BatchAxis) else []) or (
-                isinstance(place, BatchAxis) and tensor.shape[place.dim] != place.outer * context.rows * place.inner):
+                isinstance(place, BatchAxis)
+                and tensor.shape[place.dim] != place.outer * context.rows * place.inner):
             raise Mixes(f"its result {list(tensor.shape)} has no fixed place for each example")
     inputs = [context.states.get(n) for n in context.node.all_input_nodes]
-    if any(isinstance(s, Reduced) for s in inputs) and not all(isinstance(s, Reduced) for s in states):
+    if any(isinstance(s, Reduced)
+           for s in inputs) and not all(isinstance(s, Reduced) for s in states):
         raise Mixes(SUMMED)
-    if all(s is None for s in states) and any(s is not None for s in inputs) and not name.startswith("aten.new_"):
+    if all(s is None for s in states) and any(s is not None
+                                              for s in inputs) and not name.startswith("aten.new_"):
         raise Mixes("its result has lost the batch")
 
 
@@ -163,5 +183,6 @@ def _inputs(context: Context) -> str:
 def _check_mutations(capture: Capture, output: fx.Node, states: dict[fx.Node, State]) -> None:
     for name, value in zip(capture.mutated, output.args[0], strict=False):  # type: ignore[arg-type]
         if isinstance(value, fx.Node) and states.get(value) is not None:
-            raise MutationError(f"the forward pass writes batch statistics into buffer {name!r} at {_Where(value)}. "
-                                "That releases data without noise: use .eval(), or a layer without running statistics.")
+            raise MutationError(f"the forward pass writes batch statistics into buffer {name!r} "
+                                f"at {_Where(value)}. That releases data without noise: use "
+                                ".eval(), or a layer without running statistics.")

@@ -1,8 +1,9 @@
 """Several uses of one tensor -> one site, whose positions are those of all its uses side by side.
 
-`grad_b = sum_i g_bi^T a_bi` over the uses i is `g_b^T a_b` of the factors joined along T: a layer called several times,
-a loop unrolled, every step of a recurrence, an embedding that is also the output layer. The norm of a joined site
-needs no stored gradient, and a matrix may be used as it is here and transposed there.
+`grad_b = sum_i g_bi^T a_bi` over the uses i is `g_b^T a_b` of the factors joined along T: a layer
+called several times, a loop unrolled, every step of a recurrence, an embedding that is also the
+output layer. The norm of a joined site needs no stored gradient, and a matrix may be used as it is
+here and transposed there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ MATRIX = {"PD", "DP"}  # layouts of a matrix with rows and columns for factors: 
 
 
 def join(found: list[tuple[Site, Origin, Hashable]]) -> list[tuple[Site, Origin]]:
-    """Returns (site, origin), uses of one tensor in one layout joined; `found` has each use's layout."""
+    """Returns (site, origin), uses of one tensor in one layout joined; `found` has each use's
+    layout.
+    """
     families: dict[Hashable, list[tuple[Site, Origin]]] = defaultdict(list)
     for site, origin, layout in found:
         families[_family(site, origin, layout)].append((site, origin))
@@ -41,4 +44,5 @@ def _joined(uses: list[tuple[Site, Origin]]) -> tuple[Site, Origin]:
     if dims is not None:
         dims = replace(dims, T=sum(p.dims.T for p in parts if p.dims is not None), pixels=0)
     more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-    return replace(lead, dims=dims, parts=parts, where=f"{len(parts)} uses: {'; '.join(places[:3])}{more}"), origin
+    return replace(lead, dims=dims, parts=parts, where=f"{len(parts)} uses: "
+                                                       f"{'; '.join(places[:3])}{more}"), origin

@@ -1,8 +1,10 @@
-"""The parameter-only part of the graph: what each tensor is made of, and whether its pull-back keeps norms.
+"""The parameter-only part of the graph: what each tensor is made of, and whether its pull-back
+keeps norms.
 
-Whether a gradient passes an operation is asked of autograd itself, on values without storage: no list of dtypes or
-operations can then leave a parameter out in silence. Every tensor gets the number of its value: two nodes with one number
-hold the same numbers, however often the program writes the view, the chunk or the product down.
+Whether a gradient passes an operation is asked of autograd itself, on values without storage: no
+list of dtypes or operations can then leave a parameter out in silence. Every tensor gets the number
+of its value: two nodes with one number hold the same numbers, however often the program writes the
+view, the chunk or the product down.
 """
 
 from __future__ import annotations
@@ -17,8 +19,11 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 SAME = {"aten.alias", "aten.clone", "aten.contiguous"}
-ISOMETRIC = SAME | {"aten.view", "aten.permute", "aten.transpose", "aten.t", "aten.reshape", "aten.unsqueeze",
-                    "aten.squeeze", "aten._unsafe_view", "aten.flatten", "aten.unflatten", "aten.numpy_T", "aten.movedim"}
+ISOMETRIC = SAME | {
+    "aten.view", "aten.permute", "aten.transpose", "aten.t", "aten.reshape", "aten.unsqueeze",
+    "aten.squeeze", "aten._unsafe_view", "aten.flatten", "aten.unflatten", "aten.numpy_T",
+    "aten.movedim"
+}
 TURNS = {"aten.permute", "aten.transpose", "aten.t", "aten.numpy_T", "aten.movedim"}
 CASTS = {"aten._to_copy", "aten.to"}
 LISTS = {"aten.split", "aten.chunk", "aten.split_with_sizes", "aten.unbind"}  # a list of pieces
@@ -27,7 +32,9 @@ PIECES = LISTS | {"aten.select", "aten.slice"}
 
 @dataclass(frozen=True)
 class Piece:
-    """Entries `low` to `high` of one dimension of a value: pieces of one `whole` are disjoint if these are."""
+    """Entries `low` to `high` of one dimension of a value: pieces of one `whole` are disjoint if
+    these are.
+    """
 
     whole: Hashable
     low: int
@@ -41,8 +48,8 @@ class Piece:
 class Origin:
     """What a parameter-only tensor is made of.
 
-    `isometric`: its pull-back to `params` keeps norms; `piece`: the part of the parameter it is; `value`: the number
-    of its value; `turned`: it is the transpose of the matrix with that number.
+    `isometric`: its pull-back to `params` keeps norms; `piece`: the part of the parameter it is;
+    `value`: the number of its value; `turned`: it is the transpose of the matrix with that number.
     """
 
     params: frozenset[str]
@@ -73,14 +80,17 @@ class Origins:
         sources = [self.of[n] for n in node.all_input_nodes if n in self.of]
         params = frozenset[str]().union(*(s.params for s in sources))
         derived = Origin(params, self._number(self._key(node)), False)
-        self.of[node] = self._view(node, name, sources[0], derived) if len(node.all_input_nodes) == 1 else derived
+        self.of[node] = self._view(node, name, sources[0], derived) if len(
+            node.all_input_nodes) == 1 else derived
 
     def passes(self, node: fx.Node, at: int) -> bool:
         """True if a gradient passes from the outputs of `node` to its flat argument `at` alone."""
         return _tracked(self._value(node, at))
 
     def _value(self, node: fx.Node, alone: int | None = None) -> Any:
-        """The node's value, with gradient by every argument that has one, or by flat argument `alone` only."""
+        """The node's value, with gradient by every argument that has one, or by flat argument
+        `alone` only.
+        """
         flat, spec = pytree.tree_flatten((node.args, node.kwargs))
         args = [(self.values[a] if a in self.values and alone in (None, i) else a.meta["val"])
                 if isinstance(a, fx.Node) else a for i, a in enumerate(flat)]
@@ -97,11 +107,14 @@ class Origins:
         if name in ISOMETRIC or name in CASTS:
             return replace(made, isometric=source.isometric, piece=source.piece)
         if name in PIECES or _takes_piece(node):
-            return replace(made, isometric=source.isometric, piece=source.piece or self._piece(node, name))
+            return replace(made, isometric=source.isometric, piece=source.piece
+                           or self._piece(node, name))
         return made
 
     def _piece(self, node: fx.Node, name: str) -> Piece | None:
-        """The piece of its input that `node` is; None where that is not one run of one dimension."""
+        """The piece of its input that `node` is; None where that is not one run of one
+        dimension.
+        """
         if node.target is operator.getitem:
             source: fx.Node = node.args[0]  # type: ignore[assignment]
             dim, parts = _dim(source), source.meta["val"]
@@ -109,7 +122,8 @@ class Origins:
             sizes = [1 if packet_name(source) == "aten.unbind" else p.shape[dim] for p in parts]
             return self._run(source, dim, sum(sizes[:index]), sum(sizes[:index + 1]))
         if name == "aten.select":
-            low = node.args[2] % node.args[0].meta["val"].shape[_dim(node)]  # type: ignore[union-attr, operator]
+            low = node.args[2] % node.args[0].meta["val"].shape[_dim(
+                node)]  # type: ignore[union-attr, operator]
             return self._run(node, _dim(node), low, low + 1)
         if name == "aten.slice" and (len(node.args) < 5 or node.args[4] == 1):
             size = node.args[0].meta["val"].shape[_dim(node)]  # type: ignore[union-attr]
@@ -140,8 +154,11 @@ def packet_name(node: fx.Node) -> str:
 
 
 def _takes_piece(node: fx.Node) -> bool:
-    """True for an element of a list of pieces; other operations return several results that are none."""
-    return node.target is operator.getitem and packet_name(node.args[0]) in LISTS  # type: ignore[arg-type]
+    """True for an element of a list of pieces; other operations return several results that are
+    none.
+    """
+    return node.target is operator.getitem and packet_name(
+        node.args[0]) in LISTS  # type: ignore[arg-type]
 
 
 def _tracked(value: Any) -> bool:
@@ -161,4 +178,5 @@ def _dim(node: fx.Node) -> int:
     """The dimension along which a split, select or slice cuts its input."""
     schema = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
     values = dict(zip(schema, node.args, strict=False)) | dict(node.kwargs)
-    return values.get("dim", 0) % node.args[0].meta["val"].dim()  # type: ignore[operator, union-attr]
+    return values.get("dim",
+                      0) % node.args[0].meta["val"].dim()  # type: ignore[operator, union-attr]

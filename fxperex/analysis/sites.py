@@ -26,7 +26,9 @@ from fxperex.registry import BatchAxis, Site, kinds
 
 @dataclass(frozen=True)
 class Analysis:
-    """`sites`; `groups`: sites whose parameters' norms belong together; `unused`: parameters without gradient."""
+    """`sites`; `groups`: sites whose parameters' norms belong together; `unused`: parameters
+    without gradient.
+    """
 
     axes: dict[str, Any]
     sites: tuple[Site, ...]
@@ -40,11 +42,14 @@ class Analysis:
         def there(site: Site) -> Site:
             return replace(site, device=device, parts=tuple(map(there, site.parts)))
 
-        return replace(self, sites=tuple(map(there, self.sites)), groups=tuple(tuple(map(there, g)) for g in self.groups))
+        return replace(self, sites=tuple(map(there, self.sites)),
+                       groups=tuple(tuple(map(there, g)) for g in self.groups))
 
 
 def find_sites(capture: Capture, axes: dict[str, Any], trainable: set[str]) -> Analysis:
-    """Returns the Analysis of `capture` for the `trainable` parameter names. Raises CoverageError."""
+    """Returns the Analysis of `capture` for the `trainable` parameter names. Raises
+    CoverageError.
+    """
     with capture.fakes:
         analysis = _analysis(capture, axes, trainable)
         refuse_dropped(capture, analysis.unused)
@@ -60,10 +65,12 @@ def _analysis(capture: Capture, axes: dict[str, Any], trainable: set[str]) -> An
             kind, name = capture.inputs[node.name]
             if kind == "parameter" and name in trainable:
                 origins.parameter(node, name)
-        elif node.op == "call_function" and node in reaching and any(n in origins.of for n in node.all_input_nodes):
+        elif node.op == "call_function" and node in reaching and any(n in origins.of
+                                                                     for n in node.all_input_nodes):
             if isinstance(axes[node.name], Reduced):
-                raise CoverageError(f"a parameter enters the loss beside the batch at {source_line(node)}; a penalty on "
-                                    "parameters belongs into the optimizer (weight_decay)")
+                raise CoverageError("a parameter enters the loss beside the batch at "
+                                    f"{source_line(node)}; a penalty on parameters belongs into "
+                                    "the optimizer (weight_decay)")
             if axes[node.name] is None:
                 origins.follow(node)
             else:
@@ -89,8 +96,9 @@ def _sites_of(capture: Capture, node: fx.Node, axes: dict[str, Any],
               origins: Origins) -> list[tuple[Site, Origin, Hashable]]:
     flat, _ = pytree.tree_flatten((node.args, node.kwargs))
     outs = [v for v in pytree.tree_leaves(node.meta["val"]) if isinstance(v, torch.Tensor)]
-    axis = next(s for s in pytree.tree_leaves(axes[node.name], is_leaf=lambda s: isinstance(s, BatchAxis))
-                if isinstance(s, BatchAxis))
+    axis = next(
+        s for s in pytree.tree_leaves(axes[node.name], is_leaf=lambda s: isinstance(s, BatchAxis))
+        if isinstance(s, BatchAxis))
     inputs = [v for n in node.all_input_nodes for v in pytree.tree_leaves(n.meta["val"])]
     real = not any(isinstance(v, torch.Tensor) and v.is_complex() for v in (*inputs, *outs))
     sites = []
@@ -99,13 +107,15 @@ def _sites_of(capture: Capture, node: fx.Node, axes: dict[str, Any],
             continue
         weight, origin = arg.meta["val"], origins.of[arg]
         if not isinstance(weight, torch.Tensor):
-            raise CoverageError(f"{node.target} at {source_line(node)} takes a list of parameters in one piece")
+            raise CoverageError(f"{node.target} at {source_line(node)} takes a list of parameters "
+                                "in one piece")
         # Closed formulas are for real numbers; the rest asks autograd.
         name, kind = next((k, kind) for k, kind in kinds().items()
                           if (kind.claims(node, place) if real else k == "generic"))
         params, rows = tuple(sorted(origin.params)), capture.main.rows
-        site = Site("+".join(params), node.name, arg.name, place, name, packet_name(node), params, tuple(weight.shape),
-                    weight.dtype, rows, kind.dims(node, place, rows, axis), origin.isometric and real, True,
+        site = Site("+".join(params), node.name, arg.name, place, name, packet_name(node), params,
+                    tuple(weight.shape), weight.dtype, rows, kind.dims(node, place, rows, axis),
+                    origin.isometric and real, True,
                     f"{module_path(node) or 'model'}, {source_line(node)}", weight.device,
                     outputs=sum(v.numel() for v in outs if v.is_floating_point() or v.is_complex()))
         sites.append((site, origin, kind.layout(node, place) if hasattr(kind, "layout") else None))
@@ -121,7 +131,8 @@ def _finish(found: list[tuple[Site, Origin]]) -> list[Site]:
 
     def alone(i: int, mine: Origin) -> bool:
         pieces = [found[j][1].piece for p in mine.params for j in touching[p] if j != i]
-        return not pieces or (mine.piece is not None and all(p is not None and mine.piece.apart(p) for p in pieces))
+        return not pieces or (mine.piece is not None and all(p is not None and mine.piece.apart(p)
+                                                             for p in pieces))
 
     count: dict[str, int] = defaultdict(int)
     done = []
@@ -133,7 +144,9 @@ def _finish(found: list[tuple[Site, Origin]]) -> list[Site]:
 
 
 def _groups(sites: list[Site]) -> tuple[tuple[Site, ...], ...]:
-    """Connected components: sites that share a parameter (those with norms of their own stay apart)."""
+    """Connected components: sites that share a parameter (those with norms of their own stay
+    apart).
+    """
     groups: list[tuple[set[str], list[Site]]] = []
     for site in sites:
         if site.direct_norm:

@@ -123,7 +123,8 @@ class Context:
     def arg(self, name: str, default: Any = None) -> Any:
         """Value of the argument `name`; `default` where the overload has none of that name."""
         if self.reads is not None and name not in self.reads:
-            raise LookupError(f"the rule of {self.node.target} reads {name!r}, which it does not declare")
+            raise LookupError(f"the rule of {self.node.target} reads {name!r}, which it does not "
+                              "declare")
         if self._values is None:
             self._values = arguments(self.node)
         names, optional = readable(name)
@@ -154,7 +155,8 @@ class Context:
     @property
     def tensors(self) -> list[fx.Node]:
         """All tensor arguments in the order of the schema, with those in lists."""
-        values = arguments(self.node).values() if hasattr(self.node.target, "_schema") else self.node.args
+        values = arguments(self.node).values() if hasattr(self.node.target,
+                                                          "_schema") else self.node.args
         return [a for a in pytree.tree_leaves(list(values)) if isinstance(a, fx.Node)]
 
     def shape(self, arg: Any) -> tuple[int, ...]:
@@ -173,18 +175,23 @@ class Context:
 
     @property
     def scaling(self) -> list[int]:
-        """Dimensions of the (first) output whose size differs between the twins: batch-sized ones."""
+        """Dimensions of the (first) output whose size differs between the twins: batch-sized
+        ones.
+        """
         value, twin_value = self.node.meta["val"], self.twin.meta["val"]
         if isinstance(value, list | tuple):
             value, twin_value = value[0], twin_value[0]
         if not isinstance(value, torch.Tensor):
             return []
-        return [d for d, (a, b) in enumerate(zip(value.shape, twin_value.shape, strict=True)) if a != b]
+        return [
+            d for d, (a, b) in enumerate(zip(value.shape, twin_value.shape, strict=True)) if a != b
+        ]
 
     @property
     def touched(self) -> bool:
         """True if any input carries the batch, or the output is batch-sized."""
-        return any(self.states.get(n) is not None for n in self.node.all_input_nodes) or bool(self.scaling)
+        return any(self.states.get(n) is not None
+                   for n in self.node.all_input_nodes) or bool(self.scaling)
 
     def refuse_batch_numbers(self, *names: str) -> None:
         """A number that changes with the batch size must not become a value: any, or those of the
@@ -195,10 +202,13 @@ class Context:
             pair = [{k: v for k, v in arguments(n).items() if k in present} for n in (node, twin)]
         else:
             pair = [{"": (n.args, n.kwargs)} for n in (node, twin)]
-        numbers, twin_numbers = ([a for a in pytree.tree_leaves(p) if isinstance(a, int | float)] for p in pair)
+        numbers, twin_numbers = ([a
+                                  for a in pytree.tree_leaves(p)
+                                  if isinstance(a, int | float)]
+                                 for p in pair)
         if numbers != twin_numbers:
-            raise Mixes("it computes with the batch size as a number, so a gradient would depend on how many "
-                        "examples there are; divide by a constant instead")
+            raise Mixes("it computes with the batch size as a number, so a gradient would depend "
+                        "on how many examples there are; divide by a constant instead")
 
 
 def settled(state: State) -> State:

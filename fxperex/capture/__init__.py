@@ -1,1 +1,3 @@
-"""model + loss + batch -> Capture: one functional ATen graph, and every reason why there is none."""
+"""model + loss + batch -> Capture: one functional ATen graph, and every reason why there is
+none.
+"""

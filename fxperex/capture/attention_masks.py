@@ -1,8 +1,9 @@
 """Attention masks whose values torch would look at: not while a program is captured.
 
-`nn.TransformerEncoder` and its kin compare a given mask with the causal one, to pass `is_causal` on. That is a hint to the
-kernel and the mask holds either way; but a branch on the mask's values is control flow on data, which no captured program
-can have. Captured, a mask is taken as it stands unless the caller says `is_causal=True`.
+`nn.TransformerEncoder` and its kin compare a given mask with the causal one, to pass `is_causal`
+on. That is a hint to the kernel and the mask holds either way; but a branch on the mask's values is
+control flow on data, which no captured program can have. Captured, a mask is taken as it stands
+unless the caller says `is_causal=True`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Capture under the autocast of a GPU that is not here.
 
-A step is planned on the meta device, which has no autocast, and each kind of device has rules of its own. So while
-`torch.export` looks, a copy of the model and the batch stand as fake tensors on that GPU; what is exported is brought
-back, and all later stages run where the batch is.
+A step is planned on the meta device, which has no autocast, and each kind of device has rules of
+its own. So while `torch.export` looks, a copy of the model and the batch stand as fake tensors on
+that GPU; what is exported is brought back, and all later stages run where the batch is.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ class Elsewhere:
         self._fakes = FakeTensorMode(allow_non_fake_inputs=True)
 
     def model(self, model: nn.Module) -> nn.Module:
-        """Returns a copy whose parameters and buffers stand on the device; what was tied stays so."""
-        standing: dict[int, tuple[Tensor, Tensor]] = {}  # with what it stands for, whose number must not become another's
+        """Returns a copy whose parameters and buffers stand on the device; what was tied stays
+        so.
+        """
+        standing: dict[int, tuple[Tensor, Tensor]] = {
+        }  # with what it stands for, whose number must not become another's
         copied = copy.deepcopy(model)
         for module in copied.modules():
             for held in (module._parameters, module._buffers):
@@ -48,7 +51,9 @@ class Elsewhere:
 
     @contextlib.contextmanager
     def casting(self) -> Iterator[None]:
-        """Within it tensors are made on the device; `torch.autocast` is on, which turns itself off where torch finds no GPU."""
+        """Within it tensors are made on the device; `torch.autocast` is on, which turns itself off
+        where torch finds no GPU.
+        """
         if self.device.type != "cuda" or torch.cuda.is_available():
             with self.device:
                 yield
@@ -64,7 +69,9 @@ class Elsewhere:
             amp.amp_definitely_not_available, cuda.is_bf16_supported = originals
 
     def back(self, exported: Any) -> Any:
-        """Returns `exported`, in place, with every device that it names and every constant where the batch is."""
+        """Returns `exported`, in place, with every device that it names and every constant where
+        the batch is.
+        """
         def home(value: Any) -> Any:
             away = isinstance(value, torch.device) and value.type == self.device.type
             return self.here if away else value
@@ -74,5 +81,6 @@ class Elsewhere:
             node.kwargs = fx.node.map_aggregate(node.kwargs, home)
         for name, x in exported.constants.items():
             if isinstance(x, FakeTensor):
-                exported.constants[name] = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=self.here)
+                exported.constants[name] = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype,
+                                                               device=self.here)
         return exported

@@ -1,7 +1,8 @@
-"""A model and its loss -> one ATen program: torch.export, silent, with its writes and packed operations taken apart.
+"""A model and its loss -> one ATen program: torch.export, silent, with its writes and packed
+operations taken apart.
 
-A program exported with a symbolic batch is specialised to one number of examples: every size becomes a
-number, and every node gets its fake value in `meta["val"]`.
+A program exported with a symbolic batch is specialised to one number of examples: every size
+becomes a number, and every node gets its fake value in `meta["val"]`.
 """
 
 from __future__ import annotations
@@ -40,14 +41,16 @@ def export(whole: nn.Module, batch: tuple[Tensor, ...], elsewhere: Elsewhere | N
         _detach_no_grad(exported.graph_module)
         no_ragged(exported.graph_module)
         take_bags_apart(exported.graph_module)
-        exported = exported.run_decompositions(DECOMPOSITIONS | {torch.ops.aten.copy.default: _written})
+        exported = exported.run_decompositions(DECOMPOSITIONS
+                                               | {torch.ops.aten.copy.default: _written})
         no_writes(exported)
         forget_strides(exported.graph_module)
         return exported if elsewhere is None else elsewhere.back(exported)
 
 
 def _written(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-    """What a write of `source` leaves in `target`: `aten.copy`, which has no derivative, says no more.
+    """What a write of `source` leaves in `target`: `aten.copy`, which has no derivative, says no
+    more.
 
     Contiguous, as what was written into is: later lines may view it.
     """
@@ -65,9 +68,11 @@ def _detach_no_grad(graph: fx.GraphModule) -> None:
         if "wrap_with_set_grad_enabled" not in str(node.target):
             continue
         body = getattr(graph, node.args[1].target)
-        if node.args[0] or any("wrap_with_set_grad_enabled" in str(n.target) for n in body.graph.nodes):
+        if node.args[0] or any("wrap_with_set_grad_enabled" in str(n.target)
+                               for n in body.graph.nodes):
             raise CaptureError("enable_grad inside no_grad is not supported: "
-                               f"{node.meta.get('stack_trace', '')}. Call .detach() where it is meant instead.")
+                               f"{node.meta.get('stack_trace', '')}. Call .detach() where it is "
+                               "meant instead.")
         for item in list(node.users):
             with graph.graph.inserting_after(item):
                 cut = graph.graph.call_function(torch.ops.aten.detach.default, (item,))
@@ -90,13 +95,16 @@ class _Shapes(fx.Interpreter):
 
 def specialise(source: Any, model: nn.Module, batch: tuple[Tensor, ...],
                 fakes: FakeTensorMode, rows: int) -> fx.GraphModule:
-    """Graph with symbolic sizes -> the same graph with every size a number, fake values in `meta`."""
+    """Graph with symbolic sizes -> the same graph with every size a number, fake values in
+    `meta`.
+    """
     inputs, constants = inputs_of(source)
     tensors = dict(model.named_parameters(remove_duplicate=False))
     tensors.update(model.named_buffers(remove_duplicate=False))
     args = []
     for kind, key in inputs.values():
-        real = batch[key] if kind == "batch" else constants[key] if kind == "constant" else tensors[key]
+        real = batch[
+            key] if kind == "batch" else constants[key] if kind == "constant" else tensors[key]
         args.append(fakes.from_tensor(real.detach(), static_shapes=True))
     shapes = _Shapes(source.graph_module)
     with fakes, torch.no_grad(), quiet():
@@ -114,30 +122,39 @@ def _copy_with_numbers(source: fx.GraphModule, values: dict[fx.Node, Any]) -> fx
         elif node.op == "call_function" and "_assert" in str(node.target):
             continue
         else:
-            copies[node] = graph.create_node(node.op, node.target, fx.map_arg(node.args, copies.__getitem__),
-                                           fx.map_arg(node.kwargs, copies.__getitem__), node.name)
+            copies[node] = graph.create_node(node.op, node.target,
+                                             fx.map_arg(node.args, copies.__getitem__),
+                                             fx.map_arg(node.kwargs, copies.__getitem__), node.name)
             copies[node].meta = {**node.meta, "val": value}
     graph.eliminate_dead_code()
     return fx.GraphModule(source, graph)
 
 
 def inputs_of(source: Any) -> tuple[dict[str, tuple[str, Any]], dict[str, Tensor]]:
-    """Returns ({placeholder: (kind, name or index in the batch)}, {name: constant}) of an exported program."""
+    """Returns ({placeholder: (kind, name or index in the batch)}, {name: constant}) of an exported
+    program.
+    """
     from torch.export.graph_signature import InputKind
 
-    names = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.CONSTANT_TENSOR: "constant"}
+    names = {
+        InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer",
+        InputKind.CONSTANT_TENSOR: "constant"
+    }
     inputs: dict[str, tuple[str, Any]] = {}
     constants: dict[str, Tensor] = {}
-    for index, item in enumerate(s for s in source.graph_signature.input_specs if s.kind == InputKind.USER_INPUT):
+    for index, item in enumerate(
+            s for s in source.graph_signature.input_specs if s.kind == InputKind.USER_INPUT):
         inputs[item.arg.name] = ("batch", index)
     for item in source.graph_signature.input_specs:
         if item.kind in names:
             kind = names[item.kind]
-            inputs[item.arg.name] = (kind, item.target if kind == "constant" else user_name(item.target))
+            inputs[item.arg.name] = (kind,
+                                     item.target if kind == "constant" else user_name(item.target))
             if kind == "constant":
                 constants[item.target] = source.constants[item.target]
         elif item.kind != InputKind.USER_INPUT:
-            raise CaptureError(f"the model needs an input of kind {item.kind}, which is not supported: {item.arg}")
+            raise CaptureError(f"the model needs an input of kind {item.kind}, which is not "
+                               f"supported: {item.arg}")
     order = [node.name for node in source.graph_module.graph.nodes if node.op == "placeholder"]
     return {name: inputs[name] for name in order}, constants
 

@@ -1,7 +1,7 @@
 """Trainable tensors that are no parameters of the model, where a forward or a loss uses them.
 
-A captured program would hold them as constants: a temperature of the loss, a weight kept in a plain attribute, a tensor
-computed when the module was built would never train, without a word.
+A captured program would hold them as constants: a temperature of the loss, a weight kept in a plain
+attribute, a tensor computed when the module was built would never train, without a word.
 """
 
 from __future__ import annotations
@@ -21,15 +21,20 @@ from fxperex.errors import CoverageError
 
 
 class NothingOutside(TorchFunctionMode):
-    """Raises CoverageError, while a program is traced, for a real tensor with gradient that meets the traced ones."""
+    """Raises CoverageError, while a program is traced, for a real tensor with gradient that meets
+    the traced ones.
+    """
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (),
+                           kwargs: Any = None) -> Any:
         value = func(*args, **(kwargs or {}))
         if torch.is_grad_enabled() and _trains(value):
-            outside = next((t for t in pytree.tree_leaves((args, kwargs or {})) if _trains(t) and not is_fake(t)), None)
+            outside = next((t for t in pytree.tree_leaves((args, kwargs or {}))
+                            if _trains(t) and not is_fake(t)), None)
             if outside is not None:
-                raise CoverageError(f"a tensor {list(outside.shape)} that requires a gradient is used at {_place()} and is no "
-                                    "parameter of the model; its gradient would be lost. Make it an nn.Parameter of the model "
+                raise CoverageError(f"a tensor {list(outside.shape)} that requires a gradient is "
+                                    f"used at {_place()} and is no parameter of the model; its "
+                                    "gradient would be lost. Make it an nn.Parameter of the model "
                                     "(also one that the loss uses), or .detach() it")
         return value
 

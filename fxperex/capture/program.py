@@ -1,9 +1,10 @@
 """model + loss + batch -> Capture: the functional ATen graph, at two batch sizes.
 
 `torch.export` with a symbolic batch dimension is tried first. Code that specialises the batch size
-(`x.view(len(x), -1)`) is exported at two concrete sizes instead, and both must give the same program.
-Either way the capture holds two copies of one graph, at `rows` and at `rows + 1` examples: a size that
-differs between them is the batch's, which is how later stages tell a batch-sized number from a constant.
+(`x.view(len(x), -1)`) is exported at two concrete sizes instead, and both must give the same
+program. Either way the capture holds two copies of one graph, at `rows` and at `rows + 1` examples:
+a size that differs between them is the batch's, which is how later stages tell a batch-sized number
+from a constant.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ class Capture:
     fakes: FakeTensorMode = field(repr=False)
 
     def at(self, rows: int) -> Program:
-        """Returns the same program at another number of examples; CaptureError if it becomes another."""
+        """Returns the same program at another number of examples; CaptureError if it becomes
+        another.
+        """
         for ready in (self.main, self.twin):
             if rows == ready.rows:
                 return ready
@@ -79,7 +82,9 @@ class Capture:
 
 
 class _Whole(nn.Module):
-    """The user's model beside its loss, as one module for export. The model itself is not changed."""
+    """The user's model beside its loss, as one module for export. The model itself is not
+    changed.
+    """
 
     def __init__(self, model: nn.Module, forward: Forward) -> None:
         super().__init__()
@@ -91,7 +96,8 @@ class _Whole(nn.Module):
             loss = self.run(self.model, *batch)
             if not any(isinstance(x, Tensor) for x in pytree.tree_leaves(loss)):
                 raise CaptureError("forward and loss must return one tensor, the loss; got "
-                                   f"{type(loss).__name__}. Do not read it out by .item() or float()")
+                                   f"{type(loss).__name__}. Do not read it out by .item() or "
+                                   "float()")
             return no_custom_backward(loss)
 
 
@@ -108,7 +114,8 @@ def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows:
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         exported = export(wrapped, _resize(batch, distinct(model, batch)), elsewhere, symbolic=True)
-        # Taking operations apart may fix the size, without a word; then each size is exported by itself.
+        # Taking operations apart may fix the size, without a word; then each size is exported by
+        # itself.
         exported = exported if exported.range_constraints else None
     except FxperexError:  # from the user's forward, where it is one of this library's
         raise
@@ -121,15 +128,19 @@ def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows:
     def make(count: int) -> Program:
         # Only a number of examples that it was not shown can be the cause by itself.
         sized = "" if count == len(batch[0]) else (
-            f" with {count} examples, though the batch has {len(batch[0])}; does it hard-code its batch size? Take "
-            "it from the input: x.view(len(x), -1), x.shape[0]")
+            f" with {count} examples, though the batch has {len(batch[0])}; does it hard-code its "
+            "batch size? Take it from the input: x.view(len(x), -1), x.shape[0]")
         try:
             if exported is None and count not in fixed:
                 fixed[count] = export(wrapped, _resize(batch, count), elsewhere, symbolic=False)
             source = fixed[count] if exported is None else exported
             graph = specialise(source, model, _resize(batch, count), fakes, count)
             inputs, constants = inputs_of(source)
-            named = {name: constants[key] for name, (kind, key) in inputs.items() if kind == "constant"}
+            named = {
+                name: constants[key]
+                for name, (kind, key) in inputs.items()
+                if kind == "constant"
+            }
             return Program(graph, count, named)
         except FxperexError:
             raise
@@ -141,7 +152,10 @@ def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows:
     source = fixed[size] if exported is None else exported
     inputs, constants = inputs_of(source)
     first_names = _first_names(model)
-    inputs = {k: (kind, first_names.get(key, key)) if kind == "parameter" else (kind, key) for k, (kind, key) in inputs.items()}
+    inputs = {
+        k: (kind, first_names.get(key, key)) if kind == "parameter" else (kind, key)
+        for k, (kind, key) in inputs.items()
+    }
     mutated = [user_name(name) for name in source.graph_signature.buffers_to_mutate.values()]
     return Capture(main, twin, inputs, constants, mutated, exported is not None, make, fakes)
 
@@ -158,22 +172,29 @@ def _resize(batch: tuple[Tensor, ...], rows: int) -> tuple[Tensor, ...]:
 
 def _same(one: Program, two: Program) -> None:
     pairs = zip(one.nodes, two.nodes, strict=False)
-    differs = next(((a, b) for a, b in pairs if a.op != b.op or (a.target != b.target and a.op != "placeholder")), None)
+    differs = next(((a, b)
+                    for a, b in pairs
+                    if a.op != b.op or (a.target != b.target and a.op != "placeholder")), None)
     if differs or len(one.nodes) != len(two.nodes):
         place = "the end of the program"
         if differs:
             path = module_path(differs[0])
             place = source_line(differs[0]) + (f" (module {path})" if path else "")
-        raise CaptureError(f"the model runs another program with {one.rows} examples than with {two.rows}: they "
-                           f"part at {place}. A private step needs one program for every batch size. A loop over the batch "
-                           "does this, and a recurrent layer that takes the batch for its time steps (see batch_first).")
+        raise CaptureError(f"the model runs another program with {one.rows} examples than with "
+                           f"{two.rows}: they part at {place}. A private step needs one program "
+                           "for every batch size. A loop over the batch does this, and a "
+                           "recurrent layer that takes the batch for its time steps (see "
+                           "batch_first).")
     same_constants(one, two)
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:
     """Returns {every name of a parameter: its first}: export may keep any name of a tied one."""
     first_names: dict[int, str] = {}
-    return {name: first_names.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
+    return {
+        name: first_names.setdefault(id(p), name)
+        for name, p in model.named_parameters(remove_duplicate=False)
+    }
 
 
 def module_path(node: fx.Node) -> str:

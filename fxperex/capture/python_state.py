@@ -29,7 +29,8 @@ DEEP = 4  # containers inside containers
 FUNCTIONS = 2  # forward, what it names, what that names
 LONG = 1000  # entries: a table of data is no counter
 DRAWS = "the state of "  # how names of generators of random numbers begin
-INSTALLED = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib"))
+INSTALLED = tuple(
+    sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib"))
 INTERNAL = set(vars(nn.Module()))
 Put = Callable[[Any], None]
 
@@ -51,7 +52,8 @@ class Watch:
                 for key, value in list(vars(module).items()):
                     if key not in INTERNAL:
                         put = functools.partial(_put, vars(module), key)
-                        self._record(("module", id(vars(module)), key), f"{prefix}{key}", value, put, 0)
+                        self._record(("module", id(vars(module)), key), f"{prefix}{key}", value,
+                                     put, 0)
                 if _written(_file(type(module).forward)):
                     self.function(type(module).forward, 0)
 
@@ -71,7 +73,8 @@ class Watch:
         if _written(run.__code__.co_filename):
             for name in sorted(_names(run.__code__) & run.__globals__.keys()):
                 put = functools.partial(_put, run.__globals__, name)
-                self._record((id(run.__globals__), name), f"the global {name}", run.__globals__[name], put, deep + 1)
+                self._record((id(run.__globals__), name), f"the global {name}",
+                             run.__globals__[name], put, deep + 1)
 
     def _cell(self, cell: types.CellType, name: str, deep: int) -> None:
         try:
@@ -107,8 +110,9 @@ class Watch:
             self.function(value, deep)
         elif deep < DEEP and not isinstance(value, Tensor):
             for place, key, inner, put in _inside(value) if self._new(value) else ():
-                self._record((place, key), f"{name}[{key!r}]" if place == id(value) else f"{name}.{key}", inner, put,
-                             deep + 1)
+                self._record((place, key),
+                             f"{name}[{key!r}]" if place == id(value) else f"{name}.{key}", inner,
+                             put, deep + 1)
 
     def changed(self, after: Watch) -> list[str]:
         """Names of what differs in `after`, all put back. A number added to a list or dict that was
@@ -134,7 +138,8 @@ def watched(model: nn.Module, run: Any) -> Watch:
     legacy = getattr(getattr(sys.modules.get("numpy"), "random", None), "mtrand", None)
     if legacy is not None:
         state = legacy._rand.get_state()
-        watch.entries["numpy", ""] = f"{DRAWS}numpy.random", repr(state), lambda _: legacy._rand.set_state(state)
+        watch.entries["numpy", ""] = f"{DRAWS}numpy.random", repr(
+            state), lambda _: legacy._rand.set_state(state)
     return watch
 
 
@@ -144,7 +149,8 @@ def _generator(value: Any) -> tuple[Any, Put] | None:
         return value.getstate(), value.setstate
     if isinstance(value, torch.Generator):
         return value.get_state().tolist(), functools.partial(_restore, value, value.get_state())
-    bits = getattr(value, "bit_generator", None) if type(value).__module__.startswith("numpy") else None
+    bits = getattr(value, "bit_generator",
+                   None) if type(value).__module__.startswith("numpy") else None
     if bits is None:
         return None
     numbers = bits.state
@@ -160,7 +166,8 @@ def _restore(generator: torch.Generator, state: Tensor, _: Any) -> None:
 
 
 def _put(holder: Any, key: Any, old: Any) -> None:
-    if isinstance(holder, MutableMapping) or (isinstance(holder, MutableSequence) and key < len(holder)):
+    if isinstance(holder, MutableMapping) or (isinstance(holder, MutableSequence)
+                                              and key < len(holder)):
         holder[key] = old
 
 
@@ -195,7 +202,9 @@ def _own(value: Any) -> bool:
 
 
 def _written(file: str | None) -> bool:
-    """True for a file that the user wrote: of no installed package, whose caches and loggers are no counters."""
+    """True for a file that the user wrote: of no installed package, whose caches and loggers are no
+    counters.
+    """
     return bool(file) and is_users(str(file)) and not str(file).startswith(INSTALLED)
 
 
@@ -205,4 +214,5 @@ def _file(function: Any) -> str:
 
 def _names(code: types.CodeType) -> set[str]:
     """Names of globals in a function's code and in the functions inside it."""
-    return set(code.co_names).union(*(_names(c) for c in code.co_consts if isinstance(c, types.CodeType)))
+    return set(
+        code.co_names).union(*(_names(c) for c in code.co_consts if isinstance(c, types.CodeType)))

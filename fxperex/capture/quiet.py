@@ -1,8 +1,9 @@
 """Silence about export's own internals, while a program is captured; all is put back after.
 
-What matters comes back as an exception. torch also logs tracebacks of its fake tensors, warns, and prints the graph traced so
-far on stderr, hundreds of lines before the one that helps. What the user's own forward prints, logs or warns is let
-through, but for warnings, which capture would repeat at every one of its runs.
+What matters comes back as an exception. torch also logs tracebacks of its fake tensors, warns, and
+prints the graph traced so far on stderr, hundreds of lines before the one that helps. What the
+user's own forward prints, logs or warns is let through, but for warnings, which capture would
+repeat at every one of its runs.
 """
 
 from __future__ import annotations
@@ -43,8 +44,12 @@ def _levels() -> dict[logging.Logger, int]:
     """torch's loggers and their levels; those made later ask the one named torch."""
     logging.getLogger("torch")
     loggers = dict(logging.Logger.manager.loggerDict)
-    return {logger: logger.level for name, logger in loggers.items() if isinstance(logger, logging.Logger)
-            and (name == "torch" or name.startswith("torch.")) and name not in SPOKEN}
+    return {
+        logger: logger.level
+        for name, logger in loggers.items()
+        if isinstance(logger, logging.Logger) and (
+            name == "torch" or name.startswith("torch.")) and name not in SPOKEN
+    }
 
 
 class _WithoutGraphs:

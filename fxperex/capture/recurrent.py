@@ -1,8 +1,9 @@
 """Recurrent layers taken apart at capture: products with their weights, gates between them.
 
-Before: one `aten.lstm`, whose weights no per-example kernel can reach. After: per layer and direction one product of all
-steps' inputs, and per step one product of the hidden state. Uses of one weight are one site, so the whole sequence is
-`g_b^T a_b` with T steps as positions: no gradient is stored per step.
+Before: one `aten.lstm`, whose weights no per-example kernel can reach. After: per layer and
+direction one product of all steps' inputs, and per step one product of the hidden state. Uses of
+one weight are one site, so the whole sequence is `g_b^T a_b` with T steps as positions: no gradient
+is stored per step.
 """
 
 from __future__ import annotations
@@ -39,15 +40,18 @@ def _relu(inputs: Tensor, hidden: Tensor, state: State) -> State:
     return ((inputs + hidden).relu(),)
 
 
-def _weights(params: list[Tensor], biases: bool, projected: bool) -> Iterator[tuple[Tensor | None, ...]]:
+def _weights(params: list[Tensor], biases: bool,
+             projected: bool) -> Iterator[tuple[Tensor | None, ...]]:
     """(w_ih, w_hh, b_ih, b_hh, w_hr) of each layer and direction."""
     size = 2 + 2 * biases + projected
     for i in range(0, len(params), size):
         weights = params[i:i + size]
-        yield (*weights[:2], *(weights[2:4] if biases else (None, None)), weights[-1] if projected else None)
+        yield (*weights[:2], *(weights[2:4] if biases else
+                               (None, None)), weights[-1] if projected else None)
 
 
-def _direction(cell: Cell, x: Tensor, state: State, weights: tuple[Any, ...], time: int, back: bool) -> tuple[Tensor, State]:
+def _direction(cell: Cell, x: Tensor, state: State, weights: tuple[Any, ...], time: int,
+               back: bool) -> tuple[Tensor, State]:
     """Runs one layer in one direction over dimension `time`; returns outputs and the last state."""
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     gates = F.linear(x, w_ih, b_ih).unbind(time)
@@ -63,12 +67,13 @@ def _direction(cell: Cell, x: Tensor, state: State, weights: tuple[Any, ...], ti
 def _layers(cell: Cell) -> Callable[..., Any]:
     """Returns the decomposition of `aten.lstm.input` and its kin."""
 
-    def run(x: Tensor, hx: Any, params: list[Tensor], biases: bool, layers: int, dropout: float, train: bool,
-            both: bool, batch_first: bool) -> Any:
+    def run(x: Tensor, hx: Any, params: list[Tensor], biases: bool, layers: int, dropout: float,
+            train: bool, both: bool, batch_first: bool) -> Any:
         time, starts = 1 if batch_first else 0, [hx] if isinstance(hx, Tensor) else list(hx)
         if not isinstance(x.shape[time], int):
             return NotImplemented  # the batch where the steps belong: the proof says so
-        weights = _weights(params, biases, cell is _lstm and starts[0].shape[-1] != starts[1].shape[-1])
+        weights = _weights(params, biases, cell is _lstm
+                           and starts[0].shape[-1] != starts[1].shape[-1])
         ends: list[State] = []
         for layer in range(layers):
             outs = []
@@ -87,7 +92,8 @@ def _layers(cell: Cell) -> Callable[..., Any]:
 def _one(cell: Cell) -> Callable[..., Any]:
     """Returns the decomposition of `aten.lstm_cell` and its kin."""
 
-    def run(x: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None) -> Any:
+    def run(x: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None,
+            b_hh: Tensor | None = None) -> Any:
         state = (hx,) if isinstance(hx, Tensor) else tuple(hx)
         output = cell(F.linear(x, w_ih, b_ih), F.linear(state[0], w_hh, b_hh), state)
         return output if len(output) > 1 else output[0]
@@ -96,7 +102,12 @@ def _one(cell: Cell) -> Callable[..., Any]:
 
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
-    aten.lstm.input: _layers(_lstm), aten.gru.input: _layers(_gru), aten.rnn_tanh.input: _layers(_tanh),
-    aten.rnn_relu.input: _layers(_relu), aten.lstm_cell.default: _one(_lstm), aten.gru_cell.default: _one(_gru),
-    aten.rnn_tanh_cell.default: _one(_tanh), aten.rnn_relu_cell.default: _one(_relu),
+    aten.lstm.input: _layers(_lstm),
+    aten.gru.input: _layers(_gru),
+    aten.rnn_tanh.input: _layers(_tanh),
+    aten.rnn_relu.input: _layers(_relu),
+    aten.lstm_cell.default: _one(_lstm),
+    aten.gru_cell.default: _one(_gru),
+    aten.rnn_tanh_cell.default: _one(_tanh),
+    aten.rnn_relu_cell.default: _one(_relu),
 }

@@ -1,7 +1,8 @@
 """Refusals of code that torch.export accepts in silence, and that a captured program would lose.
 
-A captured program has ATen's own backward and runs none of the model's Python. It would lose a backward
-of the user's own, hooks on gradients, and numbers that the forward changes on modules or in globals.
+A captured program has ATen's own backward and runs none of the model's Python. It would lose a
+backward of the user's own, hooks on gradients, and numbers that the forward changes on modules or
+in globals.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from fxperex.errors import CaptureError, CoverageError, MutationError
 
 
 def no_custom_backward(loss: Any) -> Any:
-    """Returns `loss`, the output of a traced forward. Raises CoverageError for a torch.autograd.Function behind it."""
+    """Returns `loss`, the output of a traced forward. Raises CoverageError for a
+    torch.autograd.Function behind it.
+    """
     todo = [t.grad_fn for t in pytree.tree_leaves(loss) if isinstance(t, Tensor)]
     visited: set[Any] = set()
     while todo:
@@ -34,22 +37,28 @@ def no_custom_backward(loss: Any) -> Any:
         visited.add(node)
         own = getattr(node, "_forward_cls", None) if isinstance(node, BackwardCFunction) else None
         if own is not None and own.__module__ != "torch._library.autograd":  # a registered op takes its backward with it
-            raise CoverageError(f"the model uses the torch.autograd.Function {own.__module__}.{own.__qualname__}, whose backward "
-                                "is Python that a captured graph does not hold: its gradients would be others. Write it with "
-                                "torch operations, or .eval() and freeze that part (torch.utils.checkpoint: use_reentrant=False)")
+            raise CoverageError("the model uses the torch.autograd.Function "
+                                f"{own.__module__}.{own.__qualname__}, whose backward is Python "
+                                "that a captured graph does not hold: its gradients would be "
+                                "others. Write it with torch operations, or .eval() and freeze "
+                                "that part (torch.utils.checkpoint: use_reentrant=False)")
         todo += [n for n, _ in node.next_functions]
     return loss
 
 
 def no_writes(source: Any) -> None:
-    """Raises MutationError where an exported program writes into a parameter or its input; buffers are the proof's to judge."""
+    """Raises MutationError where an exported program writes into a parameter or its input; buffers
+    are the proof's to judge.
+    """
     nodes = {n.name: n for n in source.graph_module.graph.nodes}
     for item in source.graph_signature.output_specs:
         if item.kind.name in {"PARAMETER_MUTATION", "USER_INPUT_MUTATION"}:
             what = "parameter" if item.kind.name == "PARAMETER_MUTATION" else "input"
-            raise MutationError(f"the forward pass writes into its {what} {item.target.removeprefix('model.')!r} in place at "
-                                f"{source_line(nodes[item.arg.name])}; the step writes nothing but .grad. Use an operation that "
-                                "returns a new tensor (x * 2 for x.mul_(2), inplace=False), and no max_norm of an embedding, "
+            raise MutationError(f"the forward pass writes into its {what} "
+                                f"{item.target.removeprefix('model.')!r} in place at "
+                                f"{source_line(nodes[item.arg.name])}; the step writes nothing "
+                                "but .grad. Use an operation that returns a new tensor (x * 2 for "
+                                "x.mul_(2), inplace=False), and no max_norm of an embedding, "
                                 "which rewrites the rows that a batch looks up")
 
 
@@ -61,11 +70,13 @@ def same_numbers(model: nn.Module, run: Any) -> Iterator[None]:
     yield
     changed = before.changed(watched(model, run))
     if changed and changed[0].startswith(DRAWS):
-        raise CaptureError(f"forward changes {changed[0]}: it draws random numbers outside torch, and the step would use the "
-                           "first draw for ever. Draw for every example with torch: torch.rand(len(x), 1), torch.where")
+        raise CaptureError(f"forward changes {changed[0]}: it draws random numbers outside torch, "
+                           "and the step would use the first draw for ever. Draw for every "
+                           "example with torch: torch.rand(len(x), 1), torch.where")
     if changed:
-        raise CaptureError(f"forward changes {changed[0]}: Python state, which the step would hold at its first value. Make "
-                           "it a buffer that does not depend on the batch, written between steps, or leave it out of forward")
+        raise CaptureError(f"forward changes {changed[0]}: Python state, which the step would "
+                           "hold at its first value. Make it a buffer that does not depend on the "
+                           "batch, written between steps, or leave it out of forward")
 
 
 def same_constants(one: Any, two: Any) -> None:
@@ -75,13 +86,15 @@ def same_constants(one: Any, two: Any) -> None:
         twin = two.constants.get(name)
         if twin is None or not _equal(value, twin):
             node = next(n for n in one.nodes if n.name == name)
-            raise CaptureError(f"a constant at {source_line(node)} is another with {one.rows} examples than with {two.rows}: "
-                               "it holds the batch size, so a gradient would depend on how many examples there are. Make "
-                               "it of numbers that do not depend on the batch, such as torch.tensor(3.0)")
+            raise CaptureError(f"a constant at {source_line(node)} is another with {one.rows} "
+                               f"examples than with {two.rows}: it holds the batch size, so a "
+                               "gradient would depend on how many examples there are. Make it of "
+                               "numbers that do not depend on the batch, such as torch.tensor(3.0)")
 
 
 def _equal(one: Tensor, two: Tensor) -> bool:
-    if one is two or one.shape != two.shape or one.dtype != two.dtype or one.is_meta or isinstance(one, FakeTensor):
+    if one is two or one.shape != two.shape or one.dtype != two.dtype or one.is_meta or isinstance(
+            one, FakeTensor):
         return one.shape == two.shape and one.dtype == two.dtype
     return bool(((one == two) | ((one != one) & (two != two))).all())
 
@@ -119,6 +132,6 @@ class NoHooks(TorchFunctionMode):
 
 
 def _hooked(what: str) -> CoverageError:
-    return CoverageError(f"{what}: Python in the backward pass, which a captured graph does not hold, so gradients would be "
-                         "others. Remove it, or write it as a part of forward: h * 0.1 + h.detach() * 0.9 has a tenth of "
-                         "the gradient of h")
+    return CoverageError(f"{what}: Python in the backward pass, which a captured graph does not "
+                         "hold, so gradients would be others. Remove it, or write it as a part of "
+                         "forward: h * 0.1 + h.detach() * 0.9 has a tenth of the gradient of h")

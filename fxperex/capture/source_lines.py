@@ -1,8 +1,9 @@
 """The user's own line behind every captured operation.
 
-`torch.export` keeps the frames of `forward` methods alone: what a helper function or a lambda does would be told by the
-line that called it. While the model is traced, a torch function mode writes the innermost line of code outside torch and
-this library into the nodes' metadata, where decompositions keep it.
+`torch.export` keeps the frames of `forward` methods alone: what a helper function or a lambda does
+would be told by the line that called it. While the model is traced, a torch function mode writes
+the innermost line of code outside torch and this library into the nodes' metadata, where
+decompositions keep it.
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ _OWN = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file_
 
 
 class Lines(TorchFunctionMode):
-    """Marks what is called inside with the user's line. Looks no further out than the frame of `top`."""
+    """Marks what is called inside with the user's line. Looks no further out than the frame of
+    `top`.
+    """
 
     def __init__(self, top: CodeType) -> None:
         super().__init__()
         self.top = top
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (),
+                           kwargs: Any = None) -> Any:
         place = self._place(sys._getframe(1))
         with traceback.annotate({KEY: place}) if place else contextlib.nullcontext():
             return func(*args, **(kwargs or {}))
@@ -53,12 +57,16 @@ def kept() -> Iterator[None]:
 
 
 def is_users(place: str) -> bool:
-    """True for a file of neither torch nor this library, wherever the user's own files lie; False for generated code."""
+    """True for a file of neither torch nor this library, wherever the user's own files lie; False
+    for generated code.
+    """
     return not any(folder in place for folder in _OWN) and "<eval_with_key>" not in place
 
 
 def source_line(node: fx.Node) -> str:
-    """Returns 'file:line "code"' of the user's line that made `node`; of its first user's where it has none of its own."""
+    """Returns 'file:line "code"' of the user's line that made `node`; of its first user's where it
+    has none of its own.
+    """
     todo, visited = deque([node]), {node}
     while todo:
         current = todo.popleft()

@@ -1,4 +1,5 @@
-"""The command line. One file of this package = one command: its HELP, `options(parser)` and `run(options)`.
+"""The command line. One file of this package = one command: its HELP, `options(parser)` and
+`run(options)`.
 
 A new command is a new file; files whose name starts with an underscore are no commands.
 """
@@ -31,7 +32,8 @@ def commands() -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("fxperex", description="Differentially private training of torch models.")
+    parser = argparse.ArgumentParser("fxperex", description="Differentially private training of "
+                                                            "torch models.")
     table = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in commands():
         command = importlib.import_module(f"fxperex.cli.{name}")

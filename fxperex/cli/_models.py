@@ -1,4 +1,6 @@
-"""What several commands share: a model by name, stand-in batches, and the options that say which."""
+"""What several commands share: a model by name, stand-in batches, and the options that say
+which.
+"""
 
 from __future__ import annotations
 
@@ -22,25 +24,35 @@ LOSS = nn.functional.cross_entropy
 
 def model_options(parser: argparse.ArgumentParser) -> None:
     """Adds MODEL and the shape of its input."""
-    parser.add_argument("model", metavar="MODEL", help="torchvision:resnet50, or package.module:factory")
-    parser.add_argument("--input", default="3x32x32", help="shape of one example, default %(default)s")
-    parser.add_argument("--batch", type=int, default=16, help="examples of a batch, default %(default)s")
-    parser.add_argument("--classes", type=int, default=10, help="passed as num_classes where the factory takes it")
+    parser.add_argument("model", metavar="MODEL", help="torchvision:resnet50, or "
+                                                       "package.module:factory")
+    parser.add_argument("--input", default="3x32x32", help="shape of one example, default "
+                                                           "%(default)s")
+    parser.add_argument("--batch", type=int, default=16, help="examples of a batch, default "
+                                                              "%(default)s")
+    parser.add_argument("--classes", type=int, default=10, help="passed as num_classes where the "
+                                                                "factory takes it")
     parser.add_argument("--norm", choices=["group", "batch"], default="group",
-                        help="torchvision models that take a norm_layer get GroupNorm; batch keeps their own")
+                        help="torchvision models that take a norm_layer get GroupNorm; batch "
+                             "keeps their own")
 
 
 def plan_options(parser: argparse.ArgumentParser) -> None:
     """Adds MODEL and what a plan depends on."""
     model_options(parser)
-    parser.add_argument("--device", default="cpu", help="plan for this device, which need not be there; default %(default)s")
-    parser.add_argument("--strategy", default="auto", help="auto, or a strategy for every site where it is legal")
+    parser.add_argument("--device", default="cpu", help="plan for this device, which need not be "
+                                                        "there; default %(default)s")
+    parser.add_argument("--strategy", default="auto", help="auto, or a strategy for every site "
+                                                           "where it is legal")
     parser.add_argument("--memory", help='peak of the step that the plan must fit, as "16GiB"')
-    parser.add_argument("--physical-batch", help='rows of one compiled step, or "auto": the planner\'s choice within --memory')
+    parser.add_argument("--physical-batch", help='rows of one compiled step, or "auto": the '
+                                                 'planner\'s choice within --memory')
 
 
 def planned(options: argparse.Namespace) -> tuple[Outline, Frames, Profile]:
-    """Returns (outline, frames, profile) of the model on the meta device: no weights, no device. Raises FxperexError."""
+    """Returns (outline, frames, profile) of the model on the meta device: no weights, no device.
+    Raises FxperexError.
+    """
     device = target(options.device)
     _positive(options)
     model, batch = make(options, "meta"), stand_in(options, "meta")
@@ -60,12 +72,14 @@ def stand_in(options: argparse.Namespace, device: str) -> tuple[Tensor, Tensor]:
     _positive(options)
     shape = _shape(options.input)
     make = torch.empty if device == "meta" else torch.randn
-    return make(options.batch, *shape, device=device), torch.zeros(options.batch, dtype=torch.long, device=device)
+    return make(options.batch, *shape, device=device), torch.zeros(options.batch, dtype=torch.long,
+                                                                   device=device)
 
 
 def _positive(options: argparse.Namespace) -> None:
     if options.batch < 1 or options.classes < 1:
-        raise ConfigError(f"--batch and --classes must be above 0; got {options.batch} and {options.classes}")
+        raise ConfigError(f"--batch and --classes must be above 0; got {options.batch} and "
+                          f"{options.classes}")
 
 
 def _rows(given: str | None) -> int | str | None:
@@ -90,7 +104,9 @@ def _model(name: str, classes: int, group: bool) -> nn.Module:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        build = getattr(importlib.import_module("torchvision.models" if package == "torchvision" else package), factory)
+        build = getattr(
+            importlib.import_module("torchvision.models" if package == "torchvision" else package),
+            factory)
     except Exception as e:  # whatever the user's module raises when it is imported
         raise ConfigError(f"cannot find {name!r}: {type(e).__name__}: {e}") from e
     try:
@@ -107,7 +123,8 @@ def _call(made: Any, classes: int, group: bool) -> Any:
         return made
     parameters = inspect.signature(made).parameters
     anything = any(p.kind == p.VAR_KEYWORD for p in parameters.values()) and group
-    options: dict[str, Any] = {"num_classes": classes} if "num_classes" in parameters or anything else {}
+    options: dict[str, Any] = {"num_classes": classes
+                               } if "num_classes" in parameters or anything else {}
     if not group:
         return made(**options)
     try:

@@ -1,4 +1,6 @@
-"""`fxperex audit`: attacks on the library's own guarantee, each lower bound of epsilon beside the claim."""
+"""`fxperex audit`: attacks on the library's own guarantee, each lower bound of epsilon beside the
+claim.
+"""
 
 from __future__ import annotations
 
@@ -25,34 +27,47 @@ ONE_RUN = "one run"
 
 def options(parser: argparse.ArgumentParser) -> None:
     default = Setting()
-    parser.add_argument("--runs", type=int, default=default.runs, help="runs with and as many without, default %(default)s")
-    parser.add_argument("--steps", type=int, default=default.steps, help="of one run, default %(default)s")
-    parser.add_argument("--noise", type=float, default=default.noise_multiplier, help="noise multiplier, default %(default)s")
+    parser.add_argument("--runs", type=int, default=default.runs, help="runs with and as many "
+                                                                       "without, default "
+                                                                       "%(default)s")
+    parser.add_argument("--steps", type=int, default=default.steps, help="of one run, default "
+                                                                         "%(default)s")
+    parser.add_argument("--noise", type=float, default=default.noise_multiplier,
+                        help="noise multiplier, default %(default)s")
     parser.add_argument("--delta", type=float, default=default.delta, help="default %(default)s")
-    parser.add_argument("--confidence", type=float, default=default.confidence, help="of each bound, default %(default)s")
-    parser.add_argument("--canaries", type=int, default=1000, help="of the one-run audit, default %(default)s")
-    parser.add_argument("--repeat", type=int, default=1, help=f"times that the attack {TIGHT!r} is made, default %(default)s")
-    parser.add_argument("--only", nargs="+", metavar="ATTACK", help=f"of {', '.join([*ATTACKS, ONE_RUN])}")
-    parser.add_argument("--seed", type=int, help="repeatable runs; without it the engine's keys are the system's, as shipped")
+    parser.add_argument("--confidence", type=float, default=default.confidence,
+                        help="of each bound, default %(default)s")
+    parser.add_argument("--canaries", type=int, default=1000, help="of the one-run audit, default "
+                                                                   "%(default)s")
+    parser.add_argument("--repeat", type=int, default=1, help=f"times that the attack {TIGHT!r} "
+                                                              "is made, default %(default)s")
+    parser.add_argument("--only", nargs="+", metavar="ATTACK",
+                        help=f"of {', '.join([*ATTACKS, ONE_RUN])}")
+    parser.add_argument("--seed", type=int, help="repeatable runs; without it the engine's keys "
+                                                 "are the system's, as shipped")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the verdicts there")
 
 
 def run(options: argparse.Namespace) -> None:
-    setting = Setting(options.runs, options.steps, options.noise, delta=options.delta, confidence=options.confidence,
-                      seed=options.seed)
+    setting = Setting(options.runs, options.steps, options.noise, delta=options.delta,
+                      confidence=options.confidence, seed=options.seed)
     names = _names(options)
     verdicts: list[Verdict] = []
     with progress("auditing") as report:
         for i, name in enumerate(n for n in names if n != ONE_RUN):
             verdicts.append(_attack(name, setting, i, report))
         single_run = _one_run(options, report) if ONE_RUN in names else None
-    print("\n".join(aligned(HEAD, [_row(v) for v in verdicts] + ([_one_row(single_run)] if single_run else []))))
+    print("\n".join(
+        aligned(HEAD,
+                [_row(v) for v in verdicts] + ([_one_row(single_run)] if single_run else []))))
     if options.json is not None:
         _write(options.json, setting, verdicts, single_run)
-    failed = [v.attack for v in verdicts if not v.holds] + ([ONE_RUN] if single_run and not single_run.holds else [])
+    failed = [v.attack for v in verdicts if not v.holds
+              ] + ([ONE_RUN] if single_run and not single_run.holds else [])
     if failed:
-        raise PrivacyError(f"the claimed epsilon is refuted by: {', '.join(failed)}. At {options.confidence:g} confidence one "
-                           "bound in some hundred passes by chance; run again with more --runs, and report it if it stays")
+        raise PrivacyError(f"the claimed epsilon is refuted by: {', '.join(failed)}. At "
+                           f"{options.confidence:g} confidence one bound in some hundred passes "
+                           "by chance; run again with more --runs, and report it if it stays")
 
 
 def _names(options: argparse.Namespace) -> list[str]:
@@ -63,7 +78,8 @@ def _names(options: argparse.Namespace) -> list[str]:
     if options.repeat < 1:
         raise ConfigError(f"--repeat must be above 0; got {options.repeat}")
     if options.json is not None and not options.json.parent.is_dir():
-        raise ConfigError(f"the verdicts cannot be written to {options.json}: there is no folder {options.json.parent}")
+        raise ConfigError(f"the verdicts cannot be written to {options.json}: there is no folder "
+                          f"{options.json.parent}")
     chosen = options.only or names
     return [TIGHT] * (options.repeat if TIGHT in chosen else 0) + [n for n in chosen if n != TIGHT]
 
@@ -76,13 +92,15 @@ def _attack(name: str, setting: Setting, number: int, report: Report) -> Verdict
 
 def _one_run(options: argparse.Namespace, report: Report) -> OneRun:
     private, public, canaries = dirac(options.canaries)
-    return one_run(private, torch.optim.SGD(private.parameters.values(), lr=1.0), public, canaries, epochs=options.steps,
-                   noise_multiplier=options.noise, delta=options.delta, confidence=options.confidence, seed=options.seed,
+    return one_run(private, torch.optim.SGD(private.parameters.values(), lr=1.0), public, canaries,
+                   epochs=options.steps, noise_multiplier=options.noise, delta=options.delta,
+                   confidence=options.confidence, seed=options.seed,
                    report=lambda done, total: report(done, total, ONE_RUN))
 
 
 def _row(v: Verdict) -> tuple[str, ...]:
-    return (v.attack, str(v.runs), f"{v.claimed:.3f}", f"{v.lower:.3f}", f"{v.method}, {v.confidence:.0%}", _told(v.holds))
+    return (v.attack, str(v.runs), f"{v.claimed:.3f}", f"{v.lower:.3f}",
+            f"{v.method}, {v.confidence:.0%}", _told(v.holds))
 
 
 def _one_row(v: OneRun) -> tuple[str, ...]:
@@ -95,10 +113,14 @@ def _told(holds: bool) -> str:
 
 
 def _write(path: Path, setting: Setting, verdicts: list[Verdict], one: OneRun | None) -> None:
-    body: dict[str, Any] = {"date": datetime.date.today().isoformat(), "versions": versions(), "settings": asdict(setting),
-                            "attacks": [asdict(v) | {"holds": v.holds} for v in verdicts]}
+    body: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(), "versions": versions(),
+        "settings": asdict(setting), "attacks": [asdict(v) | {"holds": v.holds} for v in verdicts]
+    }
     if one is not None:
-        body["one run"] = {k: v for k, v in vars(one).items() if k not in ("present", "absent")} | {"holds": one.holds}
+        body["one run"] = {k: v
+                           for k, v in vars(one).items()
+                           if k not in ("present", "absent")} | {"holds": one.holds}
     try:
         path.write_text(json.dumps(body, indent=1) + "\n")
     except OSError as e:

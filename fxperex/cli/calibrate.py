@@ -20,8 +20,10 @@ HELP = "measure this device's rates, in under two minutes, for the plans made on
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda, default %(default)s")
-    parser.add_argument("--seconds", type=float, default=BUDGET, help="time to spend at most, default %(default)s")
-    parser.add_argument("--output", type=Path, help="write the profile there instead of the cache folder")
+    parser.add_argument("--seconds", type=float, default=BUDGET, help="time to spend at most, "
+                                                                      "default %(default)s")
+    parser.add_argument("--output", type=Path, help="write the profile there instead of the cache "
+                                                    "folder")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -30,18 +32,22 @@ def run(options: argparse.Namespace) -> None:
     if not options.seconds > 0:
         raise ConfigError(f"--seconds must be above 0; got {options.seconds}")
     if options.output is not None and not options.output.parent.is_dir():
-        raise ConfigError(f"the profile cannot be written to {options.output}: there is no folder {options.output.parent}")
+        raise ConfigError(f"the profile cannot be written to {options.output}: there is no folder "
+                          f"{options.output.parent}")
     with progress("measuring") as report:
         measured = calibrate(device, report, options.seconds)
     print(f"{'kernel':<{WIDTH}} {'shapes':>6}  {'typical error':>13}")
     for kernel, error in measured.errors.items():
-        print(f"{kernel:<{WIDTH}} {len(measured.samples[kernel]['float32']):>6}  {100 * error:>12.0f}%")
+        print(f"{kernel:<{WIDTH}} {len(measured.samples[kernel]['float32']):>6}  "
+              f"{100 * error:>12.0f}%")
     if statistics.median(measured.errors.values()) > DISTURBED:
-        print("warning: the measurements contradict each other, as where other programs run; measure again when they do not")
+        print("warning: the measurements contradict each other, as where other programs run; "
+              "measure again when they do not")
     if options.output is None:
         print(f"kept in {save(measured)}")
         return
     try:
         options.output.write_text(measured.to_json())
     except OSError as error_:
-        raise ConfigError(f"the profile cannot be written to {options.output}: {error_}") from error_
+        raise ConfigError(f"the profile cannot be written to {options.output}: "
+                          f"{error_}") from error_

@@ -28,7 +28,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     model_options(parser)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--backend", choices=BACKENDS, default="eager")
-    parser.add_argument("--only", nargs="+", default=None, metavar="STRATEGY", help="these strategies instead of all")
+    parser.add_argument("--only", nargs="+", default=None, metavar="STRATEGY",
+                        help="these strategies instead of all")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -37,7 +38,8 @@ def run(options: argparse.Namespace) -> None:
     names = ["auto", *strategies()] if options.only is None else options.only
     unknown = [n for n in names if n != "auto" and n not in strategies()]
     if unknown:
-        raise ConfigError(f"unknown strategy {unknown[0]!r}; valid: auto, {', '.join(strategies())}")
+        raise ConfigError(f"unknown strategy {unknown[0]!r}; valid: auto, "
+                          f"{', '.join(strategies())}")
     model, batch = make(options, options.device), stand_in(options, options.device)
     rows = []
     with progress("comparing") as report:
@@ -58,5 +60,5 @@ def _row(model: torch.nn.Module, batch: tuple[torch.Tensor, ...], name: str, bac
     measured = Timer(device)(lambda: private.step(*batch), enough=0.2)
     model.zero_grad()
     legal = sum(c.strategy == name for c in plan.choices) if name != "auto" else len(plan.choices)
-    return (name, f"{legal} of {len(plan.choices)}", f"{1e3 * predicted:.2f}", f"{1e3 * measured:.2f}",
-            f"{measured / predicted:.2f}", size(private.peak))
+    return (name, f"{legal} of {len(plan.choices)}", f"{1e3 * predicted:.2f}",
+            f"{1e3 * measured:.2f}", f"{measured / predicted:.2f}", size(private.peak))

@@ -20,4 +20,5 @@ def run(_: argparse.Namespace) -> None:
         for name, entry in table.items():
             module = inspect.getmodule(type(entry))
             summary = (getattr(module, "__doc__", None) or "").strip().partition("\n")[0]
-            print(f"  {name:<14} {summary}\n  {'':<14} {getattr(module, '__file__', None) or 'interactive'}")
+            print(f"  {name:<14} {summary}\n  {'':<14} "
+                  f"{getattr(module, '__file__', None) or 'interactive'}")

@@ -15,8 +15,10 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", nargs="?", choices=["digits"], default="digits")
     parser.add_argument("--data", help="mnist:PATH or cifar10:PATH instead of the digits")
     for name in ("epsilon", "delta", "epochs", "clip", "lr"):
-        parser.add_argument(f"--{name}", type=float, default=getattr(default, name), help="default %(default)s")
-    parser.add_argument("--batch", type=int, default=default.batch, help="expected batch, default %(default)s")
+        parser.add_argument(f"--{name}", type=float, default=getattr(default, name),
+                            help="default %(default)s")
+    parser.add_argument("--batch", type=int, default=default.batch, help="expected batch, default "
+                                                                         "%(default)s")
     parser.add_argument("--seeds", type=int, default=1, help="number of runs, averaged")
     parser.add_argument("--seed", type=int, default=default.seed, help="of the first run")
     parser.add_argument("--strategy", default=default.strategy)

@@ -1,4 +1,6 @@
-"""Step graph -> callable: Inductor or eager, one CUDA graph on a GPU, remembered choices; all compared with the eager step."""
+"""Step graph -> callable: Inductor or eager, one CUDA graph on a GPU, remembered choices; all
+compared with the eager step.
+"""
 
 from fxperex.compiler.backends import BACKENDS, Step, compile_step, options, recorded
 from fxperex.compiler.check import Check, first_difference
@@ -6,5 +8,7 @@ from fxperex.compiler.cuda_graph import host_waits
 from fxperex.compiler.out_of_memory import guarded
 from fxperex.compiler.stand_ins import tries
 
-__all__ = ["BACKENDS", "Check", "Step", "compile_step", "first_difference", "guarded", "host_waits", "options", "recorded",
-           "tries"]
+__all__ = [
+    "BACKENDS", "Check", "Step", "compile_step", "first_difference", "guarded", "host_waits",
+    "options", "recorded", "tries"
+]

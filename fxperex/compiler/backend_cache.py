@@ -1,4 +1,6 @@
-"""Which backend was faster, remembered per graph, shapes, device, threads and versions in the cache folder."""
+"""Which backend was faster, remembered per graph, shapes, device, threads and versions in the cache
+folder.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ VERSION = 5  # of what is measured against what, and who wins
 
 
 def recall(graph: fx.GraphModule, inputs: list[Tensor]) -> str | None:
-    """Returns the backend that was measured to be the fastest before, None where nothing (legible) was."""
+    """Returns the backend that was measured to be the fastest before, None where nothing (legible)
+    was.
+    """
     try:
         backend = json.loads(_path(graph, inputs).read_text())["backend"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -40,9 +44,13 @@ def remember(graph: fx.GraphModule, inputs: list[Tensor], backend: str) -> None:
 def key(graph: fx.GraphModule, inputs: list[Tensor]) -> str:
     """Returns a digest of everything that decides which backend is faster."""
     device = inputs[0].device if inputs else torch.device("cpu")
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {torch.get_num_threads()}"
-    parts = [VERSION, torch.__version__, where, [(list(x.shape), list(x.stride()), str(x.dtype)) for x in inputs],
-             readable(graph.graph)]
+    where = torch.cuda.get_device_name(
+        device) if device.type == "cuda" else f"{platform.machine()} {torch.get_num_threads()}"
+    parts = [
+        VERSION, torch.__version__, where,
+        [(list(x.shape), list(x.stride()), str(x.dtype)) for x in inputs],
+        readable(graph.graph)
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

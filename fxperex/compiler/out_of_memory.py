@@ -12,10 +12,13 @@ from fxperex.errors import MemoryLimitError
 from fxperex.planner import Plan
 
 
-def guarded(step: Callable[..., Sequence[Any]], plan: Plan, peak: Callable[[], float]) -> Callable[..., Sequence[Any]]:
-    """Returns `step`; where it runs out of memory it raises MemoryLimitError, which names the predicted peak and a budget.
+def guarded(step: Callable[..., Sequence[Any]], plan: Plan,
+            peak: Callable[[], float]) -> Callable[..., Sequence[Any]]:
+    """Returns `step`; where it runs out of memory it raises MemoryLimitError, which names the
+    predicted peak and a budget.
 
-    `peak()`: bytes of the step at its worst node, asked for only then; the plan knows them only where memory was in question.
+    `peak()`: bytes of the step at its worst node, asked for only then; the plan knows them only
+    where memory was in question.
     """
 
     def run(*args: Any) -> Sequence[Any]:
@@ -31,13 +34,15 @@ def guarded(step: Callable[..., Sequence[Any]], plan: Plan, peak: Callable[[], f
 
 
 def told(plan: Plan, peak: float, error: BaseException, device: torch.device | None = None) -> str:
-    """Returns the message: what the plan expected, what the allocator said, what to set. device: the GPU it ran on, if any."""
+    """Returns the message: what the plan expected, what the allocator said, what to set. device:
+    the GPU it ran on, if any.
+    """
     largest = max(plan.choices, key=lambda c: c.cost.held, default=None)
     where = f", most of it for {largest.site.name} ({largest.strategy}: {_size(largest.cost.held)})" if largest else ""
-    return (f"the step ran out of memory: {str(error).splitlines()[0]} The plan for {plan.rows} rows expected a peak of "
-            f"{_size(peak)}{where}. Nothing was written to the model. Transform again with "
-            f"memory=\"{_size(_budget(peak, device))}\", or with physical_batch={max(plan.rows // 2, 1)} "
-            "(any number of rows then runs in pieces)")
+    return (f"the step ran out of memory: {str(error).splitlines()[0]} The plan for {plan.rows} "
+            f"rows expected a peak of {_size(peak)}{where}. Nothing was written to the model. "
+            f"Transform again with memory=\"{_size(_budget(peak, device))}\", or with "
+            f"physical_batch={max(plan.rows // 2, 1)} (any number of rows then runs in pieces)")
 
 
 def _budget(expected: float, device: torch.device | None) -> float:

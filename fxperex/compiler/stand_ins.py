@@ -1,7 +1,9 @@
-"""Rows that stand in for data: what a compiled step is tried on and timed with before its first use.
+"""Rows that stand in for data: what a compiled step is tried on and timed with before its first
+use.
 
-Values of real rows are not needed, but legal ones are: ids, labels and masks are whole rows that were shown, and numbers
-lie between two rows that were shown. Every example is tried alone and beside others, counted and masked.
+Values of real rows are not needed, but legal ones are: ids, labels and masks are whole rows that
+were shown, and numbers lie between two rows that were shown. Every example is tried alone and
+beside others, counted and masked.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from fxperex.compiler.check import Check
 from fxperex.compiler.out_of_memory import ended
 
 Rows = tuple[Tensor, ...]
-SMALL, LARGE = 2.0**-12, (2.0**12, 2.0**8, 2.0**4)  # of ordinary rows; the largest that stays finite is taken
+SMALL, LARGE = 2.0**-12, (2.0**12, 2.0**8, 2.0**4
+                          )  # of ordinary rows; the largest that stays finite is taken
 
 
 def stand_ins(shown: Rows, rows: int, large: float = LARGE[0], free: bool = True,
               seed: int = 0) -> Iterator[tuple[str, Rows, Tensor]]:
-    """Yields (kind of rows, tensors of `rows` rows, mask `[rows]`), from rows that were shown, at least one.
+    """Yields (kind of rows, tensors of `rows` rows, mask `[rows]`), from rows that were shown, at
+    least one.
 
     free: whether numbers may be any between and beyond those shown; else rows are only shuffled.
     """
@@ -30,7 +34,9 @@ def stand_ins(shown: Rows, rows: int, large: float = LARGE[0], free: bool = True
     half_mask = torch.arange(rows, device=device) < half if rows > 1 else every
     ordinary = _mixed(shown, rows, generator, free)
     yield "ordinary rows", ordinary, every
-    padded = tuple(torch.cat([x[:half], x[:1].expand(rows - half, *x.shape[1:])]) for x in _mixed(shown, rows, generator, free))
+    padded = tuple(
+        torch.cat([x[:half], x[:1].expand(rows - half, *x.shape[1:])])
+        for x in _mixed(shown, rows, generator, free))
     yield "rows of which some are masked", padded, half_mask
     yield "no row", padded, torch.zeros_like(every)
     yield "equal rows", tuple(x[:1].expand_as(x).contiguous() for x in ordinary), every
@@ -42,14 +48,18 @@ def stand_ins(shown: Rows, rows: int, large: float = LARGE[0], free: bool = True
 
 def tries(check: Check, shown: Rows, rows: int,
           inputs: Callable[[Rows, Tensor], list[Tensor]]) -> list[tuple[str, list[Tensor]]]:
-    """Returns (kind of rows, inputs of the step) that the eager graph of `check` can run on; none if it cannot on any.
+    """Returns (kind of rows, inputs of the step) that the eager graph of `check` can run on; none
+    if it cannot on any.
 
     inputs: what the step takes for (rows, mask).
     """
     def finite(free: bool, factor: float, kind: str) -> bool:
         _, chosen, mask = next(x for x in stand_ins(shown, rows, factor, free) if x[0] == kind)
         try:
-            return all(bool(torch.isfinite(x).all()) for x in check.eager(*inputs(chosen, mask)) if x.is_floating_point())
+            return all(
+                bool(torch.isfinite(x).all())
+                for x in check.eager(*inputs(chosen, mask))
+                if x.is_floating_point())
         except Exception as error:  # rows that the model cannot take
             if ended(error):
                 raise
@@ -57,12 +67,17 @@ def tries(check: Check, shown: Rows, rows: int,
 
     with torch.random.fork_rng(devices=[shown[0].device] if shown[0].is_cuda else []):
         free = not counts_with_numbers(check.graph) and finite(True, 1.0, "ordinary rows")
-        large = next((x for x in LARGE if free and _any_real(shown) and finite(True, x, "large rows")), 1.0)
-    return [(kind, inputs(chosen, mask)) for kind, chosen, mask in stand_ins(shown, rows, large, free)]
+        large = next(
+            (x for x in LARGE if free and _any_real(shown) and finite(True, x, "large rows")), 1.0)
+    return [
+        (kind, inputs(chosen, mask)) for kind, chosen, mask in stand_ins(shown, rows, large, free)
+    ]
 
 
 def counts_with_numbers(graph: fx.GraphModule) -> bool:
-    """True if `graph` makes whole numbers of real ones: these may be indices, and only rows that were shown are legal."""
+    """True if `graph` makes whole numbers of real ones: these may be indices, and only rows that
+    were shown are legal.
+    """
     for node in graph.graph.nodes:
         value = node.meta.get("val")
         if node.op == "call_function" and _whole(value) and "copy" in str(node.target) \
@@ -76,7 +91,8 @@ def _any_real(rows: Rows) -> bool:
 
 
 def _whole(value: object) -> bool:
-    return isinstance(value, Tensor) and not value.dtype.is_floating_point and value.dtype != torch.bool
+    return isinstance(value,
+                      Tensor) and not value.dtype.is_floating_point and value.dtype != torch.bool
 
 
 def _real(value: object) -> bool:
@@ -86,14 +102,18 @@ def _real(value: object) -> bool:
 def _mixed(shown: Rows, rows: int, generator: torch.Generator, free: bool) -> Rows:
     """Row b of every tensor is between the same two shown rows."""
     count = len(shown[0])
-    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(rows // count + 1)])[:rows]
+    order = torch.cat(
+        [torch.randperm(count, generator=generator) for _ in range(rows // count + 1)])[:rows]
     partner = torch.randint(count, (rows,), generator=generator)
     share = 0.5 + 0.5 * torch.rand(rows, generator=generator)
-    return tuple(_between(x.detach(), order, partner, share, generator) if free and x.is_floating_point()
-                 else x.detach()[order.to(x.device)] for x in shown)
+    return tuple(
+        _between(x.detach(), order, partner, share, generator
+                 ) if free and x.is_floating_point() else x.detach()[order.to(x.device)]
+        for x in shown)
 
 
-def _between(x: Tensor, order: Tensor, other: Tensor, share: Tensor, generator: torch.Generator) -> Tensor:
+def _between(x: Tensor, order: Tensor, other: Tensor, share: Tensor,
+             generator: torch.Generator) -> Tensor:
     one, y = x[order.to(x.device)], x[other.to(x.device)]
     share = share.to(x.device, x.dtype).reshape(-1, *[1] * (x.dim() - 1))
     if bool((x == x.reshape(-1)[:1]).all()):  # nothing was shown but a shape

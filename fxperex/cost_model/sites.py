@@ -1,4 +1,6 @@
-"""The kernels that strategies call, as Work: what one site's products, convolutions and copies amount to."""
+"""The kernels that strategies call, as Work: what one site's products, convolutions and copies
+amount to.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,16 @@ def convolves(site: Site) -> bool:
 
 
 def taps(site: Site) -> int:
-    """Number of elements of a convolution's kernel, but for those that only ever see padding; 1 for everything else."""
+    """Number of elements of a convolution's kernel, but for those that only ever see padding; 1 for
+    everything else.
+    """
     return site.dims.taps if site.dims is not None else 1
 
 
 def whole(d: Dims, site: Site) -> Dims:
-    """Returns the Dims of a convolution with all taps of its kernel, those too that only ever see padding."""
+    """Returns the Dims of a convolution with all taps of its kernel, those too that only ever see
+    padding.
+    """
     full = site.size * d.taps // (d.G * d.P * d.D)
     return replace(d, taps=full, D=d.D // d.taps * full)
 
@@ -58,14 +64,17 @@ def outputs_bytes(site: Site) -> float:
 
 
 def passes(site: Site) -> int:
-    """Times that a closed formula reads or writes a tensor of the output's size: sums read it, others form products."""
+    """Times that a closed formula reads or writes a tensor of the output's size: sums read it,
+    others form products.
+    """
     return 1 if site.kind == "bias" or site.op.endswith("group_norm") else 4
 
 
 def patches_bytes(site: Site) -> float:
     """Bytes of a convolution's unfolded input; 0 where unfolding is a view."""
     d = site.dims
-    return float(d.B * d.G * d.T * d.D * site.dtype.itemsize) if d is not None and d.taps > 1 else 0.0
+    return float(d.B * d.G * d.T * d.D *
+                 site.dtype.itemsize) if d is not None and d.taps > 1 else 0.0
 
 
 def patches(site: Site) -> tuple[Work, ...]:
@@ -77,29 +86,39 @@ def patches(site: Site) -> tuple[Work, ...]:
 
 
 def at_once(site: Site) -> int:
-    """Examples whose patches are formed at once: all, or on a CPU as many as fill `PIECE` where all would be new memory."""
+    """Examples whose patches are formed at once: all, or on a CPU as many as fill `PIECE` where all
+    would be new memory.
+    """
     d = site.dims
-    if d is None or site.parts or not d.pixels or site.device.type != "cpu" or patches_bytes(site) < FRESH:
+    if d is None or site.parts or not d.pixels or site.device.type != "cpu" or patches_bytes(
+            site) < FRESH:
         return site.rows
     fitting = int(PIECE * site.rows // patches_bytes(site))
     return max(fitting - fitting % 2, 1)  # an even number, for two threads
 
 
 def per_example_product(site: Site, d: Dims, kernel: str = "") -> Work:
-    """`g_b^T a_b` for every example and group, as one batched product where no other kernel is named."""
-    kernel = kernel or ("bmm" if not convolves(site) else "bmm_columns" if _by_columns(d) else "bmm_patches")
-    return Work(kernel, (d.B * d.G, d.P, d.T, d.D), 2.0 * d.B * d.G * d.T * d.D * d.P, 1, name_of(site))
+    """`g_b^T a_b` for every example and group, as one batched product where no other kernel is
+    named.
+    """
+    kernel = kernel or ("bmm" if not convolves(site) else
+                        "bmm_columns" if _by_columns(d) else "bmm_patches")
+    return Work(kernel, (d.B * d.G, d.P, d.T, d.D), 2.0 * d.B * d.G * d.T * d.D * d.P, 1,
+                name_of(site))
 
 
 def _by_columns(d: Dims) -> bool:
-    """True where a convolution's positions lie side by side, as pixels do: no patches, or not `windows.channels_last`."""
+    """True where a convolution's positions lie side by side, as pixels do: no patches, or not
+    `windows.channels_last`.
+    """
     return d.taps == 1 or d.G > 1 or MANY * d.taps > d.D
 
 
 def convolutions(site: Site, d: Dims, kernel: str, n: int, calls: int) -> Work:
     """`calls` convolutions of `n` images (or groups) each."""
     inputs = d.D // d.taps
-    return Work(kernel, (n, inputs, d.P, d.T, d.taps), 2.0 * n * inputs * d.P * d.T * d.taps, calls, name_of(site))
+    return Work(kernel, (n, inputs, d.P, d.T, d.taps), 2.0 * n * inputs * d.P * d.T * d.taps, calls,
+                name_of(site))
 
 
 def depthwise(site: Site, d: Dims, kernel: str) -> Work:
@@ -109,7 +128,9 @@ def depthwise(site: Site, d: Dims, kernel: str) -> Work:
 
 
 def each_by_convolution(site: Site, d: Dims, way: str) -> Work:
-    """Every example's weight gradient by one convolution whose groups are the examples: `way` is "grouped" or "vmap"."""
+    """Every example's weight gradient by one convolution whose groups are the examples: `way` is
+    "grouped" or "vmap".
+    """
     if d.G > 1 and d.taps == d.D:
         return depthwise(site, d, f"depthwise_{way}")
     # The groups of `crb` have one input each, so only their outputs can leave blocks unfilled.
@@ -118,20 +139,27 @@ def each_by_convolution(site: Site, d: Dims, way: str) -> Work:
 
 
 def by_convolution(site: Site) -> bool:
-    """True where the ordinary weight gradient is a convolution's own, not a product over patches."""
+    """True where the ordinary weight gradient is a convolution's own, not a product over
+    patches.
+    """
     d = site.dims
     return convolves(site) and d is not None and (d.T > conv.SMALL or d.G > 1)
 
 
 def sum_scratch(site: Site) -> float:
-    """Bytes that the ordinary weight gradient needs while it runs, beside its scaled operands: a convolution's copies of them."""
+    """Bytes that the ordinary weight gradient needs while it runs, beside its scaled operands: a
+    convolution's copies of them.
+    """
     if not by_convolution(site) or not copies(site.device):
         return 0.0
-    return convolution(inputs_bytes(site), outputs_bytes(site), float(site.size * site.dtype.itemsize))
+    return convolution(inputs_bytes(site), outputs_bytes(site),
+                       float(site.size * site.dtype.itemsize))
 
 
 def grouped_scratch(site: Site, d: Dims) -> float:
-    """Bytes that the weight gradient of one convolution needs whose groups are the examples, beside weights and result."""
+    """Bytes that the weight gradient of one convolution needs whose groups are the examples, beside
+    weights and result.
+    """
     grads = grads_bytes(site)
     if not copies(site.device) or not partial(d.D // d.taps, d.P):
         return grads
@@ -139,7 +167,9 @@ def grouped_scratch(site: Site, d: Dims) -> float:
 
 
 def joining_bytes(site: Site) -> float:
-    """Bytes beside one use's per-example gradients while the uses' are added up: the total so far and the next."""
+    """Bytes beside one use's per-example gradients while the uses' are added up: the total so far
+    and the next.
+    """
     return 2 * grads_bytes(site) if site.parts else 0.0
 
 
@@ -150,7 +180,8 @@ def weight_gradient(site: Site, d: Dims) -> tuple[Work, ...]:
             return (scatter(site, d),)
         if _patches_spread(site, d):
             d = whole(d, site)
-        return (Work("mm", (d.P, d.B * d.T, d.D), 2.0 * d.B * d.G * d.T * d.D * d.P, 1, name_of(site)),)
+        return (Work("mm", (d.P, d.B * d.T, d.D), 2.0 * d.B * d.G * d.T * d.D * d.P, 1,
+                     name_of(site)), )
     if d.G > 1 and d.taps == d.D:
         return (depthwise(site, d, "conv_depthwise"),)
     return (convolutions(site, d, "conv_weight", d.B, d.G),)
@@ -173,7 +204,9 @@ def folding_bytes(site: Site) -> float:
 
 
 def spreading_bytes(site: Site) -> float:
-    """Traffic of spreading a sum of live taps over the whole kernel, or the patches in front of it."""
+    """Traffic of spreading a sum of live taps over the whole kernel, or the patches in front of
+    it.
+    """
     d = site.dims
     if d is not None and not by_convolution(site) and _patches_spread(site, d):
         return 3.0 * d.B * d.T * whole(d, site).D * site.dtype.itemsize
@@ -185,7 +218,9 @@ def _patches_spread(site: Site, d: Dims) -> bool:
 
 
 def scaling_bytes(site: Site) -> float:
-    """Traffic of scaling output gradients by the clip factors and of clearing padded rows, before a weight gradient."""
+    """Traffic of scaling output gradients by the clip factors and of clearing padded rows, before a
+    weight gradient.
+    """
     return 5 * outputs_bytes(site) + (2 * inputs_bytes(site) if _clears(site) else 0.0)
 
 
@@ -202,11 +237,15 @@ def read_stored(site: Site) -> tuple[Work, ...]:
 
 
 def summing_bytes(site: Site, held: float) -> float:
-    """Bytes of the copy that the weighted sum of `held` bytes of stored gradients makes: of small ones, or to widen 16 bits."""
+    """Bytes of the copy that the weighted sum of `held` bytes of stored gradients makes: of small
+    ones, or to widen 16 bits.
+    """
     widened = held * accumulator(site.dtype).itemsize / site.dtype.itemsize
     return widened if held < SMALL or widened > held else 0.0
 
 
 def fresh(made: float) -> tuple[Work, ...]:
-    """Work of touching `made` bytes of one tensor for the first time; none where an allocator hands out memory again."""
+    """Work of touching `made` bytes of one tensor for the first time; none where an allocator hands
+    out memory again.
+    """
     return (Work("fresh", (int(made),), made),) if made >= FRESH else ()

@@ -1,4 +1,6 @@
-"""Data sets that need no network: scikit-learn's bundled digits, and MNIST or CIFAR-10 already on disk."""
+"""Data sets that need no network: scikit-learn's bundled digits, and MNIST or CIFAR-10 already on
+disk.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from torch import Tensor
 
 from fxperex.errors import ConfigError
 
-# Mean and spread known without looking at the examples: pixels in [0, 1], so that nothing private is spent on them.
+# Mean and spread known without looking at the examples: pixels in [0, 1], so that nothing private
+# is spent on them.
 CENTRE, SCALE = 0.5, 0.5
 HELD_OUT = 360
 
@@ -19,7 +22,9 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Data:
-    """`train` and `test`: (images `[N, *shape]` float32 in [0, 1], labels `[N]` int64); number of `classes`."""
+    """`train` and `test`: (images `[N, *shape]` float32 in [0, 1], labels `[N]` int64); number of
+    `classes`.
+    """
 
     train: Pair
     test: Pair
@@ -28,7 +33,9 @@ class Data:
 
 
 def load(name: str) -> Data:
-    """Returns the data set "digits", "mnist:PATH" or "cifar10:PATH". Raises ConfigError; downloads nothing."""
+    """Returns the data set "digits", "mnist:PATH" or "cifar10:PATH". Raises ConfigError; downloads
+    nothing.
+    """
     if not isinstance(name, str):
         raise ConfigError(f"the name of a data set must be a string; got {name!r}")
     kind, _, path = name.partition(":")
@@ -70,9 +77,11 @@ def _vision(kind: str, path: str) -> Data:
         raise ConfigError(f'{kind} needs torchvision: pip install "fxperex[models]"') from e
     dataset = datasets.MNIST if kind == "mnist" else datasets.CIFAR10
     try:
-        train, test = (_tensors(dataset(path, train=part, download=False)) for part in (True, False))
+        train, test = (_tensors(dataset(path, train=part, download=False))
+                       for part in (True, False))
     except (RuntimeError, OSError) as e:
-        raise ConfigError(f"no {kind} under {path!r} (as torchvision.datasets lays it out): {e}") from e
+        raise ConfigError(f"no {kind} under {path!r} (as torchvision.datasets lays it "
+                          f"out): {e}") from e
     return Data(train, test, 10, tuple(train[0].shape[1:]))
 
 

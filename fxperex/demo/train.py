@@ -1,4 +1,6 @@
-"""The demonstration: a small network trained privately, beside the same one trained without privacy."""
+"""The demonstration: a small network trained privately, beside the same one trained without
+privacy.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from fxperex.privacy.engine import PrivacyEngine
 from fxperex.runtime.module import PerExampleModule
 from fxperex.transform import transform
 
-# Rows of a compiled step above the expected batch: four standard deviations of a Poisson batch of 256 fit in.
+# Rows of a compiled step above the expected batch: four standard deviations of a Poisson batch of
+# 256 fit in.
 HEADROOM = 1.25
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
@@ -44,7 +47,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Held-out accuracies in [0, 1], with and without privacy (None: not trained), and what was spent."""
+    """Held-out accuracies in [0, 1], with and without privacy (None: not trained), and what was
+    spent.
+    """
 
     accuracy: float
     plain: float | None
@@ -57,7 +62,8 @@ class Outcome:
 def network(shape: tuple[int, ...], classes: int, width: int = 16) -> nn.Module:
     """Returns a two-layer convolutional network from images `[B, *shape]` to logits `[B, classes]`.
 
-    Tanh, because bounded activations keep gradients small under clipping (Papernot et al., arXiv 2007.14191).
+    Tanh, because bounded activations keep gradients small under clipping (Papernot et al., arXiv
+    2007.14191).
     """
     channels, height, side = shape
     return nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.Tanh(), nn.MaxPool2d(2),
@@ -69,17 +75,22 @@ def prepare(job: Job, data: Data) -> tuple[PerExampleModule, PrivacyEngine]:
     """Returns the transformed model of `job` and the engine that trains it. Raises FxperexError."""
     rows = job.physical_batch or math.ceil(whole(job.batch, "batch", 1) * HEADROOM)
     x, y = standardise(data.train[0]), data.train[1]
-    private = transform(_model(job, data), (x[:2], y[:2]), nn.functional.cross_entropy, clip=job.clip,
+    private = transform(_model(job,
+                               data), (x[:2], y[:2]), nn.functional.cross_entropy, clip=job.clip,
                         strategy=job.strategy, backend=job.backend, physical_batch=rows)
     optimizer = torch.optim.Adam(private.parameters.values(), lr=positive(job.lr, "lr"))
-    noise = {"epsilon": job.epsilon} if job.noise_multiplier is None else {"noise_multiplier": job.noise_multiplier}
-    return private, PrivacyEngine(private, optimizer, (x, y), expected_batch=job.batch, epochs=job.epochs,
-                                  delta=job.delta, seed=job.seed, folder=job.folder, **noise)
+    noise = {"epsilon": job.epsilon
+             } if job.noise_multiplier is None else {"noise_multiplier": job.noise_multiplier}
+    return private, PrivacyEngine(private, optimizer, (x, y), expected_batch=job.batch,
+                                  epochs=job.epochs, delta=job.delta, seed=job.seed,
+                                  folder=job.folder, **noise)
 
 
 def run(job: Job, *, plain: bool = True, progress: Progress | None = None,
         tell: Callable[[PerExampleModule], object] | None = None) -> Outcome:
-    """Returns the Outcome of `job`; `tell` is given the transformed model first. Raises FxperexError."""
+    """Returns the Outcome of `job`; `tell` is given the transformed model first. Raises
+    FxperexError.
+    """
     data, show = load(job.data), progress or (lambda items, total, what: items)
     private, engine = prepare(job, data)
     if tell is not None:
@@ -99,7 +110,9 @@ def accuracy(model: nn.Module, pair: tuple[Tensor, Tensor]) -> float:
 
 
 def main(job: Job, seeds: int = 1) -> list[Outcome]:
-    """Returns the Outcome of each of `seeds` runs from `job.seed` on, and prints them. Raises FxperexError."""
+    """Returns the Outcome of each of `seeds` runs from `job.seed` on, and prints them. Raises
+    FxperexError.
+    """
     whole(seeds, "seeds", 1)
     outcomes: list[Outcome] = []
     for i in range(seeds):
@@ -116,8 +129,9 @@ def main(job: Job, seeds: int = 1) -> list[Outcome]:
 
 
 def _line(o: Outcome, what: str) -> str:
-    return (f"{what}: held-out accuracy {o.accuracy:.2%} with (epsilon {o.epsilon:.3f}, delta {o.delta:g})-DP "
-            f"(noise {o.noise_multiplier:.3f}, {o.steps} steps); {o.plain or 0.0:.2%} without privacy")
+    return (f"{what}: held-out accuracy {o.accuracy:.2%} with (epsilon {o.epsilon:.3f}, delta "
+            f"{o.delta:g})-DP (noise {o.noise_multiplier:.3f}, {o.steps} steps); "
+            f"{o.plain or 0.0:.2%} without privacy")
 
 
 def _mean(values: list[float]) -> float:
@@ -131,7 +145,9 @@ def _model(job: Job, data: Data) -> nn.Module:
 
 
 def _plain(job: Job, data: Data, steps: int, show: Progress) -> float:
-    """The same initial weights, optimizer, number of steps and mean batch size; no clipping, no noise."""
+    """The same initial weights, optimizer, number of steps and mean batch size; no clipping, no
+    noise.
+    """
     model, (x, y) = _model(job, data), (standardise(data.train[0]), data.train[1])
     optimizer = torch.optim.Adam(model.parameters(), lr=job.lr)
     draws = torch.Generator().manual_seed(job.seed)

@@ -1,4 +1,6 @@
-"""Measures a Profile: every kernel class at every shape, in float32 and, for products, other dtypes too."""
+"""Measures a Profile: every kernel class at every shape, in float32 and, for products, other dtypes
+too.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,10 @@ STRIDES = (137, 139)  # primes; one of them does not divide a grid's number of s
 Report = Callable[[int, int, str], None]
 
 
-def calibrate(device: torch.device, report: Report | None = None, budget: float = BUDGET) -> Profile:
-    """Returns a Profile measured on `device` now, in under two minutes. Random state is left as it was.
+def calibrate(device: torch.device, report: Report | None = None,
+              budget: float = BUDGET) -> Profile:
+    """Returns a Profile measured on `device` now, in under two minutes. Random state is left as it
+    was.
 
     `report(done, total, what)` is called before every measurement.
     """
@@ -35,18 +39,26 @@ def calibrate(device: torch.device, report: Report | None = None, budget: float 
                 report(done, len(todo), name)
             # Every kernel has one sample at least; the rest is left out once the time is spent.
             if not rows or time.perf_counter() - start < budget:
-                rows.append((shape, kernel.amount(shape) / timer(kernel.make(shape, dtype, device))))
+                rows.append(
+                    (shape, kernel.amount(shape) / timer(kernel.make(shape, dtype, device))))
     if report is not None:
         report(len(todo), len(todo), "done")
-    return Profile(device_name(device), torch.__version__, {k: {d: tuple(r) for d, r in v.items()} for k, v in samples.items()})
+    return Profile(device_name(device), torch.__version__,
+                   {k: {d: tuple(r)
+                        for d, r in v.items()}
+                    for k, v in samples.items()})
 
 
 def _todo() -> list[tuple[str, Kernel, torch.dtype, Shape]]:
-    """Every measurement, spread evenly: a budget that runs out leaves gaps in every kernel, and none without samples."""
+    """Every measurement, spread evenly: a budget that runs out leaves gaps in every kernel, and
+    none without samples.
+    """
     tasks: list[tuple[float, str, Kernel, torch.dtype, Shape]] = []
     for name, kernel in KERNELS.items():
-        for dtype, shapes in [(torch.float32, kernel.shapes), *((d, _few(kernel)) for d in kernel.dtypes)]:
-            # A stride prime to the grid's number of shapes takes every shape once, far-apart ones first.
+        for dtype, shapes in [(torch.float32, kernel.shapes),
+                              *((d, _few(kernel)) for d in kernel.dtypes)]:
+            # A stride prime to the grid's number of shapes takes every shape once, far-apart ones
+            # first.
             stride = next(p for p in STRIDES if len(shapes) % p)
             order = [shapes[(i * stride) % len(shapes)] for i in range(len(shapes))]
             tasks += [(i / len(order), name, kernel, dtype, s) for i, s in enumerate(order)]
@@ -54,15 +66,18 @@ def _todo() -> list[tuple[str, Kernel, torch.dtype, Shape]]:
 
 
 def _few(kernel: Kernel) -> tuple[Shape, ...]:
-    """The shapes at which other dtypes are measured, which can be many times as slow: none of the widest."""
+    """The shapes at which other dtypes are measured, which can be many times as slow: none of the
+    widest.
+    """
     return tuple(s for s in kernel.shapes[2::9] if kernel.amount(s) <= LARGE)
 
 
 class Timer:
     """Least seconds of a call on one device: what other programs take from it only ever adds.
 
-    `cold`: with its operands out of the caches, as in a step, where all other layers' come between. What that takes
-    from a call of next to no work (the library's own code is evicted too) is taken off again.
+    `cold`: with its operands out of the caches, as in a step, where all other layers' come between.
+    What that takes from a call of next to no work (the library's own code is evicted too) is taken
+    off again.
     """
 
     def __init__(self, device: torch.device, *, cold: bool = False) -> None:

@@ -1,8 +1,10 @@
-"""A kernel's rate between the shapes it was measured at: Gaussian process regression (kriging) in logs.
+"""A kernel's rate between the shapes it was measured at: Gaussian process regression (kriging) in
+logs.
 
-log(rate) is a linear trend in the logs of the sizes plus a smooth field around it (covariance of Matern's class, 3/2):
-close to what was measured at the samples, and by the trend far from them. Outside the measured range of a size it is held
-constant. Rasmussen and Williams, Gaussian Processes for Machine Learning (2006): 2.7 (trend), 4.17 (Matern), 5.12 (leaving out).
+log(rate) is a linear trend in the logs of the sizes plus a smooth field around it (covariance of
+Matern's class, 3/2): close to what was measured at the samples, and by the trend far from them.
+Outside the measured range of a size it is held constant. Rasmussen and Williams, Gaussian Processes
+for Machine Learning (2006): 2.7 (trend), 4.17 (Matern), 5.12 (leaving out).
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ class Surface:
     rates: tuple[float, ...]
 
     def rate(self, shape: Sequence[float]) -> float:
-        """Returns the predicted amount per second at `shape`. What was asked once is remembered: layers repeat."""
+        """Returns the predicted amount per second at `shape`. What was asked once is remembered:
+        layers repeat.
+        """
         key = tuple(shape)
         if key not in self._known:
             low, high = self._range
@@ -37,7 +41,9 @@ class Surface:
         return self._known[key]
 
     def leave_one_out(self) -> float:
-        """Returns the median relative error of predicting each sample from the others; 0 for fewer than 4."""
+        """Returns the median relative error of predicting each sample from the others; 0 for fewer
+        than 4.
+        """
         if len(self.shapes) < 4:
             return 0.0
         off = (self._weights / self._precision.diagonal()).abs()
@@ -71,18 +77,24 @@ class Surface:
     @cached_property
     def _precision(self) -> Tensor:
         """Inverse covariance of the samples, `[N, N]`."""
-        return torch.linalg.inv(self._covariance(self._points) + NOISE**2 * torch.eye(len(self.rates), dtype=torch.float64))
+        return torch.linalg.inv(
+            self._covariance(self._points) +
+            NOISE**2 * torch.eye(len(self.rates), dtype=torch.float64))
 
     @cached_property
     def _weights(self) -> Tensor:
         return self._precision @ (_logs([self.rates])[0] - self._mean)
 
     def _covariance(self, points: Tensor) -> Tensor:
-        """Of log(rate) at `points [M, K]` with that at the samples, `[M, N]`: field, slopes, level."""
+        """Of log(rate) at `points [M, K]` with that at the samples, `[M, N]`: field, slopes,
+        level.
+        """
         slopes = (points - self._center) @ self._directions
-        far = (points[:, None] - self._points[None]).square().sum(2).sqrt() * (math.sqrt(3.0) / LENGTH)
+        far = (points[:, None] - self._points[None]).square().sum(2).sqrt() * (math.sqrt(3.0) /
+                                                                               LENGTH)
         return (1.0 + far) * torch.exp(-far) + SLOPES * slopes + 1.0
 
 
 def _logs(sizes: Sequence[Sequence[float]]) -> Tensor:
-    return torch.tensor([[math.log(max(v, 1.0)) for v in of] for of in sizes], dtype=torch.float64, device="cpu")
+    return torch.tensor([[math.log(max(v, 1.0)) for v in of] for of in sizes], dtype=torch.float64,
+                        device="cpu")

@@ -1,6 +1,8 @@
-"""The kernel classes of the roofline: for each its sizes, the shapes to measure (`grids.py`), and how to call it.
+"""The kernel classes of the roofline: for each its sizes, the shapes to measure (`grids.py`), and
+how to call it.
 
-A kernel's amount is in flop for products and convolutions, in bytes for what moves memory, and 1 for a launch.
+A kernel's amount is in flop for products and convolutions, in bytes for what moves memory, and 1
+for a launch.
 """
 
 from __future__ import annotations
@@ -44,10 +46,12 @@ Make = Callable[[Shape, torch.dtype, torch.device], Callable[[], object]]
 
 @dataclass(frozen=True)
 class Kernel:
-    """`axes` name the sizes of a shape; `amount(shape)` is the work of one call; `dtypes` are measured beside float32.
+    """`axes` name the sizes of a shape; `amount(shape)` is the work of one call; `dtypes` are
+    measured beside float32.
 
-    `made(shape)`: elements of the tensors that a call allocates. Where one is so large that it is untouched memory every
-    time (`workspace.FRESH`), touching it can cost more than the kernel: such shapes are not measured, it is added (`Profile.of`).
+    `made(shape)`: elements of the tensors that a call allocates. Where one is so large that it is
+    untouched memory every time (`workspace.FRESH`), touching it can cost more than the kernel: such
+    shapes are not measured, it is added (`Profile.of`).
     """
 
     axes: tuple[str, ...]
@@ -58,7 +62,9 @@ class Kernel:
     made: Callable[[Shape], tuple[float, ...]] = lambda s: ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shapes", tuple(s for s in self.shapes if 4 * max(self.made(s), default=0) < FRESH))
+        object.__setattr__(
+            self, "shapes",
+            tuple(s for s in self.shapes if 4 * max(self.made(s), default=0) < FRESH))
 
 
 OTHERS = (torch.bfloat16, torch.float64)
@@ -111,7 +117,8 @@ def _back(mask: list[bool]) -> Make:
         k = round(math.sqrt(taps))
         x, g = _image(n, c, t, k, dtype, device), _image(n, p, t, k, dtype, device)
         w = _ones(device, dtype, p, c, k, k)
-        return lambda: torch.ops.aten.convolution_backward(g, x, w, None, [1, 1], [k // 2] * 2, [1, 1], False, [0, 0], 1, mask)
+        return lambda: torch.ops.aten.convolution_backward(g, x, w, None, [1, 1], [k // 2] * 2,
+                                                           [1, 1], False, [0, 0], 1, mask)
 
     return make
 
@@ -127,8 +134,8 @@ def _depthwise(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[
     n, c, t, taps = s
     k = round(math.sqrt(taps))
     x, w = _image(n, c, t, k, dtype, device), _ones(device, dtype, c, 1, k, k)
-    return lambda: torch.ops.aten.convolution_backward(x, x, w, None, [1, 1], [k // 2] * 2, [1, 1], False, [0, 0], c,
-                                                       [False, True, False])
+    return lambda: torch.ops.aten.convolution_backward(x, x, w, None, [1, 1], [k // 2] * 2, [1, 1],
+                                                       False, [0, 0], c, [False, True, False])
 
 
 def _crb(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
@@ -145,8 +152,8 @@ def _vmapped(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[],
     x = _image(n, c, t, k, dtype, device).flatten(0, 1).unsqueeze(0)
     g = _image(n, p, t, k, dtype, device).flatten(0, 1).unsqueeze(0)
     w = _ones(device, dtype, n * p, c, k, k)
-    return lambda: torch.ops.aten.convolution_backward(g, x, w, None, [1, 1], [k // 2] * 2, [1, 1], False, [0, 0], n,
-                                                       [False, True, False])
+    return lambda: torch.ops.aten.convolution_backward(g, x, w, None, [1, 1], [k // 2] * 2, [1, 1],
+                                                       False, [0, 0], n, [False, True, False])
 
 
 def _crb_depthwise(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
@@ -230,7 +237,8 @@ KERNELS: dict[str, Kernel] = {
     "bmm_patches": Kernel(_PRODUCT, BMM_PATCHES, flop, _bmm_patches, OTHERS, _of(0, 1, 3)),
     "bmm_columns": Kernel(_PRODUCT, BMM_COLUMNS, flop, _bmm_columns, OTHERS, _of(0, 1, 3)),
     "stream": Kernel(_PRODUCT, BMM, flop, _stream),
-    "gram": Kernel(("b", "t", "d"), GRAM, gram_flop, _gram, made=lambda s: (2.0 * s[0] * s[1] ** 2,)),
+    "gram": Kernel(("b", "t", "d"), GRAM, gram_flop, _gram, made=lambda s:
+                   (2.0 * s[0] * s[1]**2, )),
     "conv_forward": Kernel(_CONV, CONVS[::3], flop, _forward, OTHERS, _copied),
     "conv_input": Kernel(_CONV, CONVS[1::3], flop, _back([True, False, False]), OTHERS, _copied),
     "conv_weight": Kernel(_CONV, CONVS, flop, _back([False, True, False]), OTHERS, _copied),
@@ -242,11 +250,13 @@ KERNELS: dict[str, Kernel] = {
     "depthwise_grouped": Kernel(_IMAGES, SEEN, flop, _crb_depthwise),
     "depthwise_vmap": Kernel(_IMAGES, DEPTHWISE, flop, _vmapped_depthwise),
     "im2col": Kernel(_IMAGES, UNFOLD, float32_bytes, _im2col, made=_of(0, 1, 2, 3)),
-    "copy": Kernel(("bytes",), tuple((2**k,) for k in range(10, 28)), lambda s: 2.0 * s[0], _copy),
+    "copy": Kernel(("bytes", ), tuple((2**k, ) for k in range(10, 28)), lambda s: 2.0 * s[0],
+                   _copy),
     "scatter": Kernel(("rows", "width"), SCATTERED, float32_bytes, _scatter),
     "norm": Kernel(("rows", "size"), STORED, float32_bytes, _norm),
     "mv": Kernel(("rows", "size"), STORED, float32_bytes, _mv),
-    "fresh": Kernel(("bytes",), ((2 * FRESH,), (4 * FRESH,)), lambda s: float(s[0]), _fresh),
-    "launch": Kernel(("one",), ((1,),), lambda s: 1.0, _launch),
+    "fresh": Kernel(("bytes", ), ((2 * FRESH, ), (4 * FRESH, )), lambda s: float(s[0]), _fresh),
+    "launch": Kernel(("one", ), ((1, ), ), lambda s: 1.0, _launch),
 }
-PRODUCTS = frozenset(name for name, kernel in KERNELS.items() if kernel.amount in (flop, gram_flop))  # amounts in flop
+PRODUCTS = frozenset(name for name, kernel in KERNELS.items()
+                     if kernel.amount in (flop, gram_flop))  # amounts in flop

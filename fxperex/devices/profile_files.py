@@ -16,30 +16,39 @@ SHIPPED = Path(__file__).parent.parent / "profiles"
 
 
 def profile(device: torch.device) -> Profile:
-    """Returns the profile of `device`: calibrated on this machine, else the shipped one of its type. Never measures.
+    """Returns the profile of `device`: calibrated on this machine, else the shipped one of its
+    type. Never measures.
 
-    A broken or foreign file in the cache is passed over with a warning. Raises ConfigError for a device without any.
+    A broken or foreign file in the cache is passed over with a warning. Raises ConfigError for a
+    device without any.
     """
     path = cache_folder() / f"{device_name(device)}.json"
     try:
         stored = Profile.from_json(path.read_text())
         if stored.device == device_name(device) and stored.torch == torch.__version__:
             return stored
-        warnings.warn(f"device profile {path} was measured on {stored.device} with torch {stored.torch}; not used. "
-                      "Measure this device with `fxperex calibrate`", stacklevel=2)
+        warnings.warn(f"device profile {path} was measured on {stored.device} with torch "
+                      f"{stored.torch}; not used. Measure this device with `fxperex "
+                      "calibrate`", stacklevel=2)
     except FileNotFoundError:
         pass
     except (OSError, ConfigError) as error:
-        warnings.warn(f"device profile {path} is not used: {error}. Measure anew with `fxperex calibrate`", stacklevel=2)
+        warnings.warn(f"device profile {path} is not used: {error}. Measure anew with `fxperex "
+                      "calibrate`", stacklevel=2)
     return _shipped(device)
 
 
 def _shipped(device: torch.device) -> Profile:
-    """The shipped profile of the same machine and number of threads, else the last of the device's type."""
+    """The shipped profile of the same machine and number of threads, else the last of the device's
+    type.
+    """
     paths = sorted(SHIPPED.glob(f"{device.type}-*.json"))
     if not paths:
-        raise ConfigError(f"no profile is known for device type {device.type!r}; there are: {', '.join(shipped_types())}")
-    alike = [p for p in paths if device_name(device).startswith(p.name.partition("-torch")[0] + "-")]
+        raise ConfigError(f"no profile is known for device type {device.type!r}; there are: "
+                          f"{', '.join(shipped_types())}")
+    alike = [
+        p for p in paths if device_name(device).startswith(p.name.partition("-torch")[0] + "-")
+    ]
     return Profile.from_json((alike or paths)[-1].read_text())
 
 
@@ -48,29 +57,37 @@ def shipped_types() -> list[str]:
 
 
 def target(name: str) -> torch.device:
-    """Returns the device that `name` means for planning; it need not be present. Raises ConfigError for an unknown one."""
+    """Returns the device that `name` means for planning; it need not be present. Raises ConfigError
+    for an unknown one.
+    """
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"unknown device {name!r}; plans are made for: {', '.join(shipped_types())}") from error
+        raise ConfigError(f"unknown device {name!r}; plans are made for: "
+                          f"{', '.join(shipped_types())}") from error
     if device.type not in shipped_types():
-        raise ConfigError(f"no profile is known for device {name!r}; plans are made for: {', '.join(shipped_types())}")
+        raise ConfigError(f"no profile is known for device {name!r}; plans are made for: "
+                          f"{', '.join(shipped_types())}")
     return device
 
 
 def present(device: torch.device) -> None:
     """Raises ConfigError where nothing can run on `device` here."""
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {str(device)!r} is not there: torch sees no CUDA device on this machine")
+        raise ConfigError(f"device {str(device)!r} is not there: torch sees no CUDA device on "
+                          "this machine")
 
 
 def save(found: Profile) -> Path:
-    """Returns the path in the cache folder that `found` was written to. Raises ConfigError where it cannot be."""
+    """Returns the path in the cache folder that `found` was written to. Raises ConfigError where it
+    cannot be.
+    """
     path = cache_folder() / f"{found.device}.json"
     try:
         write(path, found.to_json())
     except OSError as error:
-        raise ConfigError(f"the profile cannot be written to {path}: {error}. Set FXPEREX_CACHE to another folder") from error
+        raise ConfigError(f"the profile cannot be written to {path}: {error}. Set FXPEREX_CACHE "
+                          "to another folder") from error
     return path
 
 
@@ -83,12 +100,15 @@ def write(path: Path, text: str) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """Returns the name of a device, threads and torch version under which its measurements are kept."""
+    """Returns the name of a device, threads and torch version under which its measurements are
+    kept.
+    """
     if device.type == "cuda" and torch.cuda.is_available():
         kind = torch.cuda.get_device_name(device)
     else:
         kind = f"{platform.machine()}-{torch.get_num_threads()}t" if device.type == "cpu" else "absent"
-    return f"{device.type}-{kind}-torch{torch.__version__}-v{VERSION}".replace(" ", "_").replace("/", "_")
+    return f"{device.type}-{kind}-torch{torch.__version__}-v{VERSION}".replace(" ", "_").replace(
+        "/", "_")
 
 
 def cache_folder() -> Path:

@@ -1,9 +1,11 @@
-"""fix: a model that cannot be private -> a copy that can, and the list of what was changed. Never silent.
+"""fix: a model that cannot be private -> a copy that can, and the list of what was changed. Never
+silent.
 
-BatchNorm becomes GroupNorm: normalisation over an example's own channels (Wu and He, arXiv 1803.08494). An affine part is
-taken over; running statistics are dropped, for they are data. The caller's model stays as it is, and so does all around a
-replaced layer: what a subclass does after normalising is kept as modules of its own, or the subclass is refused. In
-evaluation mode a BatchNorm applies fixed numbers, mixes nothing, and stays.
+BatchNorm becomes GroupNorm: normalisation over an example's own channels (Wu and He, arXiv
+1803.08494). An affine part is taken over; running statistics are dropped, for they are data. The
+caller's model stays as it is, and so does all around a
+replaced layer: what a subclass does after normalising is kept as modules of its own, or the
+subclass is refused. In evaluation mode a BatchNorm applies fixed numbers, mixes nothing, and stays.
 """
 
 from __future__ import annotations
@@ -40,24 +42,31 @@ class Change:
 
 
 def fix(model: nn.Module) -> tuple[nn.Module, list[Change]]:
-    """Returns (a copy of `model` in which no layer mixes examples, the Changes made; empty where none was needed).
+    """Returns (a copy of `model` in which no layer mixes examples, the Changes made; empty where
+    none was needed).
 
-    Every replacement is tried first: but for its normalisation it computes what the layer computes, in training and in
-    evaluation. Raises ConfigError for anything but a module, CoverageError for a layer whose sizes are not known yet, that
-    does more than can be kept, or that cannot be copied. What only the graph shows (`x - x.mean(0)` in a forward) is not
-    seen here; `fxperex.transform` refuses it.
+    Every replacement is tried first: but for its normalisation it computes what the layer computes,
+    in training and in evaluation. Raises ConfigError for anything but a module, CoverageError for a
+    layer whose sizes are not known yet, that does more than can be kept, or that cannot be copied.
+    What only the graph shows (`x - x.mean(0)` in a forward) is not seen here; `fxperex.transform`
+    refuses it.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     for name, module in model.named_modules():
-        if any(is_lazy(p) for p in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
-            raise CoverageError(f"{name or 'the model'} is lazy and has no sizes yet; run the model once first")
+        if any(
+                is_lazy(p)
+                for p in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
+            raise CoverageError(f"{name or 'the model'} is lazy and has no sizes yet; run the "
+                                "model once first")
     changes: list[Change] = []
     return _fixed(_copied(model), "", changes, {}), changes
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """A deep copy; tensors that modules computed (old `weight_norm`, `prune`) are copied as they are, and computed anew."""
+    """A deep copy; tensors that modules computed (old `weight_norm`, `prune`) are copied as they
+    are, and computed anew.
+    """
     computed: dict[int, Tensor] = {}
     for module in model.modules():
         for value in pytree.tree_leaves(list(vars(module).values())):
@@ -66,13 +75,16 @@ def _copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model, computed)  # type: ignore[arg-type]
     except Exception as error:  # whatever the user's own objects raise
-        raise CoverageError(f"the model cannot be copied, and fix leaves yours as it is: {type(error).__name__}: {error}. "
-                            "Replace its BatchNorm layers by GroupNorm yourself, or take out of the model what holds "
-                            "files, locks or results of an earlier forward") from error
+        raise CoverageError("the model cannot be copied, and fix leaves yours as it is: "
+                            f"{type(error).__name__}: {error}. Replace its BatchNorm layers by "
+                            "GroupNorm yourself, or take out of the model what holds files, locks "
+                            "or results of an earlier forward") from error
 
 
-def _fixed(module: nn.Module, name: str, changes: list[Change], done: dict[nn.Module, nn.Module]) -> nn.Module:
-    # A module used in several places stays one module. Modules are keys, not ids: a freed one's id is used again.
+def _fixed(module: nn.Module, name: str, changes: list[Change], done: dict[nn.Module,
+                                                                           nn.Module]) -> nn.Module:
+    # A module used in several places stays one module. Modules are keys, not ids: a freed one's id
+    # is used again.
     if module in done:
         return done[module]
     rule = next((make for kind, make in RULES if isinstance(module, kind)), None)
@@ -85,8 +97,12 @@ def _fixed(module: nn.Module, name: str, changes: list[Change], done: dict[nn.Mo
 
 
 def groups(channels: int) -> int:
-    """Returns the largest divisor of `channels` up to 32 that leaves groups of at least four channels, else 1."""
-    return max((d for d in range(1, min(GROUPS, channels // LEAST) + 1) if channels % d == 0), default=1)
+    """Returns the largest divisor of `channels` up to 32 that leaves groups of at least four
+    channels, else 1.
+    """
+    return max((d for d in range(1,
+                                 min(GROUPS, channels // LEAST) + 1) if channels % d == 0),
+               default=1)
 
 
 def _group_norm(module: nn.Module, name: str, changes: list[Change]) -> nn.Module:
@@ -96,7 +112,8 @@ def _group_norm(module: nn.Module, name: str, changes: list[Change]) -> nn.Modul
     _plain(module, name)
     children = after_the_norm(module)
     if children is None:
-        raise _refused(module, name, "a BatchNorm over dimension 1, followed by the modules that it holds")
+        raise _refused(module, name, "a BatchNorm over dimension 1, followed by the modules that "
+                                     "it holds")
     norm = nn.GroupNorm(groups(module.num_features), module.num_features, module.eps, module.affine)
     if module.affine:  # the very parameters, so that what they are tied to and whether they train stays so
         norm.weight, norm.bias = module.weight, module.bias
@@ -106,7 +123,8 @@ def _group_norm(module: nn.Module, name: str, changes: list[Change]) -> nn.Modul
         key = "norm" if "norm" not in children else "group_norm"
         after = nn.Sequential(OrderedDict({key: norm, **children}))
         after.training = module.training
-    changes.append(Change(name, _text(module), _text(after), "statistics over the batch mix examples"))
+    changes.append(Change(name, _text(module), _text(after), "statistics over the batch mix "
+                                                             "examples"))
     return after
 
 
@@ -119,36 +137,42 @@ def _instance_norm(module: nn.Module, name: str, changes: list[Change]) -> nn.Mo
     module.num_batches_tracked = None
     if not same_outputs(tracking, module):
         raise _refused(module, name, "an InstanceNorm that can do without running statistics")
-    changes.append(Change(name, before, _text(module), "running statistics release data without noise"))
+    changes.append(Change(name, before, _text(module), "running statistics release data without "
+                                                       "noise"))
     return module
 
 
 def _embedding(module: nn.Module, name: str, changes: list[Change]) -> nn.Module:
     assert isinstance(module, nn.Embedding | nn.EmbeddingBag)
     before = _text(module)
-    reasons = [(module.scale_grad_by_freq, "scale_grad_by_freq counts ids over the batch"), (module.sparse, "sparse gradients"),
+    reasons = [(module.scale_grad_by_freq, "scale_grad_by_freq counts ids over the "
+                                           "batch"), (module.sparse, "sparse gradients"),
                (module.max_norm is not None, "max_norm rewrites the rows looked up, without noise")]
     module.scale_grad_by_freq, module.sparse, module.max_norm = False, False, None
     if any(wrong for wrong, _ in reasons):
-        changes.append(Change(name, before, _text(module), "; ".join(why for wrong, why in reasons if wrong)))
+        changes.append(
+            Change(name, before, _text(module), "; ".join(why for wrong, why in reasons if wrong)))
     return module
 
 
 def _plain(module: _BatchNorm, name: str) -> None:
     """Raises CoverageError for what another module in its place would lose."""
     if any(len(getattr(module, hooks)) for hooks in HOOKS):
-        raise CoverageError(f"{_place(module, name)} has hooks, which a GroupNorm in its place would not run. Take them off "
-                            "(remove() of the handle, torch.nn.utils.prune.remove) and fix again")
+        raise CoverageError(f"{_place(module, name)} has hooks, which a GroupNorm in its place "
+                            "would not run. Take them off (remove() of the handle, "
+                            "torch.nn.utils.prune.remove) and fix again")
     if module.affine and not all(isinstance(p, nn.Parameter) for p in (module.weight, module.bias)):
-        raise CoverageError(f"{_place(module, name)} computes its weight or bias. Make them parameters "
-                            "(torch.nn.utils.parametrize.remove_parametrizations) and fix again")
+        raise CoverageError(f"{_place(module, name)} computes its weight or bias. Make them "
+                            "parameters (torch.nn.utils.parametrize.remove_parametrizations) and "
+                            "fix again")
 
 
 def _refused(module: nn.Module, name: str, what: str) -> CoverageError:
     place = f"model.{name}" if name else "the model"
-    return CoverageError(f"{_place(module, name)} is not {what}: its forward does more, which a replacement would leave out. "
-                         f"Replace {place} yourself by a module without batch statistics, or call .eval() on it: it then keeps "
-                         "its running statistics and mixes nothing")
+    return CoverageError(f"{_place(module, name)} is not {what}: its forward does more, which a "
+                         f"replacement would leave out. Replace {place} yourself by a module "
+                         "without batch statistics, or call .eval() on it: it then keeps its "
+                         "running statistics and mixes nothing")
 
 
 def _place(module: nn.Module, name: str) -> str:
@@ -159,5 +183,7 @@ def _text(module: nn.Module) -> str:
     return str(module).replace("\n", " ")
 
 
-RULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Callable[[nn.Module, str, list[Change]], nn.Module]], ...] = (
-    (_InstanceNorm, _instance_norm), (_BatchNorm, _group_norm), ((nn.Embedding, nn.EmbeddingBag), _embedding))
+RULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...],
+                   Callable[[nn.Module, str, list[Change]], nn.Module]],
+             ...] = ((_InstanceNorm, _instance_norm), (_BatchNorm, _group_norm),
+                     ((nn.Embedding, nn.EmbeddingBag), _embedding))

@@ -11,7 +11,9 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 @contextlib.contextmanager
 def tagged(key: str, value: Any) -> Iterator[None]:
-    """Nodes traced inside carry `meta[key] = value`, unless they have one from further inside. Without tracing: nothing."""
+    """Nodes traced inside carry `meta[key] = value`, unless they have one from further inside.
+    Without tracing: nothing.
+    """
     mode = get_proxy_mode()
     graph = mode.tracer.graph if mode is not None else None  # type: ignore[union-attr]
     final = next(iter(reversed(graph.nodes)), None) if graph else None

@@ -25,7 +25,9 @@ def copied(graph: fx.GraphModule) -> fx.GraphModule:
 
 
 def readable(graph: fx.Graph) -> str:
-    """Returns the graph, one node a line with shape and dtype, under a comment line per site and role."""
+    """Returns the graph, one node a line with shape and dtype, under a comment line per site and
+    role.
+    """
     lines: list[str] = ["# inputs: parameters, buffers, batch, mask"]
     group, summed = "", False
     behind: set[fx.Node] = set()  # nodes that a site's norm reaches
@@ -58,4 +60,5 @@ def _type(node: fx.Node) -> str:
 
 def _call(node: fx.Node) -> str:
     args = ", ".join([str(a) for a in node.args] + [f"{k}={v}" for k, v in node.kwargs.items()])
-    return f"{node.op}({args})" if node.op in {"placeholder", "output"} else f"{node.target}({args})"
+    return f"{node.op}({args})" if node.op in {"placeholder", "output"
+                                               } else f"{node.target}({args})"

@@ -1,8 +1,10 @@
-"""Hand-written kernels where ATen has no good form, each a `torch.library` op beside its ATen reference.
+"""Hand-written kernels where ATen has no good form, each a `torch.library` op beside its ATen
+reference.
 
-Every op has a fake kernel, so export, `make_fx`, Inductor and CUDA graphs see one named node. The op runs the Triton
-kernel where `unavailable(device)` is None, else its reference, which is also what the tests hold the kernel to.
-Triton is imported on the first launch, never by `import fxperex`.
+Every op has a fake kernel, so export, `make_fx`, Inductor and CUDA graphs see one named node. The
+op runs the Triton kernel where `unavailable(device)` is None, else its reference, which is also
+what the tests hold the kernel to. Triton is imported on the first launch, never by `import
+fxperex`.
 
 | op | returns | kernel |
 |---|---|---|
@@ -33,9 +35,15 @@ from fxperex.kernels.patches import patches, products_of_patches
 from fxperex.kernels.summing import looks, product
 from fxperex.kernels.weighted import by_factors, weighted_sum
 
-__all__ = ["PLAINLY", "Shape", "affine_gradients", "by_factors", "by_token", "chacha20", "conv_gradients", "conv_sq_norm",
-           "embedding_sq_norm", "gram_sq_norm", "linear_gradients", "linear_sq_norm", "looks", "patches", "product",
-           "products_of_patches", "unavailable", "weighted_sum"]
+__all__ = [
+    "PLAINLY", "Shape", "affine_gradients", "by_factors", "by_token", "chacha20", "conv_gradients",
+    "conv_sq_norm", "embedding_sq_norm", "gram_sq_norm", "linear_gradients", "linear_sq_norm",
+    "looks", "patches", "product", "products_of_patches", "unavailable", "weighted_sum"
+]
 
-# Operations for which a compiler is better served by plain ones, where these say so (they return None where not).
-PLAINLY = {torch.ops.fxperex.weighted_sum.default: _weighted.plainly, torch.ops.fxperex.product.default: _summing.plainly}
+# Operations for which a compiler is better served by plain ones, where these say so (they return
+# None where not).
+PLAINLY = {
+    torch.ops.fxperex.weighted_sum.default: _weighted.plainly,
+    torch.ops.fxperex.product.default: _summing.plainly
+}

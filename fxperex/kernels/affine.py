@@ -1,7 +1,9 @@
-"""Scale and shift of a normalisation: `grad_b w = sum_n g_bn xhat_bn`, `grad_b b = sum_n g_bn`, in one pass.
+"""Scale and shift of a normalisation: `grad_b w = sum_n g_bn xhat_bn`, `grad_b b = sum_n g_bn`, in
+one pass.
 
-`x`, `g [B,C,N]`: `C` the affine dimension, `N` the positions; `mean`, `rstd` `[B,S]` the statistics, of which element
-(c, n) uses number `n` (`per = 0`, layer and RMS norm: one per position) or `c // per` (group and instance norm).
+`x`, `g [B,C,N]`: `C` the affine dimension, `N` the positions; `mean`, `rstd` `[B,S]` the
+statistics, of which element (c, n) uses number `n` (`per = 0`, layer and RMS norm: one per
+position) or `c // per` (group and instance norm).
 """
 
 from __future__ import annotations
@@ -14,14 +16,18 @@ from fxperex.numerics.norms import sq_norm
 
 
 @torch.library.custom_op("fxperex::affine_gradients", mutates_args=(), tags=ANY_STRIDES)
-def affine_gradients(x: Tensor, g: Tensor, mean: Tensor, rstd: Tensor, per: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns (scale's gradients `[B,C]`, shift's `[B,C]`, float32 or wider, both squared norms `[B,2]`, float64)."""
+def affine_gradients(x: Tensor, g: Tensor, mean: Tensor, rstd: Tensor,
+                     per: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns (scale's gradients `[B,C]`, shift's `[B,C]`, float32 or wider, both squared norms
+    `[B,2]`, float64).
+    """
     if runs(x, g, mean, rstd):
         from fxperex.kernels.gpu.affine import launch
 
         return launch(x, g, mean, rstd, per)
     wide = torch.promote_types(x.dtype, torch.float32)
-    mean, rstd = (s[:, None, :] if per == 0 else s.repeat_interleave(per, 1)[:, :, None] for s in (mean, rstd))
+    mean, rstd = (s[:, None, :] if per == 0 else s.repeat_interleave(per, 1)[:, :, None]
+                  for s in (mean, rstd))
     scale = (g.to(wide) * ((x.to(wide) - mean) * rstd)).sum(2)
     shift = g.to(wide).sum(2)
     return scale, shift, torch.stack([sq_norm(scale), sq_norm(shift)], 1)

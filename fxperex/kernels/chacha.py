@@ -1,7 +1,9 @@
-"""The ChaCha20 key stream (RFC 8439, section 2.3) on the device that needs it: every block is computed on its own.
+"""The ChaCha20 key stream (RFC 8439, section 2.3) on the device that needs it: every block is
+computed on its own.
 
-Held to the RFC's vectors, and to another implementation, in the tests. On a CPU the library draws from the package
-`cryptography` (`fxperex.privacy.noise.streams`), which is faster there than this reference.
+Held to the RFC's vectors, and to another implementation, in the tests. On a CPU the library draws
+from the package `cryptography` (`fxperex.privacy.noise.streams`), which is faster there than this
+reference.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from fxperex.kernels.device import unavailable
 
 @torch.library.custom_op("fxperex::chacha20", mutates_args=())
 def chacha20(words: Tensor, count: int, counter: int) -> Tensor:
-    """Returns the first `count` 64-bit words, int64, from block `counter` on, on the device of `words`.
+    """Returns the first `count` 64-bit words, int64, from block `counter` on, on the device of
+    `words`.
 
     words: int32 `[11]`, the key's eight and the nonce's three 32-bit words, little-endian.
     """

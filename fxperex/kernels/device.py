@@ -16,7 +16,8 @@ R = TypeVar("R")
 
 OLDEST = (8, 0)  # compute capability: bfloat16, TF32 and asynchronous copies
 SMALL = 2**16  # bytes below which plain operations take no longer than an operation of this library takes to call
-ANY_STRIDES = (torch.Tag.flexible_layout,)  # of operations whose kernels read any: Inductor need not copy for them
+ANY_STRIDES = (torch.Tag.flexible_layout,
+               )  # of operations whose kernels read any: Inductor need not copy for them
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -28,7 +29,8 @@ def interpreting() -> bool:
 def unavailable(device: torch.device) -> str | None:
     """Returns None where the Triton kernels run on `device`, else the reason why not.
 
-    A CUDA device where torch finds none is one that a step is only planned for: it is taken to be new enough.
+    A CUDA device where torch finds none is one that a step is only planned for: it is taken to be
+    new enough.
     """
     if device.type == "cuda" and not torch.cuda.is_available():
         return None
@@ -40,8 +42,8 @@ def unavailable(device: torch.device) -> str | None:
         return f"the Triton kernels need a CUDA GPU; this step is on {device.type}"
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST:
-        return (f"the GPU is too old: compute capability {capability[0]}.{capability[1]}, the Triton "
-                f"kernels need {OLDEST[0]}.{OLDEST[1]}")
+        return (f"the GPU is too old: compute capability {capability[0]}.{capability[1]}, the "
+                f"Triton kernels need {OLDEST[0]}.{OLDEST[1]}")
     return None
 
 
@@ -49,11 +51,15 @@ def runs(*tensors: Tensor) -> bool:
     """Returns True where the kernels take these operands; elsewhere the ATen reference does."""
     floating = [t for t in tensors if t.is_floating_point()]
     small = all(_reach(t) < 2**31 for t in tensors)  # offsets inside one example are 32-bit
-    return small and len(tensors[0]) > 0 and all(t.dtype in DTYPES for t in floating) and unavailable(tensors[0].device) is None
+    return small and len(tensors[0]) > 0 and all(
+        t.dtype in DTYPES for t in floating) and unavailable(tensors[0].device) is None
 
 
-def on_its_device(launch: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
-    """Decorator: `launch` runs with the GPU of its first operand as the current one, for Triton launches on that."""
+def on_its_device(
+        launch: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
+    """Decorator: `launch` runs with the GPU of its first operand as the current one, for Triton
+    launches on that.
+    """
 
     @functools.wraps(launch)
     def run(x: Tensor, *args: P.args, **options: P.kwargs) -> R:
@@ -64,7 +70,9 @@ def on_its_device(launch: Callable[Concatenate[Tensor, P], R]) -> Callable[Conca
 
 
 def splits(programs: int, positions: int, device: torch.device, least: int = 256) -> int:
-    """Returns into how many parts of at least `least` positions a product is cut, so that the GPU is full."""
+    """Returns into how many parts of at least `least` positions a product is cut, so that the GPU
+    is full.
+    """
     return max(1, min(-(-2 * _processors(device) // programs), positions // least))
 
 

@@ -1,6 +1,8 @@
-"""`|g_b^T a_b|^2 = sum_{t,s} <a_t, a_s> <g_t, g_s>` by tiles of the two Gram matrices, which never exist whole.
+"""`|g_b^T a_b|^2 = sum_{t,s} <a_t, a_s> <g_t, g_s>` by tiles of the two Gram matrices, which never
+exist whole.
 
-The sum cancels: it is formed in float64 (tensor cores have it on the GPUs meant for training), as the ATen form is.
+The sum cancels: it is formed in float64 (tensor cores have it on the GPUs meant for training), as
+the ATen form is.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ TILE = 256  # positions a side that the reference multiplies at once
 
 @torch.library.custom_op("fxperex::gram_sq_norm", mutates_args=(), tags=ANY_STRIDES)
 def gram_sq_norm(a: Tensor, g: Tensor) -> Tensor:
-    """Returns squared norms, float64 `[B]`, of `g_b^T a_b` for `a [B,G,T,D]`, `g [B,G,T,P]`; never below 0."""
+    """Returns squared norms, float64 `[B]`, of `g_b^T a_b` for `a [B,G,T,D]`, `g [B,G,T,P]`; never
+    below 0.
+    """
     if runs(a, g):
         from fxperex.kernels.gpu.gram import launch
 

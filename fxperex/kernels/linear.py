@@ -1,7 +1,8 @@
-"""Per-example products `g_b^T a_b` of linear maps: squared norms streamed, or gradients stored with their norms.
+"""Per-example products `g_b^T a_b` of linear maps: squared norms streamed, or gradients stored with
+their norms.
 
-`a [B,G,T,D]`, `g [B,G,T,P]`. Small weights (LoRA, first layers) have few tiles: their positions are split over
-programs, whose parts are added before anything is squared.
+`a [B,G,T,D]`, `g [B,G,T,P]`. Small weights (LoRA, first layers) have few tiles: their positions are
+split over programs, whose parts are added before anything is squared.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ STREAMED = 2**24  # bytes of gradients formed at a time where there is no kernel
 
 @torch.library.custom_op("fxperex::linear_sq_norm", mutates_args=(), tags=ANY_STRIDES)
 def linear_sq_norm(a: Tensor, g: Tensor) -> Tensor:
-    """Returns `|g_b^T a_b|^2`, float64 `[B]`, products in full float32; nothing of the size of a gradient is kept."""
+    """Returns `|g_b^T a_b|^2`, float64 `[B]`, products in full float32; nothing of the size of a
+    gradient is kept.
+    """
     if runs(a, g):
         from fxperex.kernels.gpu.linear import launch
 
@@ -32,7 +35,9 @@ def _(a: Tensor, g: Tensor) -> Tensor:
 
 @torch.library.custom_op("fxperex::linear_gradients", mutates_args=(), tags=ANY_STRIDES)
 def linear_gradients(a: Tensor, g: Tensor, precision: str) -> tuple[Tensor, Tensor]:
-    """Returns (`g_b^T a_b` `[B,G,P,D]` in the operands' dtype, squared norms `[B]` of what was stored, float64)."""
+    """Returns (`g_b^T a_b` `[B,G,P,D]` in the operands' dtype, squared norms `[B]` of what was
+    stored, float64).
+    """
     if runs(a, g):
         from fxperex.kernels.gpu.linear import launch
 
@@ -54,7 +59,9 @@ def _reference(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _streamed(a: Tensor, g: Tensor) -> Tensor:
-    """Squared norms `[B]` by a few examples at a time, or by a few outputs of one, in one small buffer."""
+    """Squared norms `[B]` by a few examples at a time, or by a few outputs of one, in one small
+    buffer.
+    """
     rows, groups, _, inputs = a.shape
     outputs = g.shape[3]
     line = groups * inputs * a.element_size()
@@ -65,6 +72,8 @@ def _streamed(a: Tensor, g: Tensor) -> Tensor:
     for b in range(0, rows, count):
         here = slice(b * groups, (b + count) * groups)
         for part in y[here].split(wide, 1):
-            out = buffer[:part.shape[0] * part.shape[1] * inputs].view(part.shape[0], part.shape[1], inputs)
-            squares[b:b + count] += sq_norm(torch.bmm(part, x[here], out=out).view(-1, groups * part.shape[1] * inputs))
+            out = buffer[:part.shape[0] * part.shape[1] * inputs].view(
+                part.shape[0], part.shape[1], inputs)
+            squares[b:b + count] += sq_norm(
+                torch.bmm(part, x[here], out=out).view(-1, groups * part.shape[1] * inputs))
     return squares

@@ -1,8 +1,9 @@
-"""`g^T a` over the positions of all examples: the weighted sum of scaled output gradients, invalid examples' rows zero.
+"""`g^T a` over the positions of all examples: the weighted sum of scaled output gradients, invalid
+examples' rows zero.
 
-Zero times a number that is not finite is NaN, for everyone. On a CPU the product looks whether any example is invalid, and
-where none is copies nothing; on a GPU looking would wait for it, so rows of invalid examples are always cleared
-(`layers.shapes.clean`) in front of an ordinary product.
+Zero times a number that is not finite is NaN, for everyone. On a CPU the product looks whether any
+example is invalid, and where none is copies nothing; on a GPU looking would wait for it, so rows of
+invalid examples are always cleared (`layers.shapes.clean`) in front of an ordinary product.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ FUSED = 2**20  # bytes of an input that Inductor clears in passing
 
 
 def looks(x: Tensor) -> bool:
-    """True for an input `x` that needs no clearing, because `product` looks for invalid examples itself."""
+    """True for an input `x` that needs no clearing, because `product` looks for invalid examples
+    itself.
+    """
     return x.device.type == "cpu" and x.nbytes >= SMALL
 
 
 def product(g: Tensor, a: Tensor, valid: Tensor) -> Tensor:
-    """Returns `g^T a` `[..., P, D]` of `g [..., N, P]`, `a [..., N, D]`; an invalid example (`valid [B]`) has zeros in `g`."""
+    """Returns `g^T a` `[..., P, D]` of `g [..., N, P]`, `a [..., N, D]`; an invalid example (`valid
+    [B]`) has zeros in `g`.
+    """
     return checked_product(g, a, valid) if looks(a) or looks(g) else g.mT @ a
 
 
@@ -39,7 +44,9 @@ def _(g: Tensor, a: Tensor, valid: Tensor) -> Tensor:
 
 
 def plainly(g: Tensor, a: Tensor, valid: Tensor) -> Tensor | None:
-    """Returns the same by operations that a compiler can fuse, or None where a cleared copy would cost more than that saves."""
+    """Returns the same by operations that a compiler can fuse, or None where a cleared copy would
+    cost more than that saves.
+    """
     if max(g.nbytes, a.nbytes) >= FUSED:
         return None
     g, a = (torch.where(valid.all(), v, v.nan_to_num(0.0, 0.0, 0.0)) for v in (g, a))

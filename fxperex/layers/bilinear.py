@@ -1,6 +1,8 @@
-"""Bilinear forms: `y[p] = sum_ij x[i] w[p,i,j] z[j]`, a product with the outer product of the two inputs.
+"""Bilinear forms: `y[p] = sum_ij x[i] w[p,i,j] z[j]`, a product with the outer product of the two
+inputs.
 
-`a [B,1,T,D]` are the outer products `x_t z_t^T` (D = I * J), `g [B,1,T,P]` the output gradients. Norms by Gram matrices need
+`a [B,1,T,D]` are the outer products `x_t z_t^T` (D = I * J), `g [B,1,T,P]` the output gradients.
+Norms by Gram matrices need
 none of them: `<a_t, a_s> = <x_t, x_s> <z_t, z_s>`.
 """
 
@@ -28,7 +30,8 @@ class Bilinear:
 
     def dims(self, node: fx.Node, arg: int, rows: int, axis: BatchAxis) -> Dims:
         outputs, *inputs = node.args[2].meta["val"].shape  # type: ignore[union-attr]
-        return Dims(rows, 1, node.meta["val"].shape[:-1].numel() // rows, math.prod(inputs), outputs)
+        return Dims(rows, 1, node.meta["val"].shape[:-1].numel() // rows, math.prod(inputs),
+                    outputs)
 
     def factors(self, uses: Uses) -> tuple[Tensor, Tensor]:
         x, z = self._inputs(uses)
@@ -53,7 +56,8 @@ class Bilinear:
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         g = scaled(uses.grad, uses.out_axis, factors, valid).flatten(0, -2)
-        x, z = (clean(uses.args[i], uses.axes[i], valid).flatten(0, -2) for i in (0, 1))  # type: ignore[arg-type]
+        x, z = (clean(uses.args[i], uses.axes[i], valid).flatten(0, -2) for i in (0, 1)
+                )  # type: ignore[arg-type]
         return (_outer(g, x).t() @ z).reshape(uses.site.shape)
 
     def _inputs(self, uses: Uses) -> tuple[Tensor, Tensor]:
@@ -66,9 +70,10 @@ class Bilinear:
         nn, randn = torch.nn, torch.randn
         return [(nn.Bilinear(3, 4, 2), (randn(5, 3), randn(5, 4))),
                 (nn.Bilinear(3, 4, 2, bias=False), (randn(3, 5, 3), randn(3, 5, 4))),
-                (Call(lambda m, x: m(x.transpose(0, 1), x.transpose(0, 1)).transpose(0, 1), nn.Bilinear(3, 3, 4)),
-                 (randn(3, 5, 3),)),
-                (Call(lambda m, x: m(x, m(x, x).tanh()), nn.Bilinear(3, 3, 3)), (randn(3, 4, 3),))]
+                (Call(lambda m, x: m(x.transpose(0, 1), x.transpose(0, 1)).transpose(0, 1),
+                      nn.Bilinear(3, 3, 4)), (randn(3, 5, 3), )),
+                (Call(lambda m, x: m(x,
+                                     m(x, x).tanh()), nn.Bilinear(3, 3, 3)), (randn(3, 4, 3), ))]
 
 
 def _tokens(x: Tensor, axis: BatchAxis | None, rows: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Convolutions in one to three dimensions: stride, padding (`same` too), dilation, groups.
 
-`a [B,G,T,D]` are the unfolded patches (D = |K| C, of several groups C/G * |K|), `g [B,G,T,P]` the output gradients:
-`grad_b = g_b^T a_b`.
+`a [B,G,T,D]` are the unfolded patches (D = |K| C, of several groups C/G * |K|), `g [B,G,T,P]` the
+output gradients: `grad_b = g_b^T a_b`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from fxperex.layers.shapes import clean, packet, scaled
 from fxperex.layers.windows import Geometry, by_channels, channels_last, geometry, gram, live, padded, unfold, whole_kernel
 from fxperex.registry import BatchAxis, Dims, Uses, layer_kind
 
-# Up to this many positions an image is mostly padding to a convolution; a product over patches does no such work
-# (512 channels, 1 x 1 pixels, kernel 3, 16 examples on a CPU: 1.9 ms against 10 ms).
+# Up to this many positions an image is mostly padding to a convolution; a product over patches does
+# no such work (512 channels, 1 x 1 pixels, kernel 3, 16 examples on a CPU: 1.9 ms against 10 ms).
 SMALL = 8
 _T = TypeVar("_T")
 
@@ -35,12 +35,15 @@ class Conv:
         return geometry(node)
 
     def ordered(self, x: _T, g: _T) -> tuple[_T, _T]:
-        """Of a node's input and output: (what the windows slide over, what stands at their positions)."""
+        """Of a node's input and output: (what the windows slide over, what stands at their
+        positions).
+        """
         return x, g
 
     def live(self, node: fx.Node) -> Geometry:
         """Returns the node's geometry without the taps that see padding alone."""
-        image, _ = self.ordered(node.args[0].meta["val"], node.meta["val"])  # type: ignore[union-attr]
+        image, _ = self.ordered(node.args[0].meta["val"],
+                                node.meta["val"])  # type: ignore[union-attr]
         return live(self.geometry(node), tuple(image.shape[2:]))
 
     def layout(self, node: fx.Node, arg: int) -> tuple[object, ...]:
@@ -49,10 +52,11 @@ class Conv:
 
     def dims(self, node: fx.Node, arg: int, rows: int, axis: BatchAxis) -> Dims:
         weight, shape = node.args[1].meta["val"].shape, self.live(node)  # type: ignore[union-attr]
-        image, output = (v.shape for v in self.ordered(node.args[0].meta["val"], node.meta["val"]))  # type: ignore[union-attr]
+        image, output = (v.shape for v in self.ordered(node.args[0].meta["val"], node.meta["val"])
+                         )  # type: ignore[union-attr]
         merged = output[0] // rows
-        return Dims(rows, shape.groups, merged * output[2:].numel(), weight[1] * shape.taps, weight[0] // shape.groups,
-                    shape.taps, image[2:].numel() if merged == 1 else 0)
+        return Dims(rows, shape.groups, merged * output[2:].numel(), weight[1] * shape.taps,
+                    weight[0] // shape.groups, shape.taps, image[2:].numel() if merged == 1 else 0)
 
     def factors(self, uses: Uses) -> tuple[Tensor, Tensor]:
         if "patches" not in uses.cache:
@@ -63,21 +67,29 @@ class Conv:
         return uses.cache["patches"], self.outputs(uses)
 
     def products(self, uses: Uses, images: int) -> Tensor:
-        """Returns `g_b^T a_b` `[B,G,P,D]`, one image per example, from patches of `images` images at a time."""
+        """Returns `g_b^T a_b` `[B,G,P,D]`, one image per example, from patches of `images` images
+        at a time.
+        """
         shape = self.live(uses.node)
         image, output = self.ordered(uses.args[0], uses.grad)
-        return kernels.products_of_patches(image, output.flatten(2), shape.kernel, shape.stride, shape.dilation, shape.before,
-                                           shape.after, shape.groups, images, channels_last(image.shape[1], shape))
+        return kernels.products_of_patches(image, output.flatten(2), shape.kernel, shape.stride,
+                                           shape.dilation, shape.before, shape.after, shape.groups,
+                                           images, channels_last(image.shape[1], shape))
 
     def outputs(self, uses: Uses) -> Tensor:
-        """What stands at the positions, `g [B,G,T,P]`: output gradients; inputs where the convolution is transposed."""
+        """What stands at the positions, `g [B,G,T,P]`: output gradients; inputs where the
+        convolution is transposed.
+        """
         _, output = self.ordered(uses.args[0], uses.grad)
         _, axis = self.ordered(uses.axes[0], uses.out_axis)
         groups = self.geometry(uses.node).groups
-        return _per_example(output.flatten(2).unflatten(1, (groups, -1)).transpose(2, 3), axis, uses.site.rows)
+        return _per_example(
+            output.flatten(2).unflatten(1, (groups, -1)).transpose(2, 3), axis, uses.site.rows)
 
     def gram(self, uses: Uses) -> Tensor:
-        """`<a_t, a_s>` `[B,G,T,T]`, float64: from pixels where that is less work than from patches."""
+        """`<a_t, a_s>` `[B,G,T,T]`, float64: from pixels where that is less work than from
+        patches.
+        """
         d = uses.site.dims
         assert d is not None
         if not pixel_gram(d):
@@ -111,9 +123,12 @@ class Conv:
         a = a.to(g.dtype)  # kept patches may be of 16 bits where the sum is formed in float32
         counts, zero = valid[:, None, None, None], torch.zeros((), dtype=g.dtype, device=g.device)
         g = torch.where(counts, g * factors.to(g.dtype)[:, None, None, None], zero)
-        a, g = (a if kernels.looks(a) else torch.where(counts, a, zero)).flatten(0, 2), g.flatten(0, 2)
+        a, g = (a if kernels.looks(a) else torch.where(counts, a, zero)).flatten(0, 2), g.flatten(
+            0, 2)
         if patches_folded(uses.site.dims):
-            return kernels.product(g, self.fold(uses, a[:, None, None]).flatten(1), valid).view(uses.site.shape)
+            return kernels.product(g,
+                                   self.fold(uses, a[:, None, None]).flatten(1),
+                                   valid).view(uses.site.shape)
         return self.fold(uses, kernels.product(g, a, valid)[None, None])[0].contiguous()
 
     def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
@@ -121,49 +136,57 @@ class Conv:
 
         nn = torch.nn
         return [
-            (nn.Conv1d(2, 4, 3, padding=1), (torch.randn(3, 2, 8),)),
-            (nn.Conv1d(4, 4, 2, stride=2, dilation=2, groups=2, padding="valid"), (torch.randn(3, 4, 9),)),
-            (nn.Conv2d(3, 4, 3, stride=2, padding=1), (torch.randn(4, 3, 7, 6),)),
-            (nn.Conv2d(4, 6, (3, 2), dilation=(1, 2), groups=2, bias=False), (torch.randn(3, 4, 6, 7),)),
-            (nn.Conv2d(4, 8, 3, groups=4, padding="same", dilation=2), (torch.randn(3, 4, 5, 5),)),
-            (nn.Conv2d(3, 5, 4, padding="same"), (torch.randn(2, 3, 6, 5),)),
-            (nn.Conv2d(3, 2, 1), (torch.randn(4, 3, 3, 3),)),
-            (nn.Conv2d(3, 2, 3), (torch.randn(4, 3, 3, 3),)),
-            (nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (torch.randn(3, 2, 5, 5),)),
-            (Call(lambda m, x: m(x.flatten(0, 1)).unflatten(0, (-1, 2)), nn.Conv2d(3, 4, 3)), (torch.randn(3, 2, 3, 5, 5),)),
-            (nn.Conv3d(2, 3, 2, stride=(1, 2, 1), padding=1), (torch.randn(2, 2, 4, 5, 3),)),
-            (nn.Conv3d(2, 4, (1, 2, 2), groups=2), (torch.randn(2, 2, 3, 4, 3),)),
+            (nn.Conv1d(2, 4, 3, padding=1), (torch.randn(3, 2, 8), )),
+            (nn.Conv1d(4, 4, 2, stride=2, dilation=2, groups=2,
+                       padding="valid"), (torch.randn(3, 4, 9), )),
+            (nn.Conv2d(3, 4, 3, stride=2, padding=1), (torch.randn(4, 3, 7, 6), )),
+            (nn.Conv2d(4, 6, (3, 2), dilation=(1, 2), groups=2,
+                       bias=False), (torch.randn(3, 4, 6, 7), )),
+            (nn.Conv2d(4, 8, 3, groups=4, padding="same", dilation=2), (torch.randn(3, 4, 5, 5), )),
+            (nn.Conv2d(3, 5, 4, padding="same"), (torch.randn(2, 3, 6, 5), )),
+            (nn.Conv2d(3, 2, 1), (torch.randn(4, 3, 3, 3), )),
+            (nn.Conv2d(3, 2, 3), (torch.randn(4, 3, 3, 3), )),
+            (nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (torch.randn(3, 2, 5, 5), )),
+            (Call(lambda m, x: m(x.flatten(0, 1)).unflatten(0, (-1, 2)),
+                  nn.Conv2d(3, 4, 3)), (torch.randn(3, 2, 3, 5, 5), )),
+            (nn.Conv3d(2, 3, 2, stride=(1, 2, 1), padding=1), (torch.randn(2, 2, 4, 5, 3), )),
+            (nn.Conv3d(2, 4, (1, 2, 2), groups=2), (torch.randn(2, 2, 3, 4, 3), )),
             # Channels enough to be copied in runs.
-            (nn.Conv1d(8, 3, 3, padding=1, stride=2), (torch.randn(3, 8, 6),)),
-            (nn.Conv2d(9, 4, (3, 2), dilation=(1, 2), padding=(1, 0)), (torch.randn(3, 9, 5, 4),)),
-            (nn.Conv2d(8, 4, 4, padding="same"), (torch.randn(2, 8, 3, 5),)),
-            (nn.Conv3d(8, 2, 2, stride=(1, 2, 1)), (torch.randn(2, 8, 3, 4, 2),)),
-            (Call(lambda m, x: m(x.flatten(0, 1)).unflatten(0, (-1, 2)), nn.Conv2d(8, 4, 3)), (torch.randn(3, 2, 8, 4, 5),)),
-            (nn.Conv2d(8, 3, 3, padding=1), (torch.randn(3, 8, 1, 2),)),
+            (nn.Conv1d(8, 3, 3, padding=1, stride=2), (torch.randn(3, 8, 6), )),
+            (nn.Conv2d(9, 4, (3, 2), dilation=(1, 2), padding=(1, 0)), (torch.randn(3, 9, 5, 4), )),
+            (nn.Conv2d(8, 4, 4, padding="same"), (torch.randn(2, 8, 3, 5), )),
+            (nn.Conv3d(8, 2, 2, stride=(1, 2, 1)), (torch.randn(2, 8, 3, 4, 2), )),
+            (Call(lambda m, x: m(x.flatten(0, 1)).unflatten(0, (-1, 2)),
+                  nn.Conv2d(8, 4, 3)), (torch.randn(3, 2, 8, 4, 5), )),
+            (nn.Conv2d(8, 3, 3, padding=1), (torch.randn(3, 8, 1, 2), )),
             # Fewer patches than outputs: the sum takes them in the weight's order.
-            (nn.Conv2d(8, 12, 3, padding=1), (torch.randn(3, 8, 1, 1),)),
-            (nn.Conv2d(8, 9, (3, 2), padding=1), (torch.randn(2, 8, 2, 1),)),
-            (nn.Conv2d(3, 9, 3, padding=1), (torch.randn(2, 3, 2, 1),)),
+            (nn.Conv2d(8, 12, 3, padding=1), (torch.randn(3, 8, 1, 1), )),
+            (nn.Conv2d(8, 9, (3, 2), padding=1), (torch.randn(2, 8, 2, 1), )),
+            (nn.Conv2d(3, 9, 3, padding=1), (torch.randn(2, 3, 2, 1), )),
             # Taps that see padding alone, in one dimension and in all.
-            (nn.Conv2d(4, 6, 3, padding=1, groups=2), (torch.randn(3, 4, 1, 1),)),
-            (nn.Conv2d(2, 3, (3, 5), padding=(1, 2), stride=2), (torch.randn(3, 2, 5, 2),)),
-            (nn.Conv1d(2, 3, 3, padding=2, dilation=2), (torch.randn(3, 2, 2),)),
-            (nn.Conv1d(2, 3, 4, padding="same"), (torch.randn(3, 2, 1),)),
-            (nn.Conv3d(2, 3, 3, padding=1), (torch.randn(2, 2, 1, 3, 1),)),
+            (nn.Conv2d(4, 6, 3, padding=1, groups=2), (torch.randn(3, 4, 1, 1), )),
+            (nn.Conv2d(2, 3, (3, 5), padding=(1, 2), stride=2), (torch.randn(3, 2, 5, 2), )),
+            (nn.Conv1d(2, 3, 3, padding=2, dilation=2), (torch.randn(3, 2, 2), )),
+            (nn.Conv1d(2, 3, 4, padding="same"), (torch.randn(3, 2, 1), )),
+            (nn.Conv3d(2, 3, 3, padding=1), (torch.randn(2, 2, 1, 3, 1), )),
         ]
 
 
 def _per_example(x: Tensor, axis: BatchAxis | None, rows: int) -> Tensor:
-    """`[N, G, T, F]` -> `[B, G, T', F]` with the merged positions of one example one after another."""
+    """`[N, G, T, F]` -> `[B, G, T', F]` with the merged positions of one example one after
+    another.
+    """
     assert axis is not None
     x = x.reshape(axis.outer, rows, axis.inner, *x.shape[1:]).permute(1, 3, 0, 2, 4, 5)
     return x.reshape(rows, x.shape[1], -1, x.shape[5])
 
 
 def pixel_gram(d: Dims) -> bool:
-    """Returns True if the pixels' Gram matrix and its shifted copies are less work than that of the patches.
+    """Returns True if the pixels' Gram matrix and its shifted copies are less work than that of the
+    patches.
 
-    For few positions the sum is formed from patches anyway, and their Gram matrix costs almost nothing.
+    For few positions the sum is formed from patches anyway, and their Gram matrix costs almost
+    nothing.
     """
     return 0 < d.pixels**2 <= d.T**2 * d.taps and (d.T > SMALL or d.G > 1)
 
@@ -171,7 +194,8 @@ def pixel_gram(d: Dims) -> bool:
 def patches_folded(d: Dims) -> bool:
     """Returns True if a sum of products takes its patches in the weight's order, with all taps.
 
-    The patches are then smaller than the product, which would otherwise have to be reordered and spread.
+    The patches are then smaller than the product, which would otherwise have to be reordered and
+    spread.
     """
     return d.B * d.T < d.P
 

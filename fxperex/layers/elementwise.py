@@ -1,7 +1,8 @@
-"""Bare parameters in broadcast element-by-element operations: class token, layer scale, positional embedding.
+"""Bare parameters in broadcast element-by-element operations: class token, layer scale, positional
+embedding.
 
-With the parameter expanded to the output's shape every element has its own derivative; summing over the
-repeated dimensions, but not over the batch, gives the per-example gradient.
+With the parameter expanded to the output's shape every element has its own derivative; summing over
+the repeated dimensions, but not over the batch, gives the per-example gradient.
 """
 
 from __future__ import annotations
@@ -42,9 +43,12 @@ class Elementwise:
     def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
         from fxperex.testing import Bare, Call
 
-        return [(Bare(lambda p, x: x + p, (5,)), (torch.randn(3, 4, 5),)),
-                (Bare(lambda p, x: x * p, (4, 1)), (torch.randn(3, 4, 5),)),
-                (Bare(lambda p, x: x / (p.exp() + 1), ()), (torch.randn(3, 4, 5),)),
-                (Bare(lambda p, x: (p - x.transpose(0, 1)).transpose(0, 1), (4, 1, 5)), (torch.randn(3, 4, 5),)),
-                (Bare(lambda p, x: torch.cat([p.expand(x.shape[0], -1, -1), x], 1), (1, 1, 5)), (torch.randn(3, 4, 5),)),
-                (Call(lambda m, x: x * m.weight, torch.nn.LayerNorm(5, bias=False)), (torch.randn(3, 4, 5),))]
+        return [(Bare(lambda p, x: x + p, (5, )), (torch.randn(3, 4, 5), )),
+                (Bare(lambda p, x: x * p, (4, 1)), (torch.randn(3, 4, 5), )),
+                (Bare(lambda p, x: x / (p.exp() + 1), ()), (torch.randn(3, 4, 5), )),
+                (Bare(lambda p, x: (p - x.transpose(0, 1)).transpose(0, 1),
+                      (4, 1, 5)), (torch.randn(3, 4, 5), )),
+                (Bare(lambda p, x: torch.cat([p.expand(x.shape[0], -1, -1), x], 1),
+                      (1, 1, 5)), (torch.randn(3, 4, 5), )),
+                (Call(lambda m, x: x * m.weight,
+                      torch.nn.LayerNorm(5, bias=False)), (torch.randn(3, 4, 5), ))]

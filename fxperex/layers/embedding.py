@@ -1,4 +1,6 @@
-"""Embedding: rows of a table chosen by integers. `grad_b[v] = sum_{t: id_bt = v} g_bt`, `padding_idx` kept at zero."""
+"""Embedding: rows of a table chosen by integers. `grad_b[v] = sum_{t: id_bt = v} g_bt`,
+`padding_idx` kept at zero.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ class Embedding:
         return packet(node) == "embedding" and arg == 0
 
     def dims(self, node: fx.Node, arg: int, rows: int, axis: BatchAxis) -> Dims:
-        table, ids = node.args[0].meta["val"].shape, node.args[1].meta["val"].shape  # type: ignore[union-attr]
+        table, ids = node.args[0].meta["val"].shape, node.args[1].meta[
+            "val"].shape  # type: ignore[union-attr]
         return Dims(rows, 1, ids.numel() // rows, table[0], table[1])
 
     def layout(self, node: fx.Node, arg: int) -> str:
@@ -46,7 +49,8 @@ class Embedding:
         ids = split(uses.args[1], axis, rows).reshape(rows, -1)
         g = split(uses.grad, uses.out_axis, rows).reshape(rows, ids.shape[1], uses.site.shape[1])
         padding = self._padding(uses)
-        return ids, g if padding < 0 else torch.where((ids != padding)[..., None], g, torch.zeros_like(g))
+        return ids, g if padding < 0 else torch.where(
+            (ids != padding)[..., None], g, torch.zeros_like(g))
 
     def per_example(self, uses: Uses) -> Tensor:
         ids, g = self.tokens(uses)
@@ -56,7 +60,8 @@ class Embedding:
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
         g = scaled(uses.grad, uses.out_axis, factors, valid)
-        return torch.ops.aten.embedding_dense_backward(g, uses.args[1], uses.site.shape[0], self._padding(uses), False)
+        return torch.ops.aten.embedding_dense_backward(g, uses.args[1], uses.site.shape[0],
+                                                       self._padding(uses), False)
 
     def _padding(self, uses: Uses) -> int:
         return uses.node.args[2] if len(uses.node.args) > 2 else -1  # type: ignore[return-value]

@@ -1,8 +1,10 @@
-"""A site of several uses: their factors are joined along T, with a and g exchanged for transposed uses.
+"""A site of several uses: their factors are joined along T, with a and g exchanged for transposed
+uses.
 
-`sum_i g_bi^T a_bi = g_b^T a_b` with `a_b`, `g_b` the uses' factors joined. An embedding's `a` has one row of
-the identity per token and is never written out: `<a_t, a_s> = [id_t = id_s]`. Its product with a dense
-factor is a look-up.
+`sum_i g_bi^T a_bi = g_b^T a_b` with `a_b`, `g_b` the uses' factors joined. An embedding's `a` has
+one row of
+the identity per token and is never written out: `<a_t, a_s> = [id_t = id_s]`. Its product with a
+dense factor is a look-up.
 """
 
 from __future__ import annotations
@@ -46,7 +48,10 @@ def gram(factors: list[Factor]) -> Tensor:
     """Returns the Gram matrix `[B,G,T,T]`, float64, of factors joined along T."""
     if len(factors) == 1:
         return inner(factors[0], factors[0])
-    upper = {(i, j): inner(x, y) for i, x in enumerate(factors) for j, y in enumerate(factors) if i <= j}
+    upper = {(i, j): inner(x, y)
+             for i, x in enumerate(factors)
+             for j, y in enumerate(factors)
+             if i <= j}
     rows = [[upper[i, j] if i <= j else upper[j, i].transpose(2, 3) for j in range(len(factors))]
             for i in range(len(factors))]
     return torch.cat([torch.cat(row, 3) for row in rows], 2)
@@ -58,7 +63,9 @@ class Joined:
     name = "joined"
 
     def pairs(self, uses: Uses) -> list[tuple[Factor, Factor]]:
-        """Returns the uses' factors `(a, g)` in the first use's roles; all dense ones are joined."""
+        """Returns the uses' factors `(a, g)` in the first use's roles; all dense ones are
+        joined.
+        """
         lead = self._roles(uses.parts[0])
         dense: list[tuple[Tensor, Tensor]] = []
         pairs: list[tuple[Factor, Factor]] = []
@@ -70,7 +77,8 @@ class Joined:
             else:
                 pairs.append(pair)
         if dense:
-            pairs.insert(0, (torch.cat([a for a, _ in dense], 2), torch.cat([g for _, g in dense], 2)))
+            pairs.insert(0,
+                         (torch.cat([a for a, _ in dense], 2), torch.cat([g for _, g in dense], 2)))
         return pairs
 
     def factors(self, uses: Uses) -> tuple[Tensor, Tensor]:
@@ -91,7 +99,9 @@ class Joined:
         return uses.cache["pairs"]
 
     def tokens(self, uses: Uses) -> tuple[Tensor, Tensor]:
-        """Returns ids `[B, T]` and output gradients `[B, T, P]`; all uses must be embeddings of one table."""
+        """Returns ids `[B, T]` and output gradients `[B, T, P]`; all uses must be embeddings of one
+        table.
+        """
         tokens = [kinds()["embedding"].tokens(part) for part in uses.parts]
         return torch.cat([ids for ids, _ in tokens], 1), torch.cat([g for _, g in tokens], 1)
 
@@ -100,10 +110,15 @@ class Joined:
         return upright(kinds()[lead.site.kind].fold(lead, grads), lead)
 
     def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
-        """Returns the sum over all uses; uses with flat factors share one product, others are added."""
+        """Returns the sum over all uses; uses with flat factors share one product, others are
+        added.
+        """
         flat = [p for p in uses.parts if hasattr(kinds()[p.site.kind], "flat")]
         separate = [p for p in uses.parts if p not in flat] if len(flat) > 1 else list(uses.parts)
-        sums = [upright(kinds()[p.site.kind].weighted_sum(p, factors, valid)[None], p)[0] for p in separate]
+        sums = [
+            upright(kinds()[p.site.kind].weighted_sum(p, factors, valid)[None], p)[0]
+            for p in separate
+        ]
         if len(flat) > 1:
             lead, pairs = flat[0], []
             for part in flat:
@@ -124,7 +139,9 @@ def upright(grads: Tensor, uses: Uses) -> Tensor:
 
 
 def over_parts(uses: Uses, gradients: Callable[[Uses], Tensor]) -> Tensor:
-    """Returns per-example gradients `[B, *shape]` added over the uses, in the order of a backward: the last use first."""
+    """Returns per-example gradients `[B, *shape]` added over the uses, in the order of a backward:
+    the last use first.
+    """
     return added(upright(gradients(part), part) for part in reversed(uses.each))
 
 

@@ -1,8 +1,9 @@
 """The affine part of layer, RMS, group, instance and (in eval mode) batch normalisation.
 
-`y = xhat * w + b`: `grad_b w = sum_t g_bt xhat_bt`, `grad_b b = sum_t g_bt`; `xhat` is the same operation
-run without its affine part. Of group norm neither is formed: its own backward of one image with `N C` channels gives
-every example's sums, `rstd (sum_t g x - mean sum_t g)`, in one pass; where positions are few, plain products do so sooner.
+`y = xhat * w + b`: `grad_b w = sum_t g_bt xhat_bt`, `grad_b b = sum_t g_bt`; `xhat` is the same
+operation run without its affine part. Of group norm neither is formed: its own backward of one
+image with `N C` channels gives every example's sums, `rstd (sum_t g x - mean sum_t g)`, in one
+pass; where positions are few, plain products do so sooner.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from fxperex.layers.shapes import packet, unbroadcast
 from fxperex.registry import BatchAxis, Uses, layer_kind
 
 # op -> (place of the weight, place of the bias or None)
-PLACES: dict[str, tuple[int, int | None]] = {"layer_norm": (2, 3), "rms_norm": (2, None), "group_norm": (2, 3),
-                                             "instance_norm": (1, 2), "batch_norm": (1, 2),
-                                             "_native_batch_norm_legit_no_training": (1, 2)}
+PLACES: dict[str, tuple[int, int | None]] = {
+    "layer_norm": (2, 3), "rms_norm": (2, None), "group_norm": (2, 3), "instance_norm": (1, 2),
+    "batch_norm": (1, 2), "_native_batch_norm_legit_no_training": (1, 2)
+}
 
 
 FEW = 8  # positions below which group norm's own backward, a loop over channels, is slower than products
@@ -31,7 +33,9 @@ class Norm:
         return arg == self._flat(node, 0) or arg == self._flat(node, 1)
 
     def _flat(self, node: fx.Node, which: int) -> int | None:
-        """Place of weight (0) or bias (1) among the flat arguments, which unroll `normalized_shape`."""
+        """Place of weight (0) or bias (1) among the flat arguments, which unroll
+        `normalized_shape`.
+        """
         place = PLACES.get(packet(node), (None, None))[which]
         if place is None:
             return None
@@ -65,29 +69,38 @@ class Norm:
         eps = uses.args[4] if len(uses.args) > 4 else 1e-5
         images, channels = x.shape[:2]
         positions = x[:1, :1].numel()
-        _, mean, rstd = torch.ops.aten.native_group_norm(x, weight, bias, images, channels, positions, groups, eps)
+        _, mean, rstd = torch.ops.aten.native_group_norm(x, weight, bias, images, channels,
+                                                         positions, groups, eps)
         g, scale = uses.grad, uses.site.arg == self._flat(uses.node, 0)
         if positions < FEW:
             xhat = (x.reshape(images, groups, -1) - mean[..., None]) * rstd[..., None]
-            sums = (g * xhat.reshape(x.shape) if scale else g).reshape(images, channels, positions).sum(2)
+            sums = (g * xhat.reshape(x.shape) if scale else g).reshape(images, channels,
+                                                                       positions).sum(2)
         else:
             g, x = (v.reshape(1, images * channels, positions) for v in (g, x))
             # Of the weight's shape alone: what is asked for does not read it.
             weights = None if weight is None else weight.new_zeros(images * channels)
             sums = torch.ops.aten.native_group_norm_backward(
-                g, x, mean.reshape(1, -1), rstd.reshape(1, -1), weights, 1, images * channels, positions, images * groups,
-                [False, True, True])[1 if scale else 2].reshape(images, channels)
+                g, x, mean.reshape(1,
+                                   -1), rstd.reshape(1,
+                                                     -1), weights, 1, images * channels, positions,
+                images * groups, [False, True, True])[1 if scale else 2].reshape(images, channels)
         return unbroadcast(sums, uses.out_axis, uses.site.shape, uses.site.rows)
 
     def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
         from fxperex.testing import Call
 
         nn = torch.nn
-        return [(nn.LayerNorm(5), (torch.randn(3, 4, 5),)), (nn.LayerNorm((4, 5), bias=False), (torch.randn(3, 4, 5),)),
-                (nn.RMSNorm(5), (torch.randn(3, 4, 5),)), (nn.GroupNorm(2, 4), (torch.randn(3, 4, 5, 2),)),
-                (nn.GroupNorm(1, 3), (torch.randn(3, 3, 6),)), (nn.GroupNorm(2, 6), (torch.randn(3, 6),)),
-                (Call(lambda m, x: m(x.flatten(0, 1)).unflatten(0, (-1, 2)), nn.GroupNorm(2, 4)), (torch.randn(3, 2, 4, 5),)),
-                (Call(lambda m, x: F.group_norm(x, 2, None, m.bias), nn.GroupNorm(2, 4)), (torch.randn(3, 4, 5),)),
-                (nn.InstanceNorm1d(3, affine=True), (torch.randn(3, 3, 6),)),
-                (nn.InstanceNorm2d(3, affine=True), (torch.randn(3, 3, 4, 2),)),
-                (nn.BatchNorm2d(3).eval(), (torch.randn(4, 3, 2, 2),))]
+        return [(nn.LayerNorm(5), (torch.randn(3, 4, 5), )),
+                (nn.LayerNorm((4, 5), bias=False), (torch.randn(3, 4, 5), )),
+                (nn.RMSNorm(5), (torch.randn(3, 4, 5), )),
+                (nn.GroupNorm(2, 4), (torch.randn(3, 4, 5, 2), )),
+                (nn.GroupNorm(1, 3), (torch.randn(3, 3, 6), )),
+                (nn.GroupNorm(2, 6), (torch.randn(3, 6), )),
+                (Call(lambda m, x: m(x.flatten(0, 1)).unflatten(0, (-1, 2)),
+                      nn.GroupNorm(2, 4)), (torch.randn(3, 2, 4, 5), )),
+                (Call(lambda m, x: F.group_norm(x, 2, None, m.bias),
+                      nn.GroupNorm(2, 4)), (torch.randn(3, 4, 5), )),
+                (nn.InstanceNorm1d(3, affine=True), (torch.randn(3, 3, 6), )),
+                (nn.InstanceNorm2d(3, affine=True), (torch.randn(3, 3, 4, 2), )),
+                (nn.BatchNorm2d(3).eval(), (torch.randn(4, 3, 2, 2), ))]

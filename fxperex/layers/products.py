@@ -1,4 +1,5 @@
-"""Every product with a parameter as one sum over named dimensions: `out = sum_D x[input] w[weight]`.
+"""Every product with a parameter as one sum over named dimensions: `out = sum_D x[input]
+w[weight]`.
 
 A letter's role follows from where it stands:
 
@@ -9,7 +10,8 @@ A letter's role follows from where it stands:
 | P | no | yes | yes | outputs |
 | T | yes | no | yes | positions, and the batch |
 
-A product with a letter of another role (summed out of one factor alone, a diagonal) is not one of these.
+A product with a letter of another role (summed out of one factor alone, a diagonal) is not one of
+these.
 """
 
 from __future__ import annotations
@@ -24,12 +26,15 @@ from fxperex.layers.shapes import packet
 from fxperex.registry import BatchAxis
 
 # op -> positions of its two factors among the arguments
-PAIRS = {"linear": (0, 1), "matmul": (0, 1), "mm": (0, 1), "bmm": (0, 1), "mv": (0, 1), "addmm": (1, 2),
-         "baddbmm": (1, 2), "einsum": (1, 2)}
+PAIRS = {
+    "linear": (0, 1), "matmul": (0, 1), "mm": (0, 1), "bmm": (0, 1), "mv": (0, 1), "addmm": (1, 2),
+    "baddbmm": (1, 2), "einsum": (1, 2)
+}
 
 
 # Whether a letter is in the input, in the weight, in the output -> its role
-ROLES = {(True, True, True): "G", (True, True, False): "D", (False, True, True): "P", (True, False, True): "T"}
+ROLES = {(True, True, True): "G", (True, True, False): "D", (False, True, True): "P",
+         (True, False, True): "T"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,9 @@ class Product:
         return ROLES.get(tuple(letter in term for term in (self.input, self.weight, self.out)), "")
 
     def letters(self, role: str) -> str:
-        """Returns the letters of a role: positions in the order of x, others in that of the weight."""
+        """Returns the letters of a role: positions in the order of x, others in that of the
+        weight.
+        """
         term = self.input if role == "T" else self.weight
         return "".join(k for k in term if k != "." and self.role(k) == role)
 
@@ -92,9 +99,10 @@ def _checked(x: int, terms: tuple[str, str, str], input_shape: tuple[int, ...],
     def without_broadcast(term: str, shape: tuple[int, ...]) -> str:
         return "".join("." if size < sizes[k] else k for k, size in zip(term, shape, strict=True))
 
-    candidate = Product(x, without_broadcast(terms[0], input_shape), without_broadcast(terms[1], weight_shape),
-                        terms[2], sizes)
-    return candidate if all(k == "." or candidate.role(k) for k in candidate.input + candidate.weight) else None
+    candidate = Product(x, without_broadcast(terms[0], input_shape),
+                        without_broadcast(terms[1], weight_shape), terms[2], sizes)
+    return candidate if all(
+        k == "." or candidate.role(k) for k in candidate.input + candidate.weight) else None
 
 
 def _has_options(node: fx.Node) -> bool:
@@ -118,29 +126,42 @@ def _equation(node: fx.Node) -> tuple[str, str, str] | None:
     ranks = [factor.meta["val"].dim() for factor in _factors(node)]
     names = iter(string.ascii_letters)
     if packet(node) == "linear":
-        positions, d, p = "".join(next(names) for _ in range(ranks[0] - 1)), next(names), next(names)
+        positions, d, p = "".join(
+            next(names) for _ in range(ranks[0] - 1)), next(names), next(names)
         return (positions + d, p + d, positions + p) if ranks[1] == 2 else None
     m, k, n = next(names), next(names), next(names)
     batch = "".join(next(names) for _ in range(max(*ranks, 2) - 2))
     # A vector has the summed letter alone.
-    terms = [batch[len(batch) - rank + 2:] + own if rank > 1 else k for rank, own in zip(ranks, (m + k, k + n), strict=True)]
+    terms = [
+        batch[len(batch) - rank + 2:] + own if rank > 1 else k
+        for rank, own in zip(ranks, (m + k, k + n), strict=True)
+    ]
     return terms[0], terms[1], batch + (m if ranks[0] > 1 else "") + (n if ranks[1] > 1 else "")
 
 
 def spelled(equation: str, ranks: list[int]) -> tuple[list[str], str]:
-    """Returns the terms of an einsum and its output, with ellipses and an implied output spelled out."""
+    """Returns the terms of an einsum and its output, with ellipses and an implied output spelled
+    out.
+    """
     inputs, arrow, out = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
-    widths = [rank - len(term) + 3 if "..." in term else 0 for term, rank in zip(terms, ranks, strict=True)]
+    widths = [
+        rank - len(term) + 3 if "..." in term else 0
+        for term, rank in zip(terms, ranks, strict=True)
+    ]
     spare = [k for k in string.ascii_letters if k not in equation][:max(widths)]
     if not arrow:
         once = sorted(k for k in inputs if k.isalpha() and inputs.count(k) == 1)
         out = ("..." if any(widths) else "") + "".join(once)
-    terms = [term.replace("...", "".join(spare[len(spare) - width:])) for term, width in zip(terms, widths, strict=True)]
+    terms = [
+        term.replace("...", "".join(spare[len(spare) - width:]))
+        for term, width in zip(terms, widths, strict=True)
+    ]
     return terms, out.replace("...", "".join(spare))
 
 
-def arranged(x: Tensor, term: str, order: list[str], sizes: dict[str, int], axis: BatchAxis, rows: int) -> Tensor:
+def arranged(x: Tensor, term: str, order: list[str], sizes: dict[str, int], axis: BatchAxis,
+             rows: int) -> Tensor:
     """Returns `x` with one dimension for each group of letters in `order`.
 
     `*` stands for the examples, `<` and `>` for the positions that share their dimension.
@@ -161,4 +182,5 @@ def unarranged(grads: Tensor, p: Product, shape: tuple[int, ...]) -> Tensor:
     """Returns `[N, *shape]`, gradients of the weight, of `[N,G,P,D]`."""
     order = p.letters("G") + p.letters("P") + p.letters("D")
     grads = grads.reshape(len(grads), *(p.sizes[k] for k in order))
-    return grads.permute(0, *(1 + order.index(k) for k in p.weight if k != ".")).reshape(len(grads), *shape)
+    return grads.permute(0, *(1 + order.index(k) for k in p.weight if k != ".")).reshape(
+        len(grads), *shape)

@@ -1,7 +1,9 @@
-"""The windows of a convolution: its geometry, its patches, the taps that ever see the image, the Gram matrix of patches.
+"""The windows of a convolution: its geometry, its patches, the taps that ever see the image, the
+Gram matrix of patches.
 
-`a_t` is the patch that output position t sees: `a_t[k,c] = x[c, s t + d k - p]`, zero outside the image; `a_t[c,k]` where there
-are groups, whose channels stay together, or few channels (`channels_last`).
+`a_t` is the patch that output position t sees: `a_t[k,c] = x[c, s t + d k - p]`, zero outside the
+image; `a_t[c,k]` where there are groups, whose channels stay together, or few channels
+(`channels_last`).
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ MANY = 8  # channels from which a patch is copied by runs of channels, rather th
 class Geometry:
     """Options of one convolution, one number per spatial dimension; `before`/`after` pad each side.
 
-    `first`: the tap of the whole kernel at which `kernel` begins (see `live`); `whole`: the whole kernel.
+    `first`: the tap of the whole kernel at which `kernel` begins (see `live`); `whole`: the whole
+    kernel.
     """
 
     kernel: tuple[int, ...]
@@ -46,17 +49,23 @@ class Geometry:
     @property
     def pointwise(self) -> bool:
         """True where a patch is one pixel and every pixel has its patch."""
-        return self.taps == 1 and set(self.stride) == {1} and not any(self.before) and not any(self.after)
+        return self.taps == 1 and set(
+            self.stride) == {1} and not any(self.before) and not any(self.after)
 
 
 def geometry(node: fx.Node) -> Geometry:
-    """Returns the Geometry of a captured convolution's windows, `same` and unequal kernels included."""
+    """Returns the Geometry of a captured convolution's windows, `same` and unequal kernels
+    included.
+    """
     arguments = options(node)
     kernel = tuple(arguments["weight"].meta["val"].shape[2:])
     n = len(kernel)
-    stride, dilation, padding = each(arguments["stride"], n), each(arguments["dilation"], n), arguments["padding"]
+    stride, dilation, padding = each(arguments["stride"], n), each(arguments["dilation"],
+                                                                   n), arguments["padding"]
     if isinstance(padding, str):
-        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+        total = [
+            d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)
+        ]
         before, after = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
     else:
         before = after = each(padding, n)
@@ -64,10 +73,13 @@ def geometry(node: fx.Node) -> Geometry:
 
 
 def options(node: fx.Node) -> dict[str, Any]:
-    """Returns every argument of a node by the name it has in the operator's schema, defaults filled in."""
+    """Returns every argument of a node by the name it has in the operator's schema, defaults filled
+    in.
+    """
     schema = node.target._schema.arguments  # type: ignore[union-attr]
     arguments: dict[str, Any] = {s.name: s.default_value for s in schema}
-    return arguments | {s.name: a for s, a in zip(schema, node.args, strict=False)} | dict(node.kwargs)
+    return arguments | {s.name: a
+                        for s, a in zip(schema, node.args, strict=False)} | dict(node.kwargs)
 
 
 def each(value: Any, n: int) -> tuple[int, ...]:
@@ -78,8 +90,8 @@ def each(value: Any, n: int) -> tuple[int, ...]:
 def live(shape: Geometry, sizes: tuple[int, ...]) -> Geometry:
     """Returns `shape` without the outer taps that see padding alone in an image of `sizes`.
 
-    Their gradient is zero whatever the data. An image of one pixel under a padded kernel of 3 x 3 leaves one
-    tap of nine; larger images keep them all.
+    Their gradient is zero whatever the data. An image of one pixel under a padded kernel of 3 x 3
+    leaves one tap of nine; larger images keep them all.
     """
     parts = [_live(shape, i, size) for i, size in enumerate(sizes)]
     kernel, before, after, first = (tuple(p[j] for p in parts) for j in range(4))
@@ -87,8 +99,11 @@ def live(shape: Geometry, sizes: tuple[int, ...]) -> Geometry:
 
 
 def _live(shape: Geometry, i: int, size: int) -> tuple[int, int, int, int]:
-    """(kernel, before, after, first tap) of dimension `i`, cropped; as it was where cropping would eat the image."""
-    k, s, d, before, after = (v[i] for v in (shape.kernel, shape.stride, shape.dilation, shape.before, shape.after))
+    """(kernel, before, after, first tap) of dimension `i`, cropped; as it was where cropping would
+    eat the image.
+    """
+    k, s, d, before, after = (v[i] for v in (shape.kernel, shape.stride, shape.dilation,
+                                             shape.before, shape.after))
     outs = (size + before + after - d * (k - 1) - 1) // s + 1
     seeing = [j for j in range(k) if any(0 <= o * s + j * d - before < size for o in range(outs))]
     low, high = (seeing[0], seeing[-1] + 1) if seeing else (0, k)
@@ -97,7 +112,9 @@ def _live(shape: Geometry, i: int, size: int) -> tuple[int, int, int, int]:
 
 
 def whole_kernel(grads: Tensor, shape: Geometry) -> Tensor:
-    """Returns gradients `[..., *live kernel]` as `[..., *whole kernel]`, zero at the taps that see nothing."""
+    """Returns gradients `[..., *live kernel]` as `[..., *whole kernel]`, zero at the taps that see
+    nothing.
+    """
     widths: list[int] = []
     for k, low, full in reversed(list(zip(shape.kernel, shape.first, shape.whole, strict=True))):
         widths += [low, full - low - k]
@@ -123,7 +140,8 @@ def unfold(x: Tensor, shape: Geometry) -> Tensor:
     if shape.pointwise:
         columns = x.flatten(2)
     else:
-        columns = patches(x, shape.kernel, shape.stride, shape.dilation, shape.before, shape.after, interleaved)
+        columns = patches(x, shape.kernel, shape.stride, shape.dilation, shape.before, shape.after,
+                          interleaved)
         if interleaved:
             return columns.unsqueeze(1)
     return columns.unflatten(1, (shape.groups, -1)).transpose(2, 3)
@@ -138,10 +156,12 @@ def by_channels(grads: Tensor, channels: int, shape: Geometry) -> Tensor:
 
 
 def gram(x: Tensor, shape: Geometry, outs: tuple[int, ...]) -> Tensor:
-    """Returns `<a_t, a_s>` `[N, T, T]` of the patches of `x [N, C, *S]` at the positions of `outs`, without patches.
+    """Returns `<a_t, a_s>` `[N, T, T]` of the patches of `x [N, C, *S]` at the positions of `outs`,
+    without patches.
 
-    `<a_t, a_s> = sum_k R[s t + d k, s s + d k]` with the pixels' own Gram matrix `R = x^T x`: one product over
-    channels instead of one over channels and taps, then shifted copies of R added up, one dimension after the other.
+    `<a_t, a_s> = sum_k R[s t + d k, s s + d k]` with the pixels' own Gram matrix `R = x^T x`: one
+    product over channels instead of one over channels and taps, then shifted copies of R added up,
+    one dimension after the other.
     """
     n, sizes = len(shape.kernel), tuple(x.shape[2:])
     flat = x.flatten(2)
@@ -150,8 +170,10 @@ def gram(x: Tensor, shape: Geometry, outs: tuple[int, ...]) -> Tensor:
     for before, after in reversed(list(zip(shape.before, shape.after, strict=True))):
         widths += [before, after]
     pixels = F.pad(pixels, widths * 2) if any(widths) else pixels
-    for i, (k, o, s, d) in enumerate(zip(shape.kernel, outs, shape.stride, shape.dilation, strict=True)):
-        shifted = (_every(_every(pixels, 1 + i, j * d, o, s), 1 + n + i, j * d, o, s) for j in range(k))
+    for i, (k, o, s,
+            d) in enumerate(zip(shape.kernel, outs, shape.stride, shape.dilation, strict=True)):
+        shifted = (_every(_every(pixels, 1 + i, j * d, o, s), 1 + n + i, j * d, o, s)
+                   for j in range(k))
         pixels = functools.reduce(torch.add, shifted)
     positions = torch.Size(outs).numel()
     return pixels.reshape(len(x), positions, positions)

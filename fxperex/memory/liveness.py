@@ -1,7 +1,8 @@
 """Peak memory of a program in the order it runs: a buffer lives from its maker to its last reader.
 
-An eager fx graph drops every value after its last use; Inductor plans its buffers the same way. Inputs
-live during the entire program. An operation may need more memory while it runs (`workspace`).
+An eager fx graph drops every value after its last use; Inductor plans its buffers the same way.
+Inputs live during the entire program. An operation may need more memory while it runs
+(`workspace`).
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from torch.utils import _pytree as pytree
 
 from fxperex.memory.workspace import workspace
 
-# Sites whose norms run inside the backward -> (bytes of that step's peak, the site that sets it or "").
+# Sites whose norms run inside the backward -> (bytes of that step's peak, the site that sets it or
+# "").
 Trial = Callable[[list[str]], tuple[float, str]]
 SMALLEST_GROUP = 1 / 8  # of all sites: a smaller group that would raise the peak is not split further
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """Makes buffers (name -> bytes) from those it reads; needs `transient` more bytes while it runs."""
+    """Makes buffers (name -> bytes) from those it reads; needs `transient` more bytes while it
+    runs.
+    """
 
     name: str
     makes: Mapping[str, float] = field(default_factory=dict)
@@ -32,7 +36,9 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Listing:
-    """A program: `instructions` in order, bytes of its `inputs`, and the buffers that outlive it."""
+    """A program: `instructions` in order, bytes of its `inputs`, and the buffers that outlive
+    it.
+    """
 
     instructions: tuple[Instruction, ...]
     inputs: float
@@ -41,7 +47,9 @@ class Listing:
 
 @dataclass(frozen=True)
 class Peak:
-    """`bytes` at the worst instruction, its `index`, and the buffers that live there, largest first."""
+    """`bytes` at the worst instruction, its `index`, and the buffers that live there, largest
+    first.
+    """
 
     bytes: float
     index: int
@@ -75,12 +83,13 @@ def raised(sites: Sequence[str], freeing: Collection[str], trial: Trial) -> tupl
 
     The peak is never above that of moving none. The sites in `freeing` are tried together, then all
     others. A group that would raise the peak is split in halves, and each half is tried again, the
-    later sites first: their output gradients exist earlier. At the end, a norm that sets the peak itself
-    is moved back.
+    later sites first: their output gradients exist earlier. At the end, a norm that sets the peak
+    itself is moved back.
     """
     chosen: list[str] = []
     limit, setter = trial([])
-    groups = [[site for site in sites if site not in freeing], [site for site in sites if site in freeing]]
+    groups = [[site for site in sites if site not in freeing],
+              [site for site in sites if site in freeing]]
     queue = [group for group in groups if group]
     while queue:
         group = queue.pop()
@@ -101,17 +110,23 @@ def raised(sites: Sequence[str], freeing: Collection[str], trial: Trial) -> tupl
 def _live_at(index: int, steps: tuple[Instruction, ...], final_reads: dict[str, int],
              outputs: frozenset[str]) -> tuple[tuple[str, float], ...]:
     """Returns the buffers in memory at the instruction `index`, largest first."""
-    buffers = [(name, count) for i, step in enumerate(steps[:index + 1]) for name, count in step.makes.items()
+    buffers = [(name, count)
+               for i, step in enumerate(steps[:index + 1])
+               for name, count in step.makes.items()
                if name in outputs or final_reads.get(name, i) >= index]
     if steps and steps[index].transient:
         buffers.append((steps[index].name, steps[index].transient))
     return tuple(sorted(buffers, key=lambda buffer: -buffer[1]))
 
 
-def listing(graph: fx.Graph, results: Iterable[fx.Node] | None = None) -> tuple[Listing, dict[fx.Node, tuple[str, ...]]]:
-    """Returns the Listing of a graph with fake values in `meta["val"]`, and the buffers of every node.
+def listing(
+        graph: fx.Graph,
+        results: Iterable[fx.Node] | None = None) -> tuple[Listing, dict[fx.Node, tuple[str, ...]]]:
+    """Returns the Listing of a graph with fake values in `meta["val"]`, and the buffers of every
+    node.
 
-    Views share the buffer of what they view. `results`: the nodes that outlive the program, default its outputs.
+    Views share the buffer of what they view. `results`: the nodes that outlive the program, default
+    its outputs.
     """
     names: dict[int, str] = {}
     buffers: dict[fx.Node, tuple[str, ...]] = {}

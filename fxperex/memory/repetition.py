@@ -1,4 +1,6 @@
-"""Which nodes of a graph may run a second time and give the same bits, and the Listing where some of them do."""
+"""Which nodes of a graph may run a second time and give the same bits, and the Listing where some
+of them do.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,11 @@ def writes(node: fx.Node) -> bool:
 
 def storages(node: fx.Node) -> set[int]:
     """Returns the memory of a node with fake values in `meta["val"]`."""
-    return {t.untyped_storage()._cdata for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, torch.Tensor)}
+    return {
+        t.untyped_storage()._cdata
+        for t in pytree.tree_leaves(node.meta.get("val"))
+        if isinstance(t, torch.Tensor)
+    }
 
 
 def random(node: fx.Node) -> bool:
@@ -42,7 +48,9 @@ def touches(node: fx.Node, memory: set[int]) -> bool:
 
 
 def repeatable(nodes: Collection[fx.Node]) -> frozenset[fx.Node]:
-    """Returns the operations among `nodes` that give the same bits again: nothing random, nothing that touches written memory."""
+    """Returns the operations among `nodes` that give the same bits again: nothing random, nothing
+    that touches written memory.
+    """
     dirty = written(nodes)
     return frozenset(n for n in nodes if n.op == "call_function" and not random(n) and not writes(n)
                      and not touches(n, dirty))
@@ -50,9 +58,11 @@ def repeatable(nodes: Collection[fx.Node]) -> frozenset[fx.Node]:
 
 @dataclass(frozen=True)
 class Program:
-    """A Listing of a whole step; `phases` of its instructions: FORWARD, BACKWARD and the norms, SUMS.
+    """A Listing of a whole step; `phases` of its instructions: FORWARD, BACKWARD and the norms,
+    SUMS.
 
-    In each later phase, a repeated instruction runs again before the phase's first reader of its buffers.
+    In each later phase, a repeated instruction runs again before the phase's first reader of its
+    buffers.
     """
 
     listing: Listing
@@ -69,11 +79,17 @@ class Program:
     @cached_property
     def forward(self) -> tuple[Instruction, ...]:
         """The instructions of the forward."""
-        return tuple(s for s, p in zip(self.listing.instructions, self.phases, strict=True) if p == FORWARD)
+        return tuple(
+            s for s, p in zip(self.listing.instructions, self.phases, strict=True) if p == FORWARD)
 
     def repeating(self, names: Collection[str]) -> tuple[Listing, list[str]]:
-        """Returns the Listing in which the forward instructions `names` are repeated, and the name of each repetition."""
-        maker = {b: (i, s) for i, s in enumerate(self.listing.instructions) if s.name in names for b in s.makes}
+        """Returns the Listing in which the forward instructions `names` are repeated, and the name
+        of each repetition.
+        """
+        maker = {
+            b: (i, s)
+            for i, s in enumerate(self.listing.instructions) if s.name in names for b in s.makes
+        }
         instructions: list[Instruction] = []
         repeated: list[str] = []
         done: set[tuple[int, int]] = set()
@@ -90,8 +106,11 @@ class Program:
 Makers = Mapping[str, tuple[int, Instruction]]
 
 
-def _needed(step: Instruction, phase: int, maker: Makers, done: set[tuple[int, int]]) -> list[tuple[int, Instruction]]:
-    """Returns the instructions that `phase` must repeat for `step`, in order, and adds them to `done`."""
+def _needed(step: Instruction, phase: int, maker: Makers,
+            done: set[tuple[int, int]]) -> list[tuple[int, Instruction]]:
+    """Returns the instructions that `phase` must repeat for `step`, in order, and adds them to
+    `done`.
+    """
     needed: dict[int, Instruction] = {}
     queue = [step]
     while queue:
@@ -104,8 +123,9 @@ def _needed(step: Instruction, phase: int, maker: Makers, done: set[tuple[int, i
 
 
 def _repetition(step: Instruction, phase: int, maker: Makers) -> Instruction:
-    return replace(step, name=f"{step.name}@{phase}", makes={f"{b}@{phase}": size for b, size in step.makes.items()},
-                   reads=_reads(step, phase, maker))
+    return replace(step, name=f"{step.name}@{phase}",
+                   makes={f"{b}@{phase}": size
+                          for b, size in step.makes.items()}, reads=_reads(step, phase, maker))
 
 
 def _reads(step: Instruction, phase: int, maker: Makers) -> tuple[str, ...]:

@@ -1,8 +1,10 @@
-"""Bytes that a convolution on a CPU needs beside its operands and results while it runs (oneDNN's ways, as its allocations show).
+"""Bytes that a convolution on a CPU needs beside its operands and results while it runs (oneDNN's
+ways, as its allocations show).
 
-It works on copies in a blocked layout, channels padded to whole blocks: both operands are copied, the blocked result
-comes after, and is copied into the plain one once the operands' copies are gone. The weight gradient of groups whose
-channels fill no whole blocks is a product over patches instead, with four partial results beside it.
+It works on copies in a blocked layout, channels padded to whole blocks: both operands are copied,
+the blocked result comes after, and is copied into the plain one once the operands' copies are gone.
+The weight gradient of groups whose channels fill no whole blocks is a product over patches instead,
+with four partial results beside it.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ ALONE = 512  # positions for one thread, below which every thread gets patches a
 
 
 def workspace(node: fx.Node) -> float:
-    """Returns the bytes for one ATen node with fake values in `meta["val"]`; 0 where nothing is known."""
+    """Returns the bytes for one ATen node with fake values in `meta["val"]`; 0 where nothing is
+    known.
+    """
     op = packet(node) if node.op == "call_function" else ""
     if op not in {"convolution", "convolution_backward"}:
         return 0.0
@@ -37,7 +41,9 @@ def workspace(node: fx.Node) -> float:
     if mask[1]:  # type: ignore[index]
         # An expanded stand-in for the weight is written out first.
         spread = _bytes(weight) if 0 in weight.stride() else 0.0
-        needs.append(spread + _weight_gradient(gradient, x, weight, int(node.args[9])))  # type: ignore[arg-type]
+        needs.append(
+            spread +
+            _weight_gradient(gradient, x, weight, int(node.args[9])))  # type: ignore[arg-type]
     return max(needs)
 
 
@@ -63,7 +69,9 @@ def convolution(one: float, two: float, result: float) -> float:
 
 
 def blocked(channels: int) -> float:
-    """Returns the channels that a copy in blocks has; 0 where there are too few and images are read as they are."""
+    """Returns the channels that a copy in blocks has; 0 where there are too few and images are read
+    as they are.
+    """
     return float(BLOCK * math.ceil(channels / BLOCK)) if channels >= BLOCK else 0.0
 
 
@@ -73,7 +81,9 @@ def partial(inputs: int, outputs: int) -> bool:
 
 
 def by_patches(columns: float, weights: float, positions: int) -> float:
-    """Returns the bytes for patches of one image and group, and partial results of the size of all groups' weights."""
+    """Returns the bytes for patches of one image and group, and partial results of the size of all
+    groups' weights.
+    """
     threads = torch.get_num_threads()
     return (threads if positions < ALONE * threads else 1) * (columns + 4 * weights)
 

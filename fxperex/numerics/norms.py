@@ -1,13 +1,13 @@
 """Norms that are at most a few units of rounding below the true ones.
 
-torch's float32 `norm()` of a long vector loses small terms (on the CPU 2.6e-3 at 38 M elements). A block
-of 1024 equal numbers, summed one by one, is up to 8 x 2^-20 low. So squares are summed in blocks of 64,
-in the operand's precision, and the blocks in float64. `rounding` says how low that can be, and raises
-the norms by it. Numbers whose squares float32 cannot hold read as infinite (above 1.8e19) or as zero
-(below 1e-23), see `config`.
+torch's float32 `norm()` of a long vector loses small terms (on the CPU 2.6e-3 at 38 M elements). A
+block of 1024 equal numbers, summed one by one, is up to 8 x 2^-20 low. So squares are summed in
+blocks of 64, in the operand's precision, and the blocks in float64. `rounding` says how low that
+can be, and raises the norms by it. Numbers whose squares float32 cannot hold read as infinite
+(above 1.8e19) or as zero (below 1e-23), see `config`.
 
-A CPU adds eight or more contiguous numbers in parallel lanes. There each lane has a block of its own,
-which halves the time of large norms.
+A CPU adds eight or more contiguous numbers in parallel lanes. There each lane has a block of its
+own, which halves the time of large norms.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def sq_norm(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("fxperex::sq_norm", mutates_args=())
 def long_blocks(flat: Tensor) -> Tensor:
-    """Returns squared norms `[B]` in float64 of the rows of `flat [B, N]`, float32 on a CPU, in blocks of so many for each lane.
+    """Returns squared norms `[B]` in float64 of the rows of `flat [B, N]`, float32 on a CPU, in
+    blocks of so many for each lane.
 
     An op of its own: a compiler's code might add a long block up one by one.
     """
@@ -50,7 +51,9 @@ def _(flat: Tensor) -> Tensor:
 
 
 def memory_order(x: Tensor) -> list[int]:
-    """Returns the dimensions of `x [B, ...]` as they follow each other in memory, so that a row lies flat there, if one does."""
+    """Returns the dimensions of `x [B, ...]` as they follow each other in memory, so that a row
+    lies flat there, if one does.
+    """
     order = [0, *sorted(range(1, x.dim()), key=x.stride, reverse=True)]
     return order if x.permute(order).is_contiguous() else list(range(x.dim()))
 

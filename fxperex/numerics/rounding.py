@@ -16,7 +16,8 @@ product rounds its operands too, each by a factor within `1 +- r` (`rounds`), th
 `a_t g_t f (1 + e)` with `|e| <= rho = (1 + r)^2 / (1 - K u) - 1`. So the example adds at most
 `f (n + rho S)`, with `n` its true norm and `S = sum_t |a_t| |g_t|`, and `certified` raises n to
 
-    N = max(n, (n + rho S) / (1 + s)), s = 3 SLACK / 4;  f <= C / N  gives  f (n + rho S) <= C (1 + s)
+    N = max(n, (n + rho S) / (1 + s)), s = 3 SLACK / 4;  f <= C / N  gives  f (n + rho S) <= C (1 +
+    s)
 
 for every n, S and K. No bound in n and S alone is tighter. Norms that a float32 product gave are
 themselves `rho S` low at most; Gram matrices in float64 are `k 2^-53 S^2` low in square. Sites add
@@ -67,12 +68,14 @@ def operands(device: torch.device) -> tuple[float, float]:
 
 
 def refuse_coarser(before: tuple[float, float], device: torch.device) -> None:
-    """Raises StateError if `operands(device)` are now rounded more than `before`, when the step was made."""
+    """Raises StateError if `operands(device)` are now rounded more than `before`, when the step was
+    made.
+    """
     current = operands(device)
     if any(error > limit for error, limit in zip(current, before, strict=True)):
-        raise StateError(f"float32 products and convolutions may now round their operands by {current}, "
-                         f"relative; this step was made for {before}. Set TF32 and matmul precision "
-                         "before transform")
+        raise StateError("float32 products and convolutions may now round their operands by "
+                         f"{current}, relative; this step was made for {before}. Set TF32 and "
+                         "matmul precision before transform")
 
 
 def rounds(site: Site) -> float:
@@ -109,8 +112,9 @@ def unbounded(site: Site) -> str | None:
 def rho(site: Site, dtype: torch.dtype, scaled: bool = True, terms: Any = None) -> Any:
     """Returns rho: a sum of `dtype` operands rounds what an example adds by at most `rho S`.
 
-    `scaled`: its output gradients are multiplied by clip factors first. `terms`: how many an example
-    adds up, a number or a tensor, whose shape rho then has; by default the site's T positions.
+    `scaled`: its output gradients are multiplied by clip factors first. `terms`: how many an
+    example adds up, a number or a tensor, whose shape rho then has; by default the site's T
+    positions.
     """
     assert site.dims is not None
     count = site.dims.T if terms is None else terms

@@ -7,8 +7,10 @@ import re
 
 from fxperex.errors import ConfigError
 
-UNITS = {"": 1, "B": 1,
-         "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+UNITS = {
+    "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20,
+    "GIB": 2**30, "TIB": 2**40
+}
 
 
 def parse_memory(memory: int | float | str | None) -> int | None:
@@ -21,7 +23,8 @@ def parse_memory(memory: int | float | str | None) -> int | None:
     except (KeyError, ValueError):
         size = 0
     if size <= 0 or isinstance(memory, bool):
-        raise ConfigError(f"memory must be a number of bytes above 0 or a size such as '16GiB'; got {memory!r}")
+        raise ConfigError("memory must be a number of bytes above 0 or a size such as '16GiB'; "
+                          f"got {memory!r}")
     return size
 
 

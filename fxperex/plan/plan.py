@@ -1,4 +1,6 @@
-"""Plan: one decision per site, with what it costs and what the alternatives would. Frozen; prints as a table."""
+"""Plan: one decision per site, with what it costs and what the alternatives would. Frozen; prints
+as a table.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,10 @@ from fxperex.registry import Cost, Site
 class Choice:
     """The strategy chosen for one site.
 
-    costs, times: cost and seconds of every legal strategy; refused: the reason for each illegal one.
-    fixed: the user asked for this strategy; measured: strategies timed on the device, not predicted.
+    costs, times: cost and seconds of every legal strategy; refused: the reason for each illegal
+    one.
+    fixed: the user asked for this strategy; measured: strategies timed on the device, not
+    predicted.
     """
 
     site: Site
@@ -51,7 +55,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class Budget:
-    """A limit of `memory` bytes. Without it the sites take `free_seconds`, the step `free_peak` bytes."""
+    """A limit of `memory` bytes. Without it the sites take `free_seconds`, the step `free_peak`
+    bytes.
+    """
 
     memory: int
     free_seconds: float
@@ -75,7 +81,8 @@ class Plan:
     rows: examples of one compiled step.
     frame_seconds, peak: seconds of forward and backward, and bytes of the step. None unless they
     were traced: for a budget, for `physical_batch="auto"` or by `explain`.
-    recompute: what the step computes twice to fit a budget (its seconds count in frame_seconds), or None.
+    recompute: what the step computes twice to fit a budget (its seconds count in frame_seconds), or
+    None.
     """
 
     choices: tuple[Choice, ...]
@@ -114,7 +121,9 @@ class Plan:
         return sum(c.cost.held for c in self.choices)
 
     def single(self, strategy: str) -> float:
-        """Returns the sites' seconds with `strategy` where it is legal, and this plan's choices elsewhere."""
+        """Returns the sites' seconds with `strategy` where it is legal, and this plan's choices
+        elsewhere.
+        """
         return sum(c.times.get(strategy, c.seconds) for c in self.choices)
 
     def __str__(self) -> str:
@@ -135,24 +144,30 @@ class Plan:
 
     @staticmethod
     def from_json(text: str) -> Plan:
-        """Returns the Plan that `to_json` wrote. Raises ConfigError that says what is wrong with the text."""
+        """Returns the Plan that `to_json` wrote. Raises ConfigError that says what is wrong with
+        the text.
+        """
         from fxperex.plan.serial import from_json
 
         return from_json(text)
 
 
 def check_same(plan: Plan, sites: tuple[Site, ...]) -> None:
-    """Raises ConfigError, naming the first node that differs, unless `plan` was made for `sites`."""
+    """Raises ConfigError, naming the first node that differs, unless `plan` was made for
+    `sites`.
+    """
     planned_sites = tuple(choice.site for choice in plan.choices)
     for site, planned in zip(sites, planned_sites, strict=False):
         for field_name in ("name", "node", "op", "kind", "arg", "shape", "dtype", "params"):
             ours, theirs = getattr(site, field_name), getattr(planned, field_name)
             if ours != theirs:
-                raise ConfigError(f"the plan was made for another model: node {site.node} ({site.name}, {site.where}) "
-                                  f"has {field_name} {ours} here, and {theirs} in the plan (node {planned.node})")
+                raise ConfigError(f"the plan was made for another model: node {site.node} "
+                                  f"({site.name}, {site.where}) has {field_name} {ours} here, and "
+                                  f"{theirs} in the plan (node {planned.node})")
     if len(sites) != len(planned_sites):
         longer = max(sites, planned_sites, key=len)
         extra = longer[min(len(sites), len(planned_sites))]
         side = "the plan does not have it" if longer is sites else "this model does not have it"
-        raise ConfigError(f"the plan was made for another model: node {extra.node} ({extra.name}): {side}")
+        raise ConfigError(f"the plan was made for another model: node {extra.node} "
+                          f"({extra.name}): {side}")
 

@@ -1,4 +1,6 @@
-"""What the plan is measured against: each strategy alone, wherever it is legal, with the plan's choice elsewhere."""
+"""What the plan is measured against: each strategy alone, wherever it is legal, with the plan's
+choice elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from fxperex.rewrite.frame import Frames
 
 @dataclass(frozen=True)
 class Alternative:
-    """Strategy `name` at `legal` of `sites`: seconds of the sites and of the step, peak bytes of the step."""
+    """Strategy `name` at `legal` of `sites`: seconds of the sites and of the step, peak bytes of
+    the step.
+    """
 
     name: str
     legal: int
@@ -27,12 +31,17 @@ class Alternative:
 
 
 def explained(plan: Plan, frames: Frames, profile: Profile) -> tuple[Plan, list[Alternative]]:
-    """Returns `plan` with the seconds of forward and backward and its peak, and its alternatives."""
-    return with_frame(plan, frames.at(plan.frame_rows), profile), alternatives(plan, frames, profile)
+    """Returns `plan` with the seconds of forward and backward and its peak, and its
+    alternatives.
+    """
+    return with_frame(plan, frames.at(plan.frame_rows),
+                      profile), alternatives(plan, frames, profile)
 
 
 def alternatives(plan: Plan, frames: Frames, profile: Profile) -> list[Alternative]:
-    """Returns the plan itself first, as "this plan", then every strategy that is legal somewhere."""
+    """Returns the plan itself first, as "this plan", then every strategy that is legal
+    somewhere.
+    """
     return list(_alternatives(plan, frames, profile))
 
 
@@ -52,7 +61,8 @@ def _alternatives(plan: Plan, frames: Frames, profile: Profile) -> Iterator[Alte
             yield _one_by_one(plan, frames, profile)
         elif legal:
             seconds = sum(c.seconds for c in choices)
-            yield Alternative(name, legal, count, seconds, seconds + forward, plan_peak(frame, choices).bytes)
+            yield Alternative(name, legal, count, seconds, seconds + forward,
+                              plan_peak(frame, choices).bytes)
 
 
 def _one_by_one(plan: Plan, frames: Frames, profile: Profile) -> Alternative:
@@ -60,4 +70,5 @@ def _one_by_one(plan: Plan, frames: Frames, profile: Profile) -> Alternative:
     choices = [naive(at_rows(c.site, 1), profile) for c in plan.choices]
     count, seconds = len(choices), plan.rows * sum(c.seconds for c in choices)
     forward = plan.rows * sum(profile.seconds(c) for c in frame.costs)
-    return Alternative("naive", count, count, seconds, seconds + forward, plan_peak(frame, choices).bytes)
+    return Alternative("naive", count, count, seconds, seconds + forward,
+                       plan_peak(frame, choices).bytes)

@@ -18,11 +18,14 @@ WORDS = ("auto", "measure")  # what `strategy` may be beside a strategy's name
 
 
 def forced(analysis: Analysis, strategy: str | Mapping[str, str]) -> dict[str, str]:
-    """Returns {site: strategy} of the globs. Raises ConfigError for unknown names and globs that match nothing."""
+    """Returns {site: strategy} of the globs. Raises ConfigError for unknown names and globs that
+    match nothing.
+    """
     registered = strategies()
     for name in [strategy] if isinstance(strategy, str) else list(strategy.values()):
         if name not in registered and name not in WORDS:
-            raise ConfigError(f"unknown strategy {name!r}; valid: {', '.join((*WORDS, *registered))}")
+            raise ConfigError(f"unknown strategy {name!r}; valid: "
+                              f"{', '.join((*WORDS, *registered))}")
     if isinstance(strategy, str):
         return {}
     by_site: dict[str, str] = {}
@@ -30,14 +33,16 @@ def forced(analysis: Analysis, strategy: str | Mapping[str, str]) -> dict[str, s
         matches = [s for s in analysis.sites if any(fnmatch.fnmatchcase(p, glob) for p in s.params)]
         if not matches:
             names = ", ".join(sorted({p for s in analysis.sites for p in s.params})[:6])
-            raise ConfigError(f"strategy glob {glob!r} matches no trainable parameter; there are: {names}, ...")
+            raise ConfigError(f"strategy glob {glob!r} matches no trainable parameter; there are: "
+                              f"{names}, ...")
         by_site |= {site.name: name for site in matches}
     return {site: name for site, name in by_site.items() if name not in WORDS}
 
 
 def choose(site: Site, profile: Profile, group: tuple[Site, ...], required: str | None,
            preferred: str) -> Choice:
-    """Returns the Choice for `site`: `required` if not None, else `preferred` if legal, else the cheapest.
+    """Returns the Choice for `site`: `required` if not None, else `preferred` if legal, else the
+    cheapest.
 
     group: the sites that share its parameters. Raises ConfigError if `required` is illegal here.
     """
@@ -51,13 +56,14 @@ def choose(site: Site, profile: Profile, group: tuple[Site, ...], required: str 
         else:
             refused[name] = reason
     if required is not None and required not in costs:
-        raise ConfigError(f"strategy {required!r} is illegal for {site.name} ({site.kind}, {site.where}): "
-                          f"{refused[required]}. Legal: {', '.join(costs)}")
+        raise ConfigError(f"strategy {required!r} is illegal for {site.name} ({site.kind}, "
+                          f"{site.where}): {refused[required]}. Legal: {', '.join(costs)}")
     times = {name: profile.seconds(cost) for name, cost in costs.items()}
     chosen = required or (preferred if preferred in costs else min(times, key=times.__getitem__))
     declined = preferred in refused and preferred != "naive"
     note = f"not {preferred}: {refused[preferred]}" if declined else ""
-    return Choice(site, chosen, costs, times, refused, note, fixed=required is not None or preferred in costs)
+    return Choice(site, chosen, costs, times, refused, note, fixed=required is not None
+                  or preferred in costs)
 
 
 def naive(site: Site, profile: Profile) -> Choice:

@@ -1,4 +1,5 @@
-"""Peak bytes of a plan as one running sum: the result of `plan_peak`, fast enough for the many plans of a search.
+"""Peak bytes of a plan as one running sum: the result of `plan_peak`, fast enough for the many
+plans of a search.
 
 The step is a row of slots, in this order:
 
@@ -11,8 +12,8 @@ The step is a row of slots, in this order:
 | the bundle after all norms | one for the step |
 | the scaled copies, then the sum | every site |
 
-A buffer adds its bytes at the slot that makes it, and removes them after its last reader. Plans differ
-only in what their sites add, and in the buffers that sites keep alive longer.
+A buffer adds its bytes at the slot that makes it, and removes them after its last reader. Plans
+differ only in what their sites add, and in the buffers that sites keep alive longer.
 """
 
 from __future__ import annotations
@@ -66,11 +67,18 @@ class Timeline:
         self._lay_out([slot for slot in range(after_backward) if slot not in self.owner])
 
     def _lay_out(self, places: list[int]) -> None:
-        """Lays out the frame's own buffers, its instructions at `places`, and the sum without sites."""
+        """Lays out the frame's own buffers, its instructions at `places`, and the sum without
+        sites.
+        """
         listing, reads = self.frame.listing, self.frame.reads
         steps = list(zip(places, listing.instructions, strict=True))
         ends = {b: slot for slot, s in steps for b in (*s.makes, *s.reads)}
-        sizes = {b: size for s in listing.instructions for b, size in s.makes.items() if b not in listing.outputs}
+        sizes = {
+            b: size
+            for s in listing.instructions
+            for b, size in s.makes.items()
+            if b not in listing.outputs
+        }
         index = {b: i for i, b in enumerate(sizes)}
         # Which site reads which buffer.
         pairs = [(self.index[name], index[buffer]) for name in self.index
@@ -82,19 +90,25 @@ class Timeline:
         self.transients[_integers(places)] = _floats([s.transient for _, s in steps])
         makes = [(slot, size) for slot, s in steps for size in s.makes.values()]
         gains = _floats([0.0] * (self.slots + 1))
-        gains = gains.index_add(0, _integers([slot for slot, _ in makes]), _floats([size for _, size in makes]))
+        gains = gains.index_add(0, _integers([slot for slot, _ in makes]),
+                                _floats([size for _, size in makes]))
         self.changes = gains.index_add(0, self.ends + 1, -self.bytes)
 
     def peak(self, choices: Sequence[Choice]) -> float:
-        """Returns the bytes of `plan_peak(frame, choices)`, bit for bit if all sizes are integers."""
+        """Returns the bytes of `plan_peak(frame, choices)`, bit for bit if all sizes are
+        integers.
+        """
         names, freeing = movable(self.frame, choices)
         sites = _sites([c for c in choices if c.site.name in self.index])
         highest = raised(names, freeing, lambda early: self._worst(sites, early))[1]
         return self.frame.listing.inputs + highest
 
     def floor(self) -> float:
-        """Returns the bytes of forward and backward alone; every plan without recomputing needs more."""
-        return self.frame.listing.inputs + float((self.changes.cumsum(0)[:-1] + self.transients).max())
+        """Returns the bytes of forward and backward alone; every plan without recomputing needs
+        more.
+        """
+        return self.frame.listing.inputs + float(
+            (self.changes.cumsum(0)[:-1] + self.transients).max())
 
     def _worst(self, sites: _Sites, early: Sequence[str]) -> tuple[float, str]:
         """Returns (bytes at the worst slot, the site or bundle of that slot)."""
@@ -108,7 +122,10 @@ class Timeline:
         reads = self.sums.where(sites.rereads, norm)[self.readers]
         ends = self.ends.scatter_reduce(0, self.buffers_read, reads, "amax")
         longer = ends > self.ends
-        slots = [norm, final_read + 1, self.sums, self.sums + 2, self.sums + 1, self.ends[longer] + 1, ends[longer] + 1]
+        slots = [
+            norm, final_read + 1, self.sums, self.sums + 2, self.sums + 1, self.ends[longer] + 1,
+            ends[longer] + 1
+        ]
         changes = [sites.held, -sites.held, sites.copies, -sites.copies, sites.result,
                    self.bytes[longer], -self.bytes[longer]]
         if sites.bundle:
@@ -123,15 +140,18 @@ class Timeline:
 
 def _sites(choices: Sequence[Choice]) -> _Sites:
     flags = [(c.cost.rereads, bundled(c)) for c in choices]
-    sizes = _floats([(c.cost.held, norm_transient(c), *sum_makes(c)) for c in choices]).reshape(-1, 5)
+    sizes = _floats([(c.cost.held, norm_transient(c), *sum_makes(c)) for c in choices
+                     ]).reshape(-1, 5)
     rereads, small = torch.tensor(flags, dtype=torch.bool, device="cpu").reshape(-1, 2).unbind(1)
     held, transient, copies, result, scratch = sizes.unbind(1)
     late = small.argsort(stable=True).argsort()
-    return _Sites(rereads, small, late, held, transient, copies, result, scratch, bundle_bytes(choices))
+    return _Sites(rereads, small, late, held, transient, copies, result, scratch,
+                  bundle_bytes(choices))
 
 
 def _integers(values: int | Sequence[int]) -> Tensor:
-    return torch.tensor(values if isinstance(values, int) else list(values), dtype=torch.long, device="cpu")
+    return torch.tensor(values if isinstance(values, int) else list(values), dtype=torch.long,
+                        device="cpu")
 
 
 def _floats(values: Sequence[float] | Sequence[tuple[float, ...]]) -> Tensor:

@@ -1,4 +1,6 @@
-"""The fastest plan within a budget, with or without recomputing, and the smallest budget that works."""
+"""The fastest plan within a budget, with or without recomputing, and the smallest budget that
+works.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,10 @@ def refuse(frame: Frame, choices: Choices, memory: int) -> ConfigError:
     strategy = next((f" ({c.strategy})" for c in slimmest if c.site.name == setter), "")
     cause = f"the site {setter}{strategy}" if setter else f"forward and backward, at node {peak.at}"
     return ConfigError(
-        f"memory={memory} bytes ({size(memory)}) holds no plan of this step with {frame.rows} rows, even with "
-        f"activations recomputed: the smallest budget that does is {budget_text(peak.bytes)}, set by {cause}; "
-        f"parameters and batch alone take {size(frame.listing.inputs)}. "
+        f"memory={memory} bytes ({size(memory)}) holds no plan of this step with {frame.rows} "
+        "rows, even with activations recomputed: the smallest budget that does is "
+        f"{budget_text(peak.bytes)}, set by {cause}; parameters and batch alone take "
+        f"{size(frame.listing.inputs)}. "
         'Raise memory, or lower physical_batch (or pass physical_batch="auto")')
 
 
@@ -48,7 +51,9 @@ def _recomputing(frame: Frame, starting: list[Choices], memory: int,
                  profile: Profile) -> list[Assignment]:
     if _one_by_one(starting[0]):
         return []
-    candidates = [(choices, cheapest(Pools(frame, choices), memory, profile)) for choices in starting]
+    candidates = [
+        (choices, cheapest(Pools(frame, choices), memory, profile)) for choices in starting
+    ]
     return [(choices, recompute) for choices, recompute in candidates if recompute is not None]
 
 

@@ -1,10 +1,11 @@
 """Which forward values to compute again, instead of keeping them until the backward reads them.
 
-Candidates come in pools. The forward is cut into segments of about equal bytes, at the narrowest place
-near each cut. Values that cross a cut are kept. Inside the segments the cheap values are recomputed
-(all but products, convolutions and attention). If those do not suffice, all values are (checkpointing).
-From a pool, values that save the most bytes per second of recomputing go first, until the budget is
-met. A pool counts by the peak of the step with it, so a pool that keeps other values alive longer loses.
+Candidates come in pools. The forward is cut into segments of about equal bytes, at the narrowest
+place near each cut. Values that cross a cut are kept. Inside the segments the cheap values are
+recomputed (all but products, convolutions and attention). If those do not suffice, all values are
+(checkpointing). From a pool, values that save the most bytes per second of recomputing go first,
+until the budget is met. A pool counts by the peak of the step with it, so a pool that keeps other
+values alive longer loses.
 """
 
 from __future__ import annotations
@@ -43,12 +44,15 @@ class Pools:
         """Returns the peak bytes of the step with `names` repeated."""
         return peak(self.program.repeating(names)[0]).bytes
 
-    def fewest(self, pool: frozenset[str], memory: float, times: Mapping[str, float]) -> frozenset[str]:
-        """Returns a part of `pool` that still fits `memory`, the values that save most per second first.
+    def fewest(self, pool: frozenset[str], memory: float, times: Mapping[str,
+                                                                         float]) -> frozenset[str]:
+        """Returns a part of `pool` that still fits `memory`, the values that save most per second
+        first.
 
         The whole pool must fit.
         """
-        units = sorted(self._units(pool), key=lambda unit: -unit[0] / sum(times[name] for name in unit[1]))
+        units = sorted(self._units(pool),
+                       key=lambda unit: -unit[0] / sum(times[name] for name in unit[1]))
         low, high = 0, len(units)
         while high - low > 1:
             middle = (low + high) // 2
@@ -66,8 +70,12 @@ class Pools:
     def _cut(self, count: int) -> frozenset[str]:
         """Returns the buffers that cross the cuts between `count` segments."""
         ends = {b: i for i, s in enumerate(self.steps) for b in s.reads}
-        saved = [sum(size for b, size in s.makes.items() if self.program.last.get(b, FORWARD) != FORWARD)
-                 for s in self.steps]
+        saved = [
+            sum(size
+                for b, size in s.makes.items()
+                if self.program.last.get(b, FORWARD) != FORWARD)
+            for s in self.steps
+        ]
         reached = list(accumulate(saved))
         crossing: set[str] = set()
         for k in range(1, count):
@@ -75,7 +83,12 @@ class Pools:
             near = [i for i, size in enumerate(reached) if abs(size - target) <= tolerance]
             if near:
                 cut = min(near, key=self._widths.__getitem__)
-                crossing |= {b for s in self.steps[:cut + 1] for b in s.makes if ends.get(b, -1) > cut}
+                crossing |= {
+                    b
+                    for s in self.steps[:cut + 1]
+                    for b in s.makes
+                    if ends.get(b, -1) > cut
+                }
         return frozenset(crossing)
 
     @cached_property
@@ -101,14 +114,17 @@ class Pools:
         for step in self.steps:
             if step.name in names and step.makes and excluded.isdisjoint(step.makes):
                 exist = (self.maker.get(b) is None or b in cut or self.maker[b].name in pool
-                         or self.program.last.get(b, FORWARD) >= max(self._late(step), FORWARD + 1) for b in step.reads)
+                         or self.program.last.get(b, FORWARD) >= max(self._late(step), FORWARD + 1)
+                         for b in step.reads)
                 if all(exist):
                     pool.add(step.name)
         saves = any(self._late(s) != FORWARD for s in self.steps if s.name in pool)
         return frozenset(pool) if saves else frozenset()
 
     def _units(self, pool: frozenset[str]) -> Iterator[tuple[float, frozenset[str]]]:
-        """Yields, for each value read after the forward, (bytes saved, the values to repeat for it)."""
+        """Yields, for each value read after the forward, (bytes saved, the values to repeat for
+        it).
+        """
         for step in self.steps:
             late = self._late(step)
             if step.name not in pool or late == FORWARD:
@@ -117,7 +133,8 @@ class Pools:
             while todo:
                 for b in todo.pop().reads:
                     source = self.maker.get(b)
-                    if source and source.name in pool and source.name not in unit and self.program.last.get(b, FORWARD) < late:
+                    if source and source.name in pool and source.name not in unit and self.program.last.get(
+                            b, FORWARD) < late:
                         unit.add(source.name)
                         todo.append(source)
             yield sum(step.makes.values()), frozenset(unit)
@@ -128,10 +145,16 @@ def _union(units: Sequence[tuple[float, frozenset[str]]]) -> frozenset[str]:
 
 
 def cheapest(pools: Pools, memory: float, profile: Profile) -> Recompute | None:
-    """Returns the fastest Recompute found whose peak is at most `memory` bytes; None if there is none."""
+    """Returns the fastest Recompute found whose peak is at most `memory` bytes; None if there is
+    none.
+    """
     times = {name: profile.seconds(cost) for name, cost in pools.costs.items()}
     for cheap in (True, False):
-        fitting = [pools.fewest(pool, memory, times) for pool in pools.of(cheap) if pools.bytes(pool) <= memory]
+        fitting = [
+            pools.fewest(pool, memory, times)
+            for pool in pools.of(cheap)
+            if pools.bytes(pool) <= memory
+        ]
         if fitting:
             candidates = (described(pools, names, times) for names in fitting)
             return min(candidates, key=lambda recompute: recompute.seconds)
@@ -139,7 +162,9 @@ def cheapest(pools: Pools, memory: float, profile: Profile) -> Recompute | None:
 
 
 def described(pools: Pools, names: Collection[str], times: Mapping[str, float]) -> Recompute:
-    """Returns the Recompute of `names`: the nodes that run again, their seconds, the bytes saved."""
+    """Returns the Recompute of `names`: the nodes that run again, their seconds, the bytes
+    saved.
+    """
     repeated = pools.program.repeating(names)[1]
     late = {b for b, phase in pools.program.last.items() if phase != FORWARD}
     sizes = {s.name: sum(size for b, size in s.makes.items() if b in late) for s in pools.steps}

@@ -1,8 +1,8 @@
 """The fastest assignment of strategies whose peak fits a budget, and the one with the lowest peak.
 
-A price per held byte moves every site to its best strategy at that price (Lagrange). Bisection finds
-the lowest price that fits. Then each site returns to its fastest strategy that still fits, the site
-with the largest gain first.
+A price per held byte moves every site to its best strategy at that price (Lagrange). Bisection
+finds the lowest price that fits. Then each site returns to its fastest strategy that still fits,
+the site with the largest gain first.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from fxperex.rewrite.frame import Frame
 
 Choices = tuple[Choice, ...]
 HALVINGS = 24
-LOOSENED = (1.25, 2.0)  # multiples of a budget that strategies aim at; recomputing saves the difference
+LOOSENED = (1.25, 2.0
+            )  # multiples of a budget that strategies aim at; recomputing saves the difference
 Weight = Callable[[Choice, Cost], float]
 
 
 def fit(frame: Frame, choices: Choices, memory: int) -> Choices | None:
-    """Returns the fastest choices found whose peak is at most `memory` bytes; None if there are none."""
+    """Returns the fastest choices found whose peak is at most `memory` bytes; None if there are
+    none.
+    """
     line = Timeline(frame, choices)
     if line.peak(choices) <= memory:
         return choices
@@ -70,7 +73,8 @@ def starts(frame: Frame, choices: Choices, memory: float | None = None) -> list[
     for multiple in () if memory is None else LOOSENED:
         if (candidate := _priced_to_fit(line, choices, multiple * memory, _held)) is not None:
             starting.append(candidate)
-    return list({tuple(c.strategy for c in candidate): candidate for candidate in starting}.values())
+    return list({tuple(c.strategy for c in candidate): candidate
+                 for candidate in starting}.values())
 
 
 def _total_seconds(choices: Choices) -> float:
@@ -83,7 +87,8 @@ def _held(choice: Choice, cost: Cost) -> float:
     return cost.held + (inputs_bytes(site) + outputs_bytes(site) if cost.rereads else 0.0)
 
 
-WEIGHTS: tuple[Weight, ...] = (_held, lambda c, cost: cost.held, lambda c, cost: _held(c, cost) + cost.transient)
+WEIGHTS: tuple[Weight, ...] = (_held, lambda c, cost: cost.held,
+                               lambda c, cost: _held(c, cost) + cost.transient)
 
 
 def _at_price(choices: Choices, price: float, weight: Weight) -> Choices:
@@ -97,7 +102,8 @@ def _at_price(choices: Choices, price: float, weight: Weight) -> Choices:
     return tuple(map(best, choices))
 
 
-def _priced_to_fit(line: Timeline, choices: Choices, memory: float, weight: Weight) -> Choices | None:
+def _priced_to_fit(line: Timeline, choices: Choices, memory: float,
+                   weight: Weight) -> Choices | None:
     low, high = -18.0, 0.0  # log10 of seconds per byte
     best = _at_price(choices, 10**high, weight)
     if line.peak(best) > memory:
@@ -113,9 +119,12 @@ def _priced_to_fit(line: Timeline, choices: Choices, memory: float, weight: Weig
 
 
 def _take_back(line: Timeline, free: Choices, tight: Choices, memory: int) -> Choices:
-    """Returns `tight` with every site at the fastest strategy that still fits, largest gain first."""
-    gains = sorted(((t.times[name] - t.seconds, i, name) for i, (t, f) in enumerate(zip(tight, free, strict=True))
-                    if not t.fixed for name in f.costs), key=lambda move: move[0])
+    """Returns `tight` with every site at the fastest strategy that still fits, largest gain
+    first.
+    """
+    gains = sorted(((t.times[name] - t.seconds, i, name)
+                    for i, (t, f) in enumerate(zip(tight, free, strict=True)) if not t.fixed
+                    for name in f.costs), key=lambda move: move[0])
     for _, i, name in gains:
         if tight[i].times[name] < tight[i].seconds:
             candidate = _with(tight, i, name)
@@ -140,6 +149,7 @@ def notes(free: Sequence[Choice], tight: Sequence[Choice]) -> Choices:
         if fitted.strategy == fastest.strategy:
             return fitted
         gain = 1e3 * (fitted.seconds - fastest.seconds)
-        return fitted.using(fitted.strategy, f"memory budget: {fastest.strategy} would be {gain:.3f} ms faster")
+        return fitted.using(fitted.strategy, f"memory budget: {fastest.strategy} would be "
+                                             f"{gain:.3f} ms faster")
 
     return tuple(map(noted, free, tight))

@@ -1,7 +1,8 @@
-"""A site's strategy timed on the device: the nodes it would add to the step graph, on stand-in data.
+"""A site's strategy timed on the device: the nodes it would add to the step graph, on stand-in
+data.
 
-Results of the forward are computed beforehand. Sites of one node that share work (scale and shift of a
-normalisation) run together, with the same strategy.
+Results of the forward are computed beforehand. Sites of one node that share work (scale and shift
+of a normalisation) run together, with the same strategy.
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ VERSION = 2  # of what a trial times; timings stored by another version are meas
 
 
 class Trial:
-    """`trial(site, strategy)` returns the fastest of several eager runs of norm and weighted sum on `device`.
+    """`trial(site, strategy)` returns the fastest of several eager runs of norm and weighted sum on
+    `device`.
 
-    Work that several sites share is divided among them. Every distinct shape is timed once; the cache
-    folder keeps the result for this device and torch version.
+    Work that several sites share is divided among them. Every distinct shape is timed once; the
+    cache folder keeps the result for this device and torch version.
     """
 
-    def __init__(self, capture: Capture, analysis: Analysis, device: torch.device, *, remember: bool = True) -> None:
+    def __init__(self, capture: Capture, analysis: Analysis, device: torch.device, *,
+                 remember: bool = True) -> None:
         self.capture, self.analysis, self.device = capture, analysis, device
         self.timer = Timer(device)
         self.path = cache_folder() / f"trials-{device_name(device)}.json" if remember else None
@@ -53,7 +56,8 @@ class Trial:
         return self.timings[key]
 
     def key(self, site: Site, strategy: str) -> str:
-        """Returns the name under which equal work is stored: every use's op, its arguments' shapes, the rows.
+        """Returns the name under which equal work is stored: every use's op, its arguments' shapes,
+        the rows.
 
         The node's other parameters (such as the bias next to a weight) do not change the work.
         """
@@ -61,7 +65,11 @@ class Trial:
         for member in self._together(site, strategy):
             for use, node in zip(member.each, self._nodes(member), strict=True):
                 arguments = enumerate(pytree.tree_leaves((node.args, node.kwargs)))
-                shapes = [_described(a) for i, a in arguments if i == use.arg or not self._of_parameters(a)]
+                shapes = [
+                    _described(a)
+                    for i, a in arguments
+                    if i == use.arg or not self._of_parameters(a)
+                ]
                 uses.append([use.op, use.kind, use.arg, shapes])
         text = json.dumps([VERSION, strategy, site.rows, str(site.dtype), uses])
         return f"{strategy} {site.kind} {hashlib.sha256(text.encode()).hexdigest()[:20]}"
@@ -74,7 +82,8 @@ class Trial:
         same = [at_rows(s, site.rows) for s in self.analysis.sites
                 if (s.node, s.kind) == (site.node, site.kind) and not s.parts]
         illegal = strategies()[strategy].illegal
-        return same if not site.parts and all(illegal(member) is None for member in same) else [site]
+        return same if not site.parts and all(illegal(member) is None
+                                              for member in same) else [site]
 
     def _of_parameters(self, arg: Any) -> bool:
         return isinstance(arg, fx.Node) and arg.name in self.analysis.parameter_only
@@ -84,7 +93,9 @@ class Trial:
         return self.timer(self.prepare(site, strategy)) / len(self._together(site, strategy))
 
     def prepare(self, site: Site, strategy: str) -> Callable[[], object]:
-        """Returns a call that runs norms and weighted sums once, of all sites that share the work."""
+        """Returns a call that runs norms and weighted sums once, of all sites that share the
+        work.
+        """
         graph, fakes = self._trace(self._together(site, strategy), strategy)
         inputs = _hoisted(graph, [_stand_in(fake, self.device, site) for fake in fakes])
 
@@ -99,10 +110,16 @@ class Trial:
         return [named[use.node] for use in site.each]
 
     def _trace(self, sites: list[Site], strategy: str) -> tuple[fx.GraphModule, list[Tensor]]:
-        rows, nodes = sites[0].rows, list(dict.fromkeys(node for site in sites for node in self._nodes(site)))
+        rows, nodes = sites[0].rows, list(
+            dict.fromkeys(node for site in sites for node in self._nodes(site)))
         arguments = dict.fromkeys(pytree.tree_leaves([(n.args, n.kwargs) for n in nodes]))
         operands = [a for a in arguments if isinstance(a, fx.Node)]
-        outs = {n: [v for v in pytree.tree_leaves(n.meta["val"]) if isinstance(v, Tensor)] for n in nodes}
+        outs = {
+            n: [v
+                for v in pytree.tree_leaves(n.meta["val"])
+                if isinstance(v, Tensor)]
+            for n in nodes
+        }
         mains = {n.name: n for n in self.capture.main.nodes}
         twins = dict(zip(mains, self.capture.twin.nodes, strict=True))
         emit = strategies()[strategy]
@@ -111,8 +128,9 @@ class Trial:
             run = Run(env=dict(zip(operands, args, strict=False)))
             with tagged("part", "forward"):
                 for node in nodes:
-                    node.target(*fx.map_arg(node.args, run.env.__getitem__),  # type: ignore[operator]
-                                **fx.map_arg(node.kwargs, run.env.__getitem__))
+                    node.target(
+                        *fx.map_arg(node.args, run.env.__getitem__),  # type: ignore[operator]
+                        **fx.map_arg(node.kwargs, run.env.__getitem__))
             values = iter(args[len(operands):-2])
             grads = {node: [next(values) for _ in out] for node, out in outs.items()}
             results = []
@@ -132,20 +150,25 @@ class Trial:
             device = outs[nodes[0]][0].device
             factors = torch.ones(rows, dtype=torch.float64, device=device)
             valid = torch.ones(rows, dtype=torch.bool, device=device)
-            inputs = [*(n.meta["val"] for n in operands), *(v for out in outs.values() for v in out),
-                      factors, valid]
+            inputs = [
+                *(n.meta["val"] for n in operands), *(v for out in outs.values() for v in out),
+                factors, valid
+            ]
             with torch.backends.mkldnn.flags(enabled=False):
                 graph = make_fx(step, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
         forget_strides(graph)
         join_views(graph)
-        remove_redundant(graph)  # before dead code goes, because the forward's own results are part of it
+        remove_redundant(
+            graph)  # before dead code goes, because the forward's own results are part of it
         graph.graph.eliminate_dead_code()
         graph.recompile()
         return graph, inputs
 
 
 def _hoisted(graph: fx.GraphModule, inputs: list[Tensor]) -> list[Any]:
-    """Takes the forward out of `graph`, in place; returns the graph's inputs, the forward's results among them."""
+    """Takes the forward out of `graph`, in place; returns the graph's inputs, the forward's results
+    among them.
+    """
     nodes = list(graph.graph.nodes)
     forward = [n for n in nodes if n.op == "call_function" and n.meta.get("part") == "forward"]
     if not forward:
@@ -177,7 +200,9 @@ def _stand_in(fake: Tensor, device: torch.device, site: Site) -> Tensor:
 def _described(arg: Any) -> Any:
     if not isinstance(arg, fx.Node):
         return str(arg)
-    return [(list(t.shape), str(t.dtype)) for t in pytree.tree_leaves(arg.meta["val"]) if isinstance(t, Tensor)]
+    return [(list(t.shape), str(t.dtype))
+            for t in pytree.tree_leaves(arg.meta["val"])
+            if isinstance(t, Tensor)]
 
 
 def _read(path: Path | None) -> dict[str, float]:
@@ -186,7 +211,8 @@ def _read(path: Path | None) -> dict[str, float]:
     try:
         return {str(key): float(seconds) for key, seconds in json.loads(path.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        warnings.warn(f"remembered timings {path} cannot be read ({error}); measuring anew", stacklevel=4)
+        warnings.warn(f"remembered timings {path} cannot be read ({error}); measuring "
+                      "anew", stacklevel=4)
         return {}
 
 

@@ -1,8 +1,10 @@
 """From the clipped sum to a private step: who takes part, how much noise, and what it has cost.
 
-sampler rows --private sums--> clipped sum --noise--> / divisor --optimizer--> next step; the ledger debits every step first.
+sampler rows --private sums--> clipped sum --noise--> / divisor --optimizer--> next step; the ledger
+debits every step first.
 
-Needs the extra `fxperex[accounting]` (numpy, dp-accounting, cryptography, safetensors); nothing else of the library does.
+Needs the extra `fxperex[accounting]` (numpy, dp-accounting, cryptography, safetensors); nothing
+else of the library does.
 """
 
 from fxperex.privacy.accountant import epsilon, noise_multiplier_for
@@ -15,5 +17,8 @@ from fxperex.privacy.sampling.poisson import PoissonSampler, Sampler, TruncatedP
 from fxperex.privacy.sampling.shuffled import ShuffledSampler
 from fxperex.privacy.sampling.units import Units, per_unit
 
-__all__ = ["Guarantee", "Mechanism", "Noise", "PoissonSampler", "PrivacyEngine", "Sampler", "Secret", "ShuffledSampler",
-           "TruncatedPoissonSampler", "Units", "epsilon", "noise_multiplier_for", "per_unit"]
+__all__ = [
+    "Guarantee", "Mechanism", "Noise", "PoissonSampler", "PrivacyEngine", "Sampler", "Secret",
+    "ShuffledSampler", "TruncatedPoissonSampler", "Units", "epsilon", "noise_multiplier_for",
+    "per_unit"
+]

@@ -1,8 +1,9 @@
 """What a run costs: (epsilon, delta), by dp-accounting.
 
-The event always comes from the sampler that draws the batches (`sampler.event`), never from a rate given by hand.
-"pld": privacy loss distributions, rounded pessimistically; "rdp": Renyi orders, mostly looser, and
-independent. "smaller" (default): both are bounds, so the smaller of the two is one.
+The event always comes from the sampler that draws the batches (`sampler.event`), never from a rate
+given by hand. "pld": privacy loss distributions, rounded pessimistically; "rdp": Renyi orders,
+mostly looser, and independent. "smaller" (default): both are bounds, so the smaller of the two is
+one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 METHODS = ("smaller", "pld", "rdp")
 # The field's three, and dp-accounting's names for them.
-RELATIONS = {"add-or-remove": "ADD_OR_REMOVE_ONE", "zero-out": "REPLACE_SPECIAL", "replace": "REPLACE_ONE"}
+RELATIONS = {
+    "add-or-remove": "ADD_OR_REMOVE_ONE", "zero-out": "REPLACE_SPECIAL", "replace": "REPLACE_ONE"
+}
 # Below, a single step costs epsilon 50 and more; above, the noise drowns every gradient.
 SIGMA_MIN, SIGMA_MAX = 2.0**-3, 2.0**20
 TOLERANCE, ROUGHLY = 1e-4, 3e-3
@@ -36,7 +39,8 @@ EIGHTHS, NARROW = 8, 1.25
 # orders, in powers of two, and no finer than is worth its time. Calibration walks on a coarser one.
 FINE, FINEST, PART, COARSER = 1e-4, 6, 2.0**-14, 8
 TYPICAL_DELTA = 1e-5
-# Fractional orders are slow and their series often fails to converge; whole ones bound from above all the same.
+# Fractional orders are slow and their series often fails to converge; whole ones bound from above
+# all the same.
 ORDERS = (*range(2, 64), *range(64, 512, 16), 1024)
 
 
@@ -79,7 +83,8 @@ def epsilon_of(sampler: Sampler, noise_multiplier: float, delta: float, units: i
 
 def bound(sampler: Sampler, noise_multiplier: float, delta: float, units: int,
           method: str = "smaller", relation: str = "add-or-remove", coarser: int = 1) -> Bound:
-    """Returns epsilon as `epsilon_of`, with the account it is by; on a grid `coarser` times as wide.
+    """Returns epsilon as `epsilon_of`, with the account it is by; on a grid `coarser` times as
+    wide.
 
     Raises ConfigError.
     """
@@ -166,8 +171,8 @@ def _bracket(excess: Callable[[float], float], guess: float, target: float) -> t
         if high >= SIGMA_MAX:
             smallest = target * math.exp(excess(SIGMA_MAX))
             raise ConfigError(f"no noise multiplier up to {SIGMA_MAX:.0f} reaches epsilon "
-                              f"{target:g} at this delta; the least is {smallest:.3g}. Raise epsilon "
-                              "or delta, take fewer steps or a smaller expected batch")
+                              f"{target:g} at this delta; the least is {smallest:.3g}. Raise "
+                              "epsilon or delta, take fewer steps or a smaller expected batch")
         high = min(2 * high, SIGMA_MAX)
     narrow = NARROW
     while high > SIGMA_MIN:
@@ -219,19 +224,21 @@ def _epsilon(make: Callable[[], Any], event: DpEvent, count: int, delta: float) 
     return max(0.0, float(_composed(make, event, count).get_epsilon(delta)))
 
 
-@functools.lru_cache(maxsize=12)  # of some megabytes each: asking again, also at another delta, is free
+@functools.lru_cache(
+    maxsize=12)  # of some megabytes each: asking again, also at another delta, is free
 def _composed(make: Callable[[], Any], event: DpEvent, count: int) -> Any:
     account = make()
     if not account.supports(event):
-        raise ConfigError(f"this account does not know {type(event).__name__} under this relation; use method \"pld\"")
+        raise ConfigError(f"this account does not know {type(event).__name__} under this "
+                          "relation; use method \"pld\"")
     return account.compose(event, count)
 
 
 def _allowed(sampler: Sampler, relation: str) -> str:
     one_of(relation, "relation", RELATIONS)
     if relation not in sampler.relations():
-        raise ConfigError(f"{type(sampler).__name__} has no guarantee under the relation {relation!r}; "
-                          f"it has one under {' or '.join(sampler.relations())}")
+        raise ConfigError(f"{type(sampler).__name__} has no guarantee under the relation "
+                          f"{relation!r}; it has one under {' or '.join(sampler.relations())}")
     return relation
 
 

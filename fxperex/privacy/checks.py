@@ -11,7 +11,8 @@ from fxperex.errors import ConfigError
 
 def positive(value: object, name: str, most: float = math.inf) -> float:
     """Returns `value` as a finite float above 0 and at most `most`. Raises ConfigError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0 < value <= most:
+    if isinstance(value, bool) or not isinstance(
+            value, int | float) or not math.isfinite(value) or not 0 < value <= most:
         within = "" if most == math.inf else f" and at most {most}"
         raise ConfigError(f"{name} must be a finite number above 0{within}; got {value!r}")
     return float(value)
@@ -44,4 +45,5 @@ def needed(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as e:
         package = module.split(".")[0].replace("_", "-")
-        raise ConfigError(f'this needs the package {package}: pip install "fxperex[accounting]"') from e
+        raise ConfigError(f'this needs the package {package}: pip install '
+                          '"fxperex[accounting]"') from e

@@ -1,6 +1,8 @@
-"""The private training loop: debit, sample, clip and sum, noise once, divide by a constant, update, record.
+"""The private training loop: debit, sample, clip and sum, noise once, divide by a constant, update,
+record.
 
-sampler rows --private.sums--> sum --noise--> / divisor --gate, optimizer--> parameters; the ledger knows all of it.
+sampler rows --private.sums--> sum --noise--> / divisor --gate, optimizer--> parameters; the ledger
+knows all of it.
 """
 
 from __future__ import annotations
@@ -32,15 +34,20 @@ from fxperex.runtime.module import PerExampleModule, StepResult
 
 
 class PrivacyEngine:
-    """Iterating it trains: one logical step of DP-SGD per item, which is that step's StepResult (not private).
+    """Iterating it trains: one logical step of DP-SGD per item, which is that step's StepResult
+    (not private).
 
-    private: what `fxperex.transform` returned; optimizer: any first-order one over exactly its parameters.
-    dataset: tuple of tensors, examples first, a map-style Dataset whose items are tuples of tensors (the first is read now,
-    for its shapes), or `Units` of either, for units of several rows.
+    private: what `fxperex.transform` returned; optimizer: any first-order one over exactly its
+    parameters.
+    dataset: tuple of tensors, examples first, a map-style Dataset whose items are tuples of tensors
+    (the first is read now, for its shapes), or `Units` of either, for units of several rows.
     expected_batch: mean number of examples per step, the constant that sums are divided by.
-    noise_multiplier or epsilon: the noise in units of the bound, or what the whole run may spend at `delta`;
-    budget: with noise_multiplier, an epsilon at which to stop, before the step that would pass it reads data.
-    relation: "add-or-remove", "zero-out" or "replace" one example; sampling: "poisson", "shuffled" or a Sampler.
+    noise_multiplier or epsilon: the noise in units of the bound, or what the whole run may spend at
+    `delta`;
+    budget: with noise_multiplier, an epsilon at which to stop, before the step that would pass it
+    reads data.
+    relation: "add-or-remove", "zero-out" or "replace" one example; sampling: "poisson", "shuffled"
+    or a Sampler.
     noise: "gaussian", or "discrete" on an integer grid. secure: ChaCha20 (the default).
     account: "pld", "rdp", or "smaller" (the default): the smaller of these two bounds.
     seed: for reproducible science only; without it every key is the operating system's.
@@ -57,15 +64,18 @@ class PrivacyEngine:
     failed is itself not private: errors, ledger and run time tell it, the parameters do not.
     """
 
-    def __init__(self, private: PerExampleModule, optimizer: torch.optim.Optimizer, dataset: Any, *, expected_batch: float,
-                 epochs: float, delta: float, noise_multiplier: float | None = None, epsilon: float | None = None,
-                 budget: float | None = None, relation: str = "add-or-remove", sampling: str | Sampler = "poisson",
-                 noise: str = "gaussian", account: str = "smaller", secure: bool | None = None, seed: int | None = None,
+    def __init__(self, private: PerExampleModule, optimizer: torch.optim.Optimizer, dataset: Any, *,
+                 expected_batch: float, epochs: float, delta: float,
+                 noise_multiplier: float | None = None, epsilon: float | None = None,
+                 budget: float | None = None, relation: str = "add-or-remove",
+                 sampling: str | Sampler = "poisson", noise: str = "gaussian",
+                 account: str = "smaller", secure: bool | None = None, seed: int | None = None,
                  folder: str | Path | None = None, checkpoint_every: int = 50, workers: int = 0,
                  counter: Counter | None = None, same_data: bool = False) -> None:
         settings.check_private(private)
         settings.check_files(folder, secure, counter, same_data)
-        wish = settings.Wish(expected_batch, epochs, delta, noise_multiplier, epsilon, budget, relation, sampling, noise, account)
+        wish = settings.Wish(expected_batch, epochs, delta, noise_multiplier, epsilon, budget,
+                             relation, sampling, noise, account)
         self.private, self.delta, self.account = private, wish.delta, account
         self._wish, self._same_data = wish, same_data
         self.rows = Rows(dataset, workers)
@@ -78,14 +88,16 @@ class PrivacyEngine:
         self._folder: Folder | None = None
         try:
             self.folder = None if folder is None else Path(folder)
-            self._folder = None if self.folder is None else Folder(self.folder, seed, secure, counter)
+            self._folder = None if self.folder is None else Folder(self.folder, seed, secure,
+                                                                   counter)
             self._secret = self._folder.secret if self._folder else Secret(seed, secure)
             self.sampler = settings.make_sampler(wish, self.rows.size, self._secret)
             self.mechanism = settings.make_mechanism(wish, private, self.sampler)
             self._noise = Noise(self.mechanism, self._secret)
             self._resume()
             ledger = self._folder.ledger if self._folder else Ledger(self._secret.key("ledger"))
-            self.books = Books(ledger, self.sampler, settings.most_units(wish, self.mechanism, self.sampler))
+            self.books = Books(ledger, self.sampler,
+                               settings.most_units(wish, self.mechanism, self.sampler))
             if self._folder is not None and not any(ledger.of("checkpoint")):
                 self.checkpoint()
         except BaseException:
@@ -130,7 +142,8 @@ class PrivacyEngine:
         try:
             return self._step()
         except _Differs:
-            # The sum is not the one this step released before a crash: the same noise on it could be subtracted.
+            # The sum is not the one this step released before a crash: the same noise on it could
+            # be subtracted.
             self.generation = self.books.next_generation
             return self._step()
 
@@ -154,24 +167,33 @@ class PrivacyEngine:
 
         method: another account than the run's. Raises ConfigError.
         """
-        return accountant.epsilon_of(self.sampler, self.noise_multiplier, self.delta if delta is None else delta,
-                                     self.books.units, method=method or self.account, relation=self.mechanism.relation)
+        return accountant.epsilon_of(self.sampler, self.noise_multiplier,
+                                     self.delta if delta is None else delta, self.books.units,
+                                     method=method or self.account,
+                                     relation=self.mechanism.relation)
 
     def guarantee(self) -> Guarantee:
-        """Returns what is claimed so far, everything it rests on, and what is not covered: `str()` and `to_json()`."""
+        """Returns what is claimed so far, everything it rests on, and what is not covered: `str()`
+        and `to_json()`.
+        """
         return guarantee(self)
 
     def checkpoint(self) -> None:
         """Writes a checkpoint to the folder. Raises LedgerError, also without a folder."""
         if self._folder is None:
-            raise LedgerError("an engine without a folder has nowhere to write; make it with folder=...")
+            raise LedgerError("an engine without a folder has nowhere to write; make it with "
+                              "folder=...")
         if self._open is not None:
-            raise LedgerError("a checkpoint inside a logical step would hold half of it; leave the step first")
+            raise LedgerError("a checkpoint inside a logical step would hold half of it; leave "
+                              "the step first")
         tensors, plain = training_state.capture(self.private.model, self._gate.optimizer)
         adaptive = self.mechanism.adaptive
-        self._folder.save(tensors, {"step": self.steps_done, "generation": self.generation, "optimizer": plain,
-                                    "clip bound": adaptive and adaptive.bound, "plan": str(self.private.plan),
-                                    "versions": versions()})
+        self._folder.save(
+            tensors, {
+                "step": self.steps_done, "generation": self.generation, "optimizer": plain,
+                "clip bound": adaptive and adaptive.bound, "plan": str(
+                    self.private.plan), "versions": versions()
+            })
 
     def close(self) -> None:
         """Lets go of the folder and of the optimizer, which then steps unguarded."""
@@ -182,7 +204,8 @@ class PrivacyEngine:
     def __enter__(self) -> PrivacyEngine:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         self.close()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -191,18 +214,21 @@ class PrivacyEngine:
                            "other process after this one is closed")
 
     def begin(self, step: LogicalStep) -> None:
-        """Debits `step`; for LogicalStep. Raises an FxperexError before that where the step could not be taken: nothing is
-        read or spent."""
+        """Debits `step`; for LogicalStep. Raises an FxperexError before that where the step could
+        not be taken: nothing is read or spent."""
         if self._open is not None or step.step != self.steps_done:
-            raise LedgerError("another logical step is open or was taken since; steps are taken one at a time")
+            raise LedgerError("another logical step is open or was taken since; steps are taken "
+                              "one at a time")
         if self.steps_done >= self.sampler.steps:
-            raise BudgetError(f"all {self.sampler.steps} steps that the noise was planned for are taken; "
-                              "more would spend more than asked. Make an engine with more epochs")
+            raise BudgetError(f"all {self.sampler.steps} steps that the noise was planned for are "
+                              "taken; more would spend more than asked. Make an engine with more "
+                              "epochs")
         self._gate.check()
         self.private.check_model()
         if self.private.clip is not self.mechanism.clip or not self.mechanism.holds:
-            raise PrivacyError(f"clip.sensitivity changed to {self.private.clip.sensitivity} since the engine was made; the "
-                               f"noise is for a bound of {self.mechanism.bound}. Make a new engine")
+            raise PrivacyError(f"clip.sensitivity changed to {self.private.clip.sensitivity} "
+                               "since the engine was made; the noise is for a bound of "
+                               f"{self.mechanism.bound}. Make a new engine")
         self._gate.clear()
         self.books.begin(step.step, step.generation)
         self._open = step
@@ -223,16 +249,20 @@ class PrivacyEngine:
         return step.result
 
     def _release(self, step: LogicalStep) -> None:
-        """The one place where anything leaves: records the sum, draws the noise, updates, records that."""
+        """The one place where anything leaves: records the sum, draws the noise, updates, records
+        that.
+        """
         assert step.sums is not None
         self._record(step)
-        # Counted before anything is released: a failure from here on is paid for, and its noise never used again.
+        # Counted before anything is released: a failure from here on is paid for, and its noise
+        # never used again.
         self.steps_done += 1
         means = self._noise.release(step.sums, step.step, step.generation)
         adaptive = self.mechanism.adaptive
         if adaptive is not None:
             means = [m.mul_(adaptive.bound) for m in means]
-            adaptive.update(self._noise.count(adaptive.below(step.result.norms), step.step, step.generation))
+            adaptive.update(
+                self._noise.count(adaptive.below(step.result.norms), step.step, step.generation))
         self._gate.update(means)
         self.books.ledger.append("commit", sync=False, step=step.step, generation=step.generation)
 
@@ -244,13 +274,16 @@ class PrivacyEngine:
         if recorded is None:
             self.books.summed(step.step, step.generation, digest)
         elif not hmac.compare_digest(recorded, digest):
-            raise _Differs("the sum of this step is not bit for bit the one that was released before the crash; call step() and "
-                           "it is drawn afresh, with a debit of its own")
+            raise _Differs("the sum of this step is not bit for bit the one that was released "
+                           "before the crash; call step() and it is drawn afresh, with a debit of "
+                           "its own")
 
     def _digest(self, step: LogicalStep) -> str:
         assert step.sums is not None
         digest = hashlib.blake2b(key=self._secret.key("sum", step.generation), digest_size=32)
-        counted = [] if self.mechanism.adaptive is None else [torch.tensor(self.mechanism.adaptive.below(step.result.norms))]
+        counted = [] if self.mechanism.adaptive is None else [
+            torch.tensor(self.mechanism.adaptive.below(step.result.norms))
+        ]
         for total in [*step.sums, *counted]:
             digest.update(facts.raw(total))
         return digest.hexdigest()
@@ -262,19 +295,23 @@ class PrivacyEngine:
         self._folder.claim(facts.facts(self, self._wish, self._same_data))
         if loaded is not None:
             tensors, plain = loaded
-            training_state.restore(self.private.model, self._gate.optimizer, tensors, plain["optimizer"])
+            training_state.restore(self.private.model, self._gate.optimizer, tensors,
+                                   plain["optimizer"])
             self.steps_done, self.generation = plain["step"], plain["generation"]
             if self.mechanism.adaptive is not None:
                 self.mechanism.adaptive.bound = plain["clip bound"]
             self._folder.ledger.append("resume", step=self.steps_done)
 
     def _fits(self) -> None:
-        """Raises ShapeError now, and not after a debit, if the data set is not what the step takes."""
+        """Raises ShapeError now, and not after a debit, if the data set is not what the step
+        takes.
+        """
         device = next(iter(self.private.parameters.values())).device
         self.private.check(*(x.to(device) for x in self.rows.nothing))
 
     def _left(self) -> bool:
-        return self.steps_done < self.sampler.steps and self.books.fits(self.steps_done, self.generation)
+        return self.steps_done < self.sampler.steps and self.books.fits(
+            self.steps_done, self.generation)
 
 
 class _Differs(LedgerError):

@@ -1,4 +1,6 @@
-"""The claim in words and as JSON: what holds for whom, everything it rests on, and what it does not cover."""
+"""The claim in words and as JSON: what holds for whom, everything it rests on, and what it does not
+cover.
+"""
 
 from __future__ import annotations
 
@@ -15,32 +17,36 @@ from fxperex.privacy.sampling.units import Units
 if TYPE_CHECKING:
     from fxperex.privacy.engine import PrivacyEngine
 
-RELATIONS = {"add-or-remove": "one unit more or less", "zero-out": "one unit replaced by nothing, their number public",
+RELATIONS = {"add-or-remove": "one unit more or "
+                              "less", "zero-out": "one unit replaced by nothing, their number "
+                                                  "public",
              "replace": "one unit exchanged for another"}
 RESTS_ON = (
     "every step drew its rows by the sampler named here and by nothing else",
     "the ledger is whole and was not put back to an older copy",
     "the operating system's random source is good and the run's secret stayed secret",
-    "nothing else derived from the data was released: losses, norms, factors, batch sizes and errors "
-    "are not private",
+    "nothing else derived from the data was released: losses, norms, factors, batch sizes and "
+    "errors are not private",
     "no other engine spent on the same rows: what several spend adds up",
 )
 ROWS = "one row of the data set is one unit: a unit of several rows is not bounded (fxperex.privacy.Units bounds it)"
 UNITS = "one unit is all rows under one id, and the ids are right: {count} units, of each at most {most} rows take part"
-CUT = ("no records were cut off the ledger's end: a cut before the last checkpoint, which was at step "
-       "{step}, is noticed; a later one only by a counter kept elsewhere (counter=)")
-LEFT_OUT = ("rows that the step raised for were left out of {count} steps: the parameters are as private "
-            "as ever, but errors, run time and ledger tell that there were some")
+CUT = ("no records were cut off the ledger's end: a cut before the last checkpoint, which was at "
+       "step {step}, is noticed; a later one only by a counter kept elsewhere (counter=)")
+LEFT_OUT = ("rows that the step raised for were left out of {count} steps: the parameters are as "
+            "private as ever, but errors, run time and ledger tell that there were some")
 NOT_COVERED = (
     "choosing hyper-parameters, stopping early or choosing a checkpoint by looking at private data",
-    "statistics of the data used to prepare it (means, vocabularies), unless they came from public data",
+    "statistics of the data used to prepare it (means, vocabularies), unless they came from "
+    "public data",
     "timing and other side channels of the machine",
 )
-SUMS = ("rounding of the sum itself: each example adds at most the bound, but floating-point addition is not associative, so "
-        "one example can move how the others' sum is rounded (arXiv 2207.10635)")
+SUMS = ("rounding of the sum itself: each example adds at most the bound, but floating-point "
+        "addition is not associative, so one example can move how the others' sum is rounded "
+        "(arXiv 2207.10635)")
 FLOATING_POINT = "floating-point attacks on the noise (Mironov 2012): the noise is float64 on no grid; noise=\"discrete\" has one"
-COINS = ("a machine whose exp() is wrong by more than a relative 2^-41: the discrete noise is exactly the discrete "
-         "Gaussian with any better one")
+COINS = ("a machine whose exp() is wrong by more than a relative 2^-41: the discrete noise is "
+         "exactly the discrete Gaussian with any better one")
 FAST = "an attacker who predicts Philox, which is not cryptographic"
 SEEDED = "anyone who knows or guesses the seed: the noise can be subtracted. This run is for science only"
 
@@ -57,19 +63,24 @@ class Guarantee:
     def __str__(self) -> str:
         f = self.facts
         s, m, account = f["sampler"], f["mechanism"], f["account"]
-        lines = [f"The parameters released so far are ({f['epsilon']:.4g}, {f['delta']:g})-differentially private for data sets "
-                 f"that differ by {RELATIONS[m['relation']]} ({m['relation']}).",
-                 f"  steps      {account['steps taken']} of {account['steps planned']} taken, {account['units debited']} units "
-                 f"debited ({account['extra steps']} extra after crashes), by {account['method']} from the sampler's own event",
-                 f"  sampler    {s['sampler']}, " + ", ".join(f"{k} {_told(v)}" for k, v in s.items() if k != "sampler"),
-                 f"  clip       {m['clip']}: one unit moves the sum by at most {m['sensitivity']:.9g}",
-                 f"  noise      {m['noise']}, standard deviation {m['standard deviation']:.6g} = multiplier "
-                 f"{m['noise multiplier']:.6g} x bound {m['bound on one unit']:.9g}; sums divided by the constant "
-                 f"{m['divisor']:g}",
-                 f"  randomness {f['randomness']}",
-                 f"  isolation  {f['isolation']['proof']}; graph {f['isolation']['graph'][:16]}",
-                 "  rests on:", *(f"    - {x}" for x in f["rests on"]),
-                 "  not covered:", *(f"    - {x}" for x in f["not covered"])]
+        lines = [
+            f"The parameters released so far are ({f['epsilon']:.4g}, "
+            f"{f['delta']:g})-differentially private for data sets that differ by "
+            f"{RELATIONS[m['relation']]} ({m['relation']}).",
+            f"  steps      {account['steps taken']} of {account['steps planned']} taken, "
+            f"{account['units debited']} units debited ({account['extra steps']} extra after "
+            f"crashes), by {account['method']} from the sampler's own event",
+            f"  sampler    {s['sampler']}, " +
+            ", ".join(f"{k} {_told(v)}" for k, v in s.items() if k != "sampler"),
+            f"  clip       {m['clip']}: one unit moves the sum by at most "
+            f"{m['sensitivity']:.9g}",
+            f"  noise      {m['noise']}, standard deviation {m['standard deviation']:.6g} = "
+            f"multiplier {m['noise multiplier']:.6g} x bound {m['bound on one unit']:.9g}; "
+            f"sums divided by the constant {m['divisor']:g}", f"  randomness {f['randomness']}",
+            f"  isolation  {f['isolation']['proof']}; graph {f['isolation']['graph'][:16]}",
+            "  rests on:", *(f"    - {x}" for x in f["rests on"]), "  not covered:",
+            *(f"    - {x}" for x in f["not covered"])
+        ]
         return "\n".join(lines)
 
 
@@ -81,18 +92,23 @@ def guarantee(engine: PrivacyEngine) -> Guarantee:
     graph = private.capture.print_readable(False)
     return Guarantee({
         "epsilon": spent.epsilon, "delta": engine.delta, "mechanism": mechanism.describe(),
-        "sampler": engine.sampler.describe(),
-        "account": {"method": spent.method, "asked": engine.account,
-                    "steps taken": engine.steps_done, "steps planned": engine.sampler.steps,
-                    "units debited": books.units, "units allowed": books.most, "extra steps": books.extra,
-                    "steps with rows left out": books.shortened},
-        "randomness": engine.randomness.told,
-        "ledger": {"folder": str(engine.folder) if engine.folder else None, "records": len(books.ledger.records),
-                   "head": books.ledger.head, "external counter": books.ledger.counter is not None},
-        "isolation": {"proof": "every operation of the captured graph was proved not to mix examples",
-                      "graph": hashlib.sha256(graph.encode()).hexdigest()},
-        "strategies": {c.site.name: c.strategy for c in private.plan.choices}, "backend": private.backend,
-        "versions": versions(), "rests on": [_unit(engine), *RESTS_ON, *_cut(engine)], "not covered": _not_covered(engine)})
+        "sampler": engine.sampler.describe(), "account": {
+            "method": spent.method, "asked": engine.account, "steps taken": engine.steps_done,
+            "steps planned": engine.sampler.steps, "units debited": books.units,
+            "units allowed": books.most, "extra steps": books.extra,
+            "steps with rows left out": books.shortened
+        }, "randomness": engine.randomness.told, "ledger": {
+            "folder": str(engine.folder) if engine.folder else None,
+            "records": len(books.ledger.records), "head": books.ledger.head,
+            "external counter": books.ledger.counter is not None
+        }, "isolation": {
+            "proof": "every operation of the captured graph was proved not to mix "
+            "examples", "graph": hashlib.sha256(graph.encode()).hexdigest()
+        }, "strategies": {c.site.name: c.strategy
+                          for c in private.plan.choices}, "backend": private.backend,
+        "versions": versions(), "rests on": [_unit(engine), *RESTS_ON,
+                                             *_cut(engine)], "not covered": _not_covered(engine)
+    })
 
 
 def versions() -> dict[str, str]:
@@ -112,10 +128,15 @@ def _unit(engine: PrivacyEngine) -> str:
 
 
 def _not_covered(engine: PrivacyEngine) -> list[str]:
-    randomness = [] if engine.randomness.secure else [FAST if engine.randomness.seed is None else SEEDED]
+    randomness = [] if engine.randomness.secure else [
+        FAST if engine.randomness.seed is None else SEEDED
+    ]
     count = engine.books.shortened
     left_out = [LEFT_OUT.format(count=count)] if count else []
-    return [*randomness, *left_out, COINS if engine.mechanism.grid else FLOATING_POINT, SUMS, *NOT_COVERED]
+    return [
+        *randomness, *left_out, COINS if engine.mechanism.grid else FLOATING_POINT, SUMS,
+        *NOT_COVERED
+    ]
 
 
 def _cut(engine: PrivacyEngine) -> list[str]:

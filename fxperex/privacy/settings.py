@@ -1,4 +1,6 @@
-"""From the arguments of an engine to its sampler and mechanism: every number that is not given is computed here, once."""
+"""From the arguments of an engine to its sampler and mechanism: every number that is not given is
+computed here, once.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ class Wish:
             raise ConfigError("give exactly one of noise_multiplier and epsilon; "
                               + ("got neither" if self.epsilon is None else "got both"))
         if self.epsilon is not None and self.budget is not None:
-            raise ConfigError("epsilon is the budget of the whole run already; give budget with noise_multiplier")
+            raise ConfigError("epsilon is the budget of the whole run already; give budget with "
+                              "noise_multiplier")
         for name in ("expected_batch", "epochs"):
             positive(getattr(self, name), name)
         for name in ("noise_multiplier", "epsilon", "budget"):
@@ -80,40 +83,47 @@ def check_files(folder: object, secure: object, counter: object, same_data: obje
     if folder is None:
         raise ConfigError("counter counts the records of a folder's ledger; give folder too")
     if not all(callable(getattr(counter, name, None)) for name in ("read", "write")):
-        raise ConfigError("counter must have read() and write(value), see fxperex.privacy.records.ledger; "
-                          f"got {type(counter).__name__}")
+        raise ConfigError("counter must have read() and write(value), see "
+                          f"fxperex.privacy.records.ledger; got {type(counter).__name__}")
 
 
 def make_sampler(wish: Wish, size: int, secret: Secret) -> Sampler:
     """Returns the sampler of the run. Raises ConfigError."""
     if isinstance(wish.sampling, Sampler):
         if wish.sampling.size != size or wish.sampling.expected_batch != wish.expected_batch:
-            raise ConfigError(f"the sampler draws {wish.sampling.expected_batch:g} of {wish.sampling.size} examples; the engine "
-                              f"was asked for {wish.expected_batch:g} of {size}")
+            raise ConfigError(f"the sampler draws {wish.sampling.expected_batch:g} of "
+                              f"{wish.sampling.size} examples; the engine was asked for "
+                              f"{wish.expected_batch:g} of {size}")
         wish.sampling.rows(0)  # refused now, and not after a debit
         return wish.sampling
     steps = math.ceil(wish.epochs * size / wish.expected_batch)
     if one_of(wish.sampling, "sampling", SAMPLINGS) == "poisson":
         return PoissonSampler(size, wish.expected_batch, steps, secret=secret)
-    return ShuffledSampler(size, wish.expected_batch, steps, secret=secret)  # type: ignore[arg-type]
+    return ShuffledSampler(size, wish.expected_batch, steps,
+                           secret=secret)  # type: ignore[arg-type]
 
 
 def make_mechanism(wish: Wish, private: PerExampleModule, sampler: Sampler) -> Mechanism:
-    """Returns the mechanism of the run, its noise found from (epsilon, delta) where that was asked. Raises ConfigError."""
+    """Returns the mechanism of the run, its noise found from (epsilon, delta) where that was asked.
+    Raises ConfigError.
+    """
     if wish.relation not in sampler.relations():
-        raise ConfigError(f"{type(sampler).__name__} has no guarantee under the relation {wish.relation!r}; "
-                          f"it has one under {' or '.join(sampler.relations())}")
+        raise ConfigError(f"{type(sampler).__name__} has no guarantee under the relation "
+                          f"{wish.relation!r}; it has one under {' or '.join(sampler.relations())}")
     sigma = wish.noise_multiplier if wish.epsilon is None else accountant.noise_multiplier_for(
         wish.epsilon, wish.delta, sampler, method=wish.account, relation=wish.relation)
     assert sigma is not None
     dimension = sum(p.numel() for p in private.parameters.values())
-    return Mechanism(private.clip, sigma, wish.relation, sampler.expected_batch, dimension, wish.noise)
+    return Mechanism(private.clip, sigma, wish.relation, sampler.expected_batch, dimension,
+                     wish.noise)
 
 
 def most_units(wish: Wish, mechanism: Mechanism, sampler: Sampler) -> int | None:
-    """Returns how many of the sampler's units may be spent; None without a budget. Raises ConfigError."""
+    """Returns how many of the sampler's units may be spent; None without a budget. Raises
+    ConfigError.
+    """
     planned = sampler.units(sampler.steps)
     if wish.budget is None:
         return None if wish.epsilon is None else planned
-    return accountant.affordable(sampler, mechanism.noise_multiplier, wish.budget, wish.delta, most=planned,
-                                 method=wish.account, relation=wish.relation)
+    return accountant.affordable(sampler, mechanism.noise_multiplier, wish.budget, wish.delta,
+                                 most=planned, method=wish.account, relation=wish.relation)

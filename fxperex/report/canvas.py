@@ -56,7 +56,8 @@ class Canvas:
                 self.width, self.height = max(self.width, s.x + s.w), max(self.height, s.y + s.h)
             elif isinstance(s, Text):
                 reach = {"start": 1.0, "middle": 0.5, "end": 0.0}[s.anchor] * length(s.text, s.size)
-                self.width, self.height = max(self.width, s.x + reach), max(self.height, s.y + s.size)
+                self.width, self.height = max(self.width,
+                                              s.x + reach), max(self.height, s.y + s.size)
 
 
 def length(text: str, size: float = FONT) -> float:
@@ -73,10 +74,11 @@ def fitted(text: str, width: float, size: float = FONT) -> str:
 def svg(canvas: Canvas) -> str:
     """Returns the canvas as an SVG document; titles show on hover."""
     w, h = canvas.width + 20, canvas.height + 20
-    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{w:.0f}" height="{h:.0f}" viewBox="0 0 {w:.0f} {h:.0f}" '
-             'font-family="DejaVu Sans, Verdana, sans-serif">',
-             '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-             '<path d="M0,0 L8,4 L0,8 z" fill="#8a8a8a"/></marker></defs>',
+    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{w:.0f}" height="{h:.0f}" '
+             f'viewBox="0 0 {w:.0f} {h:.0f}" font-family="DejaVu Sans, Verdana, sans-serif">',
+             '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
+             'markerHeight="7" orient="auto"><path d="M0,0 L8,4 L0,8 z" '
+             'fill="#8a8a8a"/></marker></defs>',
              f'<rect width="{w:.0f}" height="{h:.0f}" fill="#ffffff"/>']
     return "\n".join([*lines, *(_svg(s) for s in canvas.shapes), "</svg>\n"])
 
@@ -95,12 +97,15 @@ def _svg(s: Rect | Text | Arrow) -> str:
 
 
 def png(canvas: Canvas, path: Path) -> None:
-    """Writes the canvas as a PNG of twice its size in pixels. Raises ConfigError without matplotlib."""
+    """Writes the canvas as a PNG of twice its size in pixels. Raises ConfigError without
+    matplotlib.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError('a PNG needs matplotlib: pip install "fxperex[plots]", or draw an .svg or .html') from error
+        raise ConfigError('a PNG needs matplotlib: pip install "fxperex[plots]", or draw an .svg '
+                          'or .html') from error
     w, h = canvas.width + 20, canvas.height + 20
     figure = Figure(figsize=(w / 100, h / 100), dpi=200)
     FigureCanvasAgg(figure)
@@ -117,7 +122,8 @@ def _paint(axes: Any, s: Rect | Text | Arrow) -> None:
     from matplotlib.patches import FancyArrowPatch, Rectangle
 
     if isinstance(s, Rect):
-        axes.add_patch(Rectangle((s.x, s.y), s.w, s.h, facecolor=s.fill, edgecolor=s.stroke, linewidth=0.7))
+        axes.add_patch(
+            Rectangle((s.x, s.y), s.w, s.h, facecolor=s.fill, edgecolor=s.stroke, linewidth=0.7))
     elif isinstance(s, Text):
         side = {"start": "left", "middle": "center", "end": "right"}[s.anchor]
         axes.text(s.x, s.y, s.text, fontsize=s.size * 0.72, ha=side, va="baseline", color=s.color,
@@ -125,5 +131,6 @@ def _paint(axes: Any, s: Rect | Text | Arrow) -> None:
     else:
         *path, tip = s.points
         axes.plot([x for x, _ in path], [y for _, y in path], color=s.color, linewidth=0.8)
-        axes.add_patch(FancyArrowPatch(path[-1], tip, arrowstyle="-|>", mutation_scale=6, color=s.color, linewidth=0.8,
-                                       shrinkA=0, shrinkB=0))
+        axes.add_patch(
+            FancyArrowPatch(path[-1], tip, arrowstyle="-|>", mutation_scale=6, color=s.color,
+                            linewidth=0.8, shrinkA=0, shrinkB=0))

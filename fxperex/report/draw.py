@@ -1,8 +1,9 @@
-"""Both graphs as one picture: a lane per module; the captured graph on the left, the step graph on the right.
+"""Both graphs as one picture: a lane per module; the captured graph on the left, the step graph on
+the right.
 
-In the step graph forward runs down, backward up; every site is a box coloured by its strategy and as wide as its
-cost, once for its norm and once for its weighted sum, with the clip factors between. A filled sum is an ordinary
-weight gradient, a hollow one reads stored per-example gradients.
+In the step graph forward runs down, backward up; every site is a box coloured by its strategy and
+as wide as its cost, once for its norm and once for its weighted sum, with the clip factors between.
+A filled sum is an ordinary weight gradient, a hollow one reads stored per-example gradients.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ TABLE = 20  # rows of the side table
 SUFFIXES = (".svg", ".png", ".html")
 
 
-def draw(path: str | Path, captured: fx.Graph, plan: Plan, title: str = "", step: fx.Graph | None = None) -> Path:
-    """Returns the path of the picture written, an .svg, .png or .html. Raises ConfigError for another ending."""
+def draw(path: str | Path, captured: fx.Graph, plan: Plan, title: str = "",
+         step: fx.Graph | None = None) -> Path:
+    """Returns the path of the picture written, an .svg, .png or .html. Raises ConfigError for
+    another ending.
+    """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"a picture ends in {', '.join(SUFFIXES)}; got {str(path)!r}")
@@ -37,13 +41,16 @@ def draw(path: str | Path, captured: fx.Graph, plan: Plan, title: str = "", step
         if path.suffix == ".png":
             png(canvas, path)
         else:
-            path.write_text(svg(canvas) if path.suffix == ".svg" else page(plan_html(plan, svg(canvas)), title or "plan"))
+            path.write_text(
+                svg(canvas) if path.suffix ==
+                ".svg" else page(plan_html(plan, svg(canvas)), title or "plan"))
     except OSError as error:
         raise ConfigError(f"the picture cannot be written to {str(path)!r}: {error}") from error
     return path
 
 
-def picture(captured: fx.Graph, plan: Plan, title: str = "", step: fx.Graph | None = None) -> Canvas:
+def picture(captured: fx.Graph, plan: Plan, title: str = "",
+            step: fx.Graph | None = None) -> Canvas:
     """Returns the Canvas of a captured graph and the step graph that `plan` makes of it."""
     canvas, rows = Canvas(), lanes(captured, plan)
     columns = _Columns.start(rows)
@@ -55,13 +62,17 @@ def picture(captured: fx.Graph, plan: Plan, title: str = "", step: fx.Graph | No
         _passes(canvas, columns, i, y, len(rows))
         _chips(canvas, columns, lane, y)
     bottom = TOP + len(rows) * (HEIGHT + GAP) - GAP
-    canvas.add(Rect(columns.factors, TOP, 18, bottom - TOP, "#f2f2f2", title="clip factors from the sum of all norms"))
+    canvas.add(Rect(columns.factors, TOP, 18, bottom - TOP, "#f2f2f2", title="clip factors from "
+                                                                             "the sum of all "
+                                                                             "norms"))
     _side_table(canvas, columns, plan)
     return canvas
 
 
 class _Columns:
-    """Where the columns stand, and pixels per root second, so that the widest lane fills its column."""
+    """Where the columns stand, and pixels per root second, so that the widest lane fills its
+    column.
+    """
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
@@ -74,7 +85,10 @@ class _Columns:
 
     @staticmethod
     def start(rows: list[Lane]) -> _Columns:
-        roots = [(sum(math.sqrt(c.seconds) for c in lane.choices), len(lane.choices)) for lane in rows if lane.choices]
+        roots = [(sum(math.sqrt(c.seconds)
+                      for c in lane.choices), len(lane.choices))
+                 for lane in rows
+                 if lane.choices]
         room = [(NORMS - 10.0 * count) / max(total, 1e-12) for total, count in roots]
         return _Columns(max(min(room, default=0.0), 0.0))
 
@@ -82,7 +96,8 @@ class _Columns:
         return 7.0 + self.scale * math.sqrt(choice.seconds)
 
 
-def _heading(canvas: Canvas, plan: Plan, title: str, captured: fx.Graph, step: fx.Graph | None, at: _Columns) -> None:
+def _heading(canvas: Canvas, plan: Plan, title: str, captured: fx.Graph, step: fx.Graph | None,
+             at: _Columns) -> None:
     canvas.add(Text(LEFT, 24, title or "private step", 17, bold=True))
     for i, line in enumerate(totals(plan)[:2]):
         canvas.add(Text(LEFT, 44 + 16 * i, line, 11, color="#555555"))
@@ -94,8 +109,10 @@ def _heading(canvas: Canvas, plan: Plan, title: str, captured: fx.Graph, step: f
         x += 18 + length(summary, 11) + 24
     nodes = sum(n.op == "call_function" for n in captured.nodes)
     counted = f", {sum(n.op == 'call_function' for n in step.nodes)} nodes" if step is not None else ""
-    for x, summary in ((LEFT, f"captured graph, {nodes} nodes"), (at.forward, f"step graph{counted}"),
-                    (at.norms + 60, "norms, wide as the root of their cost"), (at.sums + 16, "weighted sums"),
+    for x, summary in ((LEFT, f"captured graph, {nodes} "
+                              "nodes"), (at.forward, f"step graph{counted}"),
+                    (at.norms + 60, "norms, wide as the root of their "
+                                    "cost"), (at.sums + 16, "weighted sums"),
                     (at.table, "dearest sites")):
         canvas.add(Text(x, TOP - 12, summary, 12, bold=True))
     canvas.add(Text(at.factors + 9, TOP - 12, "clip factors", 10, "middle"),
@@ -106,10 +123,11 @@ def _heading(canvas: Canvas, plan: Plan, title: str, captured: fx.Graph, step: f
 
 def _captured(canvas: Canvas, lane: Lane, i: int, y: float, places: dict[str, int]) -> None:
     result = ",".join(map(str, lane.result)) or "scalar"
-    canvas.add(Rect(LEFT, y, CAPTURED, HEIGHT, "#fafafa", title=f"{lane.name}: {lane.told}"),
-               Text(LEFT + 8, y + 14, fitted(lane.name, CAPTURED - 16 - length(result, 10)), bold=True),
-               Text(LEFT + CAPTURED - 8, y + 14, result, 10, "end", "#777777"),
-               Text(LEFT + 8, y + 28, fitted(lane.told, CAPTURED - 16, 10), 10, color="#555555"))
+    canvas.add(
+        Rect(LEFT, y, CAPTURED, HEIGHT, "#fafafa", title=f"{lane.name}: {lane.told}"),
+        Text(LEFT + 8, y + 14, fitted(lane.name, CAPTURED - 16 - length(result, 10)), bold=True),
+        Text(LEFT + CAPTURED - 8, y + 14, result, 10, "end", "#777777"),
+        Text(LEFT + 8, y + 28, fitted(lane.told, CAPTURED - 16, 10), 10, color="#555555"))
     for name in lane.reads:
         neighbour = places[name]
         if neighbour == i - 1:
@@ -117,7 +135,9 @@ def _captured(canvas: Canvas, lane: Lane, i: int, y: float, places: dict[str, in
         elif neighbour < i:
             out = LEFT - 6 - 5 * min(i - neighbour, 5)
             start = TOP + neighbour * (HEIGHT + GAP) + HEIGHT * 0.7
-            canvas.add(Arrow(((LEFT, start), (out, start), (out, y + HEIGHT * 0.3), (LEFT, y + HEIGHT * 0.3))))
+            canvas.add(
+                Arrow(((LEFT, start), (out, start), (out, y + HEIGHT * 0.3), (LEFT,
+                                                                              y + HEIGHT * 0.3))))
 
 
 def _passes(canvas: Canvas, at: _Columns, i: int, y: float, count: int) -> None:
@@ -126,8 +146,10 @@ def _passes(canvas: Canvas, at: _Columns, i: int, y: float, count: int) -> None:
         canvas.add(Rect(x, y, PASS, HEIGHT, "#eef3f8" if label == "forward" else "#f8f1ea"),
                    Text(x + PASS / 2, y + HEIGHT / 2 + 4, label, 10, "middle", "#777777"))
     if i + 1 < count:
-        canvas.add(Arrow(((at.forward + PASS / 2, y + HEIGHT), (at.forward + PASS / 2, y + HEIGHT + GAP))),
-                   Arrow(((at.backward + PASS / 2, y + HEIGHT + GAP), (at.backward + PASS / 2, y + HEIGHT))))
+        canvas.add(
+            Arrow(((at.forward + PASS / 2, y + HEIGHT), (at.forward + PASS / 2, y + HEIGHT + GAP))),
+            Arrow(
+                ((at.backward + PASS / 2, y + HEIGHT + GAP), (at.backward + PASS / 2, y + HEIGHT))))
     else:
         canvas.add(Arrow(((at.forward + PASS, y + HEIGHT / 2), (at.backward, y + HEIGHT / 2))))
 
@@ -135,7 +157,8 @@ def _passes(canvas: Canvas, at: _Columns, i: int, y: float, count: int) -> None:
 def _chips(canvas: Canvas, at: _Columns, lane: Lane, y: float) -> None:
     x, share = at.norms, (SUMS - 10) / NORMS
     if lane.choices:
-        canvas.add(Arrow(((at.backward + PASS, y + HEIGHT / 2), (at.norms, y + HEIGHT / 2)), "#d0d0d0"))
+        canvas.add(
+            Arrow(((at.backward + PASS, y + HEIGHT / 2), (at.norms, y + HEIGHT / 2)), "#d0d0d0"))
     for choice in sorted(lane.choices, key=lambda c: -c.seconds):
         w, fill = at.width(choice), color(choice.strategy)
         canvas.add(Rect(x, y + 2, w, HEIGHT - 4, fill, "#555555", _title(choice)))
@@ -143,9 +166,12 @@ def _chips(canvas: Canvas, at: _Columns, lane: Lane, y: float) -> None:
         if len(name) > 2:
             canvas.add(Text(x + w / 2, y + HEIGHT / 2 + 4, name, 10, "middle", _ink(fill)))
         start = at.sums + (x - at.norms) * share
-        canvas.add(Rect(start, y + 8, w * share, HEIGHT - 16, fill if choice.cost.rereads else "#ffffff", fill,
-                        f"weighted sum of {choice.site.name}: " + ("weight gradient of scaled output gradients"
-                                                                   if choice.cost.rereads else "of stored gradients")))
+        canvas.add(
+            Rect(
+                start, y + 8, w * share, HEIGHT - 16, fill if choice.cost.rereads else "#ffffff",
+                fill, "weighted sum of "
+                f"{choice.site.name}: " + ("weight gradient of scaled output gradients"
+                                           if choice.cost.rereads else "of stored gradients")))
         x += w + 3
 
 
@@ -156,8 +182,9 @@ def _short(choice: Choice, lane: str) -> str:
 
 
 def _title(choice: Choice) -> str:
-    return (f"{choice.site.name} ({choice.site.kind}, {shape(choice)}): {choice.strategy}, {1e3 * choice.seconds:.3f} ms, "
-            f"{size(choice.cost.held)} held; runner-up {why_not(choice)}; {choice.site.where}")
+    return (f"{choice.site.name} ({choice.site.kind}, {shape(choice)}): {choice.strategy}, "
+            f"{1e3 * choice.seconds:.3f} ms, {size(choice.cost.held)} held; runner-up "
+            f"{why_not(choice)}; {choice.site.where}")
 
 
 def _ink(fill: str) -> str:
@@ -169,10 +196,14 @@ def _side_table(canvas: Canvas, at: _Columns, plan: Plan) -> None:
     x, y = at.table, TOP + 10
     chosen = sorted(plan.choices, key=lambda c: -c.seconds)
     for c in chosen[:TABLE]:
-        canvas.add(Rect(x, y - 9, 10, 10, color(c.strategy)), Text(x + 16, y, fitted(c.site.name, 210, 11), 11),
-                   Text(x + 232, y, shape(c), 10, color="#777777"), Text(x + 400, y, c.strategy, 11),
-                   Text(x + 505, y, f"{1e3 * c.seconds:.3f} ms", 11, "end"), Text(x + 590, y, size(c.cost.held), 11, "end"))
+        canvas.add(Rect(x, y - 9, 10, 10, color(c.strategy)),
+                   Text(x + 16, y, fitted(c.site.name, 210, 11), 11),
+                   Text(x + 232, y, shape(c), 10, color="#777777"),
+                   Text(x + 400, y, c.strategy, 11),
+                   Text(x + 505, y, f"{1e3 * c.seconds:.3f} ms", 11, "end"),
+                   Text(x + 590, y, size(c.cost.held), 11, "end"))
         y += 17
     if len(chosen) > TABLE:
         remaining = 1e3 * sum(c.seconds for c in chosen[TABLE:])
-        canvas.add(Text(x + 16, y, f"and {len(chosen) - TABLE} more, {remaining:.3f} ms together", 11, color="#777777"))
+        canvas.add(Text(x + 16, y, f"and {len(chosen) - TABLE} more, {remaining:.3f} ms "
+                                   "together", 11, color="#777777"))

@@ -20,14 +20,22 @@ STYLE = """<style>
 
 
 def plan_html(plan: Plan, picture: str = "", alternatives: Sequence[Alternative] = ()) -> str:
-    """Returns a fragment: the picture, if given, the plan's table, its totals, the alternatives, every parameter."""
+    """Returns a fragment: the picture, if given, the plan's table, its totals, the alternatives,
+    every parameter.
+    """
     rows = [(*row(c), c.site.where.partition(", ")[0]) for c in plan.choices]
-    parts = [STYLE, '<div class="fxperex">', picture, _table((*HEAD, *MODULE), rows, [c.strategy for c in plan.choices])]
+    parts = [
+        STYLE, '<div class="fxperex">', picture,
+        _table((*HEAD, *MODULE), rows, [c.strategy for c in plan.choices])
+    ]
     parts += [f"<p>{escape(line)}</p>" for line in totals(plan)]
     if alternatives:
         parts += ["<h4>If one strategy served wherever it is legal</h4>",
                   _table(ALTERNATIVE, [alternative_row(a) for a in alternatives], [])]
-    parts += ["<details><summary>Parameters</summary>", _table(PARAMETER, parameter_rows(plan), []), "</details></div>"]
+    parts += [
+        "<details><summary>Parameters</summary>",
+        _table(PARAMETER, parameter_rows(plan), []), "</details></div>"
+    ]
     return "\n".join(parts)
 
 
@@ -37,13 +45,15 @@ def page(body: str, title: str) -> str:
            f"<body>{body}</body></html>\n"
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], strategies: Sequence[str]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]],
+           strategies: Sequence[str]) -> str:
     lines = ["<table><tr>" + "".join(f"<th>{escape(h)}</th>" for h in head) + "</tr>"]
     for i, cells in enumerate(rows):
         parts = []
         for name, cell in zip(head, cells, strict=True):
             chip = f'<span class="chip" style="background:{color(strategies[i])}"></span>' \
                 if strategies and name == "strategy" else ""
-            parts.append(f'<td class="{"right" if name in RIGHT else "left"}">{chip}{escape(cell)}</td>')
+            parts.append(
+                f'<td class="{"right" if name in RIGHT else "left"}">{chip}{escape(cell)}</td>')
         lines.append("<tr>" + "".join(parts) + "</tr>")
     return "\n".join([*lines, "</table>"])

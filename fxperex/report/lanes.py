@@ -1,4 +1,6 @@
-"""The captured graph folded by the module hierarchy into lanes: few enough to read, in the order they run."""
+"""The captured graph folded by the module hierarchy into lanes: few enough to read, in the order
+they run.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ MOST = 28
 
 @dataclass
 class Lane:
-    """Nodes of one module (or of a prefix of its path): its operations, its sites, the lanes it reads, its result's shape."""
+    """Nodes of one module (or of a prefix of its path): its operations, its sites, the lanes it
+    reads, its result's shape.
+    """
 
     name: str
     ops: Counter[str] = field(default_factory=Counter)
@@ -28,26 +32,34 @@ class Lane:
 
     @property
     def told(self) -> str:
-        return ", ".join(f"{count} {op}" if count > 1 else op for op, count in self.ops.most_common())
+        return ", ".join(
+            f"{count} {op}" if count > 1 else op for op, count in self.ops.most_common())
 
 
 def lanes(graph: fx.Graph, plan: Plan) -> list[Lane]:
-    """Returns the lanes of a captured graph, at the deepest folding that leaves at most MOST of them."""
+    """Returns the lanes of a captured graph, at the deepest folding that leaves at most MOST of
+    them.
+    """
     nodes = [n for n in graph.nodes if n.op == "call_function" and "getitem" not in str(n.target)]
     paths = _paths(nodes)
     deepest = max((p.count(".") + 1 for p in paths.values()), default=1)
-    depth = next((d for d in range(deepest, 1, -1) if len({_prefix(p, d) for p in paths.values()}) <= MOST), 1)
+    depth = next((d for d in range(deepest, 1, -1) if len({_prefix(p, d)
+                                                           for p in paths.values()}) <= MOST), 1)
     return _folded(nodes, {n: _prefix(p, depth) for n, p in paths.items()}, plan)
 
 
 def _paths(nodes: list[fx.Node]) -> dict[fx.Node, str]:
-    """Module path of every node; one without a module goes where its first input came from, the loss aside."""
+    """Module path of every node; one without a module goes where its first input came from, the
+    loss aside.
+    """
     lanes: dict[fx.Node, str] = {}
     for node in nodes:
         path = module_path(node)
         if not path:
             near = [lanes[n] for n in node.all_input_nodes if n in lanes]
-            scalar = all(t.dim() == 0 for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, torch.Tensor))
+            scalar = all(t.dim() == 0
+                         for t in pytree.tree_leaves(node.meta.get("val"))
+                         if isinstance(t, torch.Tensor))
             path = "loss" if scalar or "loss" in near else "model" if "nn_module_stack" in node.meta and not near else near[0] \
                 if near else "model"
         lanes[node] = path
@@ -68,7 +80,9 @@ def _folded(nodes: list[fx.Node], where: dict[fx.Node, str], plan: Plan) -> list
             neighbour = where.get(source)
             if neighbour is not None and neighbour != lane.name and neighbour not in lane.reads:
                 lane.reads.append(neighbour)
-        tensors = [t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, torch.Tensor)]
+        tensors = [
+            t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, torch.Tensor)
+        ]
         lane.result = tuple(tensors[0].shape) if tensors else lane.result
     for choice in plan.choices:
         lanes[names[choice.site.node]].choices.append(choice)

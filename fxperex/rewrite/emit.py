@@ -1,9 +1,10 @@
 """What the step graph computes for the sites: norms, weighted sums, per-example gradients.
 
-A site alone on its parameter's entries has a norm of its own; sites that share a parameter are pulled back and
-added first. Small stored gradients (biases, affine parts) are put side by side, so that one norm and one weighted sum serve
-them all: they are many, and each costs its calls, not its numbers. Nodes made for a site carry `(site, strategy, role)` in
-`meta["fxperex"]`.
+A site alone on its parameter's entries has a norm of its own; sites that share a parameter are
+pulled back and added first. Small stored gradients (biases, affine parts) are put side by side, so
+that one norm and one weighted sum serve
+them all: they are many, and each costs its calls, not its numbers. Nodes made for a site carry
+`(site, strategy, role)` in `meta["fxperex"]`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def _several(sites: Sequence[Site]) -> str:
 
 
 def _squared(uses: Uses, name: str) -> Tensor:
-    """Returns upper bounds `[B]` on squared norms, stored gradients' raised by what reading lost."""
+    """Returns upper bounds `[B]` on squared norms, stored gradients' raised by what reading
+    lost.
+    """
     squared = strategies()[name].sq_norm(uses)
     return raised(squared, uses.dtype) if strategies()[name].stores else squared
 
@@ -51,12 +54,15 @@ def _squared(uses: Uses, name: str) -> Tensor:
 def widened(uses: Uses) -> Uses:
     """Returns `uses` with operands in float32 where they were bfloat16 or float16.
 
-    A scaled gradient or a sum rounded to those can pass the clip bound by their own spacing, 2^-9 of it and more.
+    A scaled gradient or a sum rounded to those can pass the clip bound by their own spacing, 2^-9
+    of it and more.
     """
     if uses.dtype not in LOW_PRECISION:
         return uses
 
-    args, grads = ([wide(x) if isinstance(x, Tensor) else x for x in values] for values in (uses.args, uses.grads))
+    args, grads = ([wide(x) if isinstance(x, Tensor) else x
+                    for x in values]
+                   for values in (uses.args, uses.grads))
     return replace(uses, args=args, grads=grads,
                    parts=tuple(widened(part) for part in uses.parts))
 
@@ -71,13 +77,16 @@ class Emit:
     uses: dict[str, Uses]
     rows: int
     clip_groups: dict[str, int]  # parameter -> the group whose norm and factor are its own
-    pulled: dict[str, Tensor] = field(default_factory=dict)  # per-example gradients of tied parameters
+    pulled: dict[str,
+                 Tensor] = field(default_factory=dict)  # per-example gradients of tied parameters
     bundles: dict[Bundle, Tensor] = field(default_factory=dict)  # small ones side by side, `[B, N]`
 
     def squares(self, mask: Tensor) -> Tensor:
         """Returns squared norms `[B, K]`, float64, of the K clip groups."""
         zero = torch.zeros(self.rows, dtype=torch.float64, device=mask.device)
-        squares: list[list[Tensor]] = [[] for _ in range(1 + max(self.clip_groups.values(), default=0))]
+        squares: list[list[Tensor]] = [
+            [] for _ in range(1 + max(self.clip_groups.values(), default=0))
+        ]
         for site in self._alone:
             name, clip_group = self.chosen[site.name], self._clip_group(site)
             with marked(site.name, name, "norm"):
@@ -96,7 +105,9 @@ class Emit:
     def _bundle(self, site: Site) -> Bundle | None:
         """What `site` may be side by side with, None for nothing."""
         dtype = self.uses[site.name].dtype
-        return (self._clip_group(site), dtype) if small(site, self.chosen[site.name]) and dtype not in LOW_PRECISION else None
+        return (
+            self._clip_group(site),
+            dtype) if small(site, self.chosen[site.name]) and dtype not in LOW_PRECISION else None
 
     @cached_property
     def _bundled(self) -> dict[Bundle, list[Site]]:
@@ -121,19 +132,23 @@ class Emit:
         for site in sites:
             name = self.chosen[site.name]
             with marked(site.name, name, "grad"):
-                gathered.append(strategies()[name].stored(self.uses[site.name]).reshape(self.rows, -1))
+                gathered.append(strategies()[name].stored(self.uses[site.name]).reshape(
+                    self.rows, -1))
         with marked(_several(sites), BESIDE, "grad"):
             return torch.cat(gathered, 1)
 
     def _clip_group(self, site: Site) -> int:
         groups = {self.clip_groups[p] for p in site.params}
         if len(groups) > 1:
-            raise ConfigError(f"parameters {', '.join(site.params)} meet the batch as one tensor at {site.name} and have one "
-                              "norm there; a clip rule must put them into one group")
+            raise ConfigError(f"parameters {', '.join(site.params)} meet the batch as one tensor "
+                              f"at {site.name} and have one norm there; a clip rule must put them "
+                              "into one group")
         return groups.pop()
 
     def _pull(self, sites: list[Site]) -> dict[str, Tensor]:
-        """Per-example gradients of the parameters behind `sites`: the sum over uses, pulled back."""
+        """Per-example gradients of the parameters behind `sites`: the sum over uses, pulled
+        back.
+        """
         outs, stored = [], []
         for site in sites:
             with marked(site.name, self.chosen[site.name], "grad"):
@@ -143,8 +158,9 @@ class Emit:
         names = sorted({p for s in sites for p in s.params})
         leaves = [self.run.leaves[n] for n in names]
         with marked("+".join(names), "tied", "grad"):
-            gradients = torch.autograd.grad(outs, leaves, stored, retain_graph=True, is_grads_batched=True,
-                                       allow_unused=True) if outs else []
+            gradients = torch.autograd.grad(outs, leaves, stored, retain_graph=True,
+                                            is_grads_batched=True,
+                                            allow_unused=True) if outs else []
         return {n: g for n, g in zip(names, gradients, strict=False) if g is not None}
 
     def _tensor(self, site: Site) -> Tensor:
@@ -152,7 +168,9 @@ class Emit:
         return by_name[site.weight]
 
     def sums(self, factors: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        """Returns {parameter: `sum_b factors[b, k] grad_b`} for factors `[B, K]`, k the parameter's clip group."""
+        """Returns {parameter: `sum_b factors[b, k] grad_b`} for factors `[B, K]`, k the parameter's
+        clip group.
+        """
         sums: dict[str, Tensor] = {}
         for param, grads in self.pulled.items():
             with marked(param, "tied", "weighted_sum"):
@@ -171,13 +189,16 @@ class Emit:
         for site in self._alone:
             name = self.chosen[site.name]
             with marked(site.name, name, "weighted_sum"):
-                total = strategies()[name].weighted_sum(widened(self.uses[site.name]), factors[:, self._clip_group(site)], valid)
+                total = strategies()[name].weighted_sum(widened(self.uses[site.name]),
+                                                        factors[:, self._clip_group(site)], valid)
             yield site, total
         for key, sites in self._bundled.items():
             with marked(_several(sites), BESIDE, "weighted_sum"):
                 bundle_sum = by_factors(self.bundles[key], factors[:, key[0]], valid)
-                # Copies: parameters' gradients must not be parts of one tensor, which would live as long as any of them.
-                parts: Sequence[Tensor] = torch.ops.aten.split_with_sizes_copy(bundle_sum, [s.size for s in sites])
+                # Copies: parameters' gradients must not be parts of one tensor, which would live as
+                # long as any of them.
+                parts: Sequence[Tensor] = torch.ops.aten.split_with_sizes_copy(
+                    bundle_sum, [s.size for s in sites])
                 totals = [part.reshape(s.shape) for s, part in zip(sites, parts, strict=True)]
             yield from zip(sites, totals, strict=True)
 
@@ -186,12 +207,14 @@ class Emit:
             return {}
         names = list(self.run.leaves)
         with marked("pull-back", "vjp", "weighted_sum"):
-            grads = torch.autograd.grad(outs, [self.run.leaves[n] for n in names], cotangents, retain_graph=True,
-                                        allow_unused=True)
+            grads = torch.autograd.grad(outs, [self.run.leaves[n] for n in names], cotangents,
+                                        retain_graph=True, allow_unused=True)
         return {n: g for n, g in zip(names, grads, strict=True) if g is not None}
 
     def per_example(self, param: str, args: tuple[Tensor, ...], capture: Capture) -> Tensor:
-        """Per-example gradients `[B, *shape]` of one parameter, whatever the plan chose for norms."""
+        """Per-example gradients `[B, *shape]` of one parameter, whatever the plan chose for
+        norms.
+        """
         if not self.pulled:
             self.pulled = self._pull_all()
         if param in self.pulled:
@@ -202,7 +225,11 @@ class Emit:
     def _pull_all(self) -> dict[str, Tensor]:
         registered = strategies()
         for site in self.analysis.sites:
-            if registered[self.chosen[site.name]].illegal(site) is not None or not registered[self.chosen[site.name]].stores:
-                legal = [n for n in ("direct", "unfold", "vmap", "multi") if registered[n].illegal(site) is None]
+            if registered[self.chosen[site.name]].illegal(
+                    site) is not None or not registered[self.chosen[site.name]].stores:
+                legal = [
+                    n for n in ("direct", "unfold", "vmap", "multi")
+                    if registered[n].illegal(site) is None
+                ]
                 self.chosen = self.chosen | {site.name: legal[0]}
         return self._pull([s for s in self.analysis.sites if s.name in self.uses])

@@ -33,7 +33,8 @@ class Run:
     buffers: list[Any] = field(default_factory=list)
 
 
-def evaluate(capture: Capture, analysis: Analysis, graph: fx.GraphModule, args: tuple[Tensor, ...]) -> Run:
+def evaluate(capture: Capture, analysis: Analysis, graph: fx.GraphModule, args: tuple[Tensor,
+                                                                                      ...]) -> Run:
     """Runs the program with the parameters cut off: gradient flows between site outputs only."""
     run = Run()
     outputs = {use.node for s in analysis.sites for use in s.each}
@@ -50,12 +51,16 @@ def evaluate(capture: Capture, analysis: Analysis, graph: fx.GraphModule, args: 
         elif node.op == "call_function":
             _call(run, node, node.name in analysis.parameter_only, node.name in outputs)
         else:
-            *run.buffers, run.loss = [run.env.get(v, v) if isinstance(v, fx.Node) else v for v in node.args[0]]
+            *run.buffers, run.loss = [
+                run.env.get(v, v) if isinstance(v, fx.Node) else v for v in node.args[0]
+            ]
     return run
 
 
 def _leaf(value: Tensor) -> Tensor:
-    """What sums are pulled back to: of a 16-bit parameter a float32 copy, or each pull would round them."""
+    """What sums are pulled back to: of a 16-bit parameter a float32 copy, or each pull would round
+    them.
+    """
     return wide(value.detach()).requires_grad_()
 
 
@@ -63,16 +68,19 @@ def _call(run: Run, node: fx.Node, parameter_only: bool, is_site: bool) -> None:
     if parameter_only:
         _call_on_parameters(run, node)
         return
-    value = _called(node, *fx.map_arg(node.args, run.env.__getitem__), **fx.map_arg(node.kwargs, run.env.__getitem__))
+    value = _called(node, *fx.map_arg(node.args, run.env.__getitem__),
+                    **fx.map_arg(node.kwargs, run.env.__getitem__))
     if is_site:
         value = pytree.tree_map_only(Tensor, _tracked, value)
     run.env[node] = value
 
 
 def _called(node: fx.Node, *args: Any, **kwargs: Any) -> Any:
-    """The node's value. A linear map of many positions is one product, as it is where the weight has a gradient.
+    """The node's value. A linear map of many positions is one product, as it is where the weight
+    has a gradient.
 
-    Of inputs that are not contiguous torch makes a product per row of the batch otherwise (attention's first map, sequence
+    Of inputs that are not contiguous torch makes a product per row of the batch otherwise
+    (attention's first map, sequence
     first, 64 x 16 x 256 by 768 on a CPU: 3.1 ms and 0.4 for the bias, one product 2.3).
     """
     if node.target is torch.ops.aten.linear.default and args[0].dim() > 2 and args[1].dim() == 2:
@@ -82,24 +90,27 @@ def _called(node: fx.Node, *args: Any, **kwargs: Any) -> Any:
 
 
 def _call_on_parameters(run: Run, node: fx.Node) -> None:
-    """The value that the program uses, and the differentiable one that sums are pulled back through.
+    """The value that the program uses, and the differentiable one that sums are pulled back
+    through.
 
-    They differ where a parameter is bfloat16 or float16 or the program rounds it to that: the sum must not be rounded
-    with it before noise, so the differentiable one leaves the cast out.
+    They differ where a parameter is bfloat16 or float16 or the program rounds it to that: the sum
+    must not be rounded with it before noise, so the differentiable one leaves the cast out.
     """
     def fetch(n: fx.Node) -> Any:
         return run.params[n] if n in run.params else pytree.tree_map_only(Tensor, wide, run.env[n])
 
     def evaluated(look: Callable[[fx.Node], Any]) -> Any:
         with torch.enable_grad():
-            return node.target(*fx.map_arg(node.args, look), **fx.map_arg(node.kwargs, look))  # type: ignore[operator]
+            return node.target(*fx.map_arg(node.args, look),
+                               **fx.map_arg(node.kwargs, look))  # type: ignore[operator]
 
     source = node.all_input_nodes[0] if node.all_input_nodes else None
     value = evaluated(fetch)
     cast = node.target is torch.ops.aten._to_copy.default and value.dtype in LOW_PRECISION
     run.params[node] = fetch(source) if cast and source is not None else value
     rounded = any(_dtypes(fetch(n)) != _dtypes(run.env[n]) for n in node.all_input_nodes)
-    run.env[node] = pytree.tree_map_only(Tensor, Tensor.detach, evaluated(run.env.__getitem__) if rounded else value)
+    run.env[node] = pytree.tree_map_only(Tensor, Tensor.detach,
+                                         evaluated(run.env.__getitem__) if rounded else value)
 
 
 def _dtypes(value: Any) -> list[torch.dtype]:
@@ -107,17 +118,22 @@ def _dtypes(value: Any) -> list[torch.dtype]:
 
 
 def _tracked(x: Tensor) -> Tensor:
-    return x if x.requires_grad or not (x.is_floating_point() or x.is_complex()) else x.detach().requires_grad_()
+    return x if x.requires_grad or not (x.is_floating_point()
+                                        or x.is_complex()) else x.detach().requires_grad_()
 
 
-def backward(capture: Capture, analysis: Analysis, run: Run, graph: fx.GraphModule, rows: int) -> dict[str, Uses]:
+def backward(capture: Capture, analysis: Analysis, run: Run, graph: fx.GraphModule,
+             rows: int) -> dict[str, Uses]:
     """Gradients of the summed loss at every site's outputs, and each site's values."""
     nodes = {n.name: n for n in graph.graph.nodes}
     twins = dict(zip((n.name for n in capture.main.nodes), capture.twin.nodes, strict=True))
     at_proof = {n.name: n for n in capture.main.nodes}
     flat: list[Tensor] = []
     for name in dict.fromkeys(use.node for s in analysis.sites for use in s.each):
-        flat += [t for t in pytree.tree_leaves(run.env[nodes[name]]) if isinstance(t, Tensor) and t.requires_grad]
+        flat += [
+            t for t in pytree.tree_leaves(run.env[nodes[name]])
+            if isinstance(t, Tensor) and t.requires_grad
+        ]
     assert run.loss is not None
     if not run.loss.requires_grad:
         raise CoverageError("the loss does not depend on any trainable parameter")
@@ -133,12 +149,17 @@ def backward(capture: Capture, analysis: Analysis, run: Run, graph: fx.GraphModu
         own = [grads.get(id(t)) for t in outs]
         if all(g is None for g in own):
             return None
-        uses = uses_of(site, nodes[site.node], run, analysis.axes, own, at_proof, twins, (capture.main.rows, rows))
+        uses = uses_of(site, nodes[site.node], run, analysis.axes, own, at_proof, twins,
+                       (capture.main.rows, rows))
         uses.cache["node"] = of_nodes.setdefault(site.node, {})
         return uses
 
     with torch.no_grad():
-        return {s.name: joined for s in analysis.sites if (joined := join_uses(s, [one(use) for use in s.each]))}
+        return {
+            s.name: joined
+            for s in analysis.sites
+            if (joined := join_uses(s, [one(use) for use in s.each]))
+        }
 
 
 def join_uses(site: Site, uses: list[Uses | None]) -> Uses | None:
@@ -155,7 +176,8 @@ def join_uses(site: Site, uses: list[Uses | None]) -> Uses | None:
 def uses_of(site: Site, node: fx.Node, run: Run, axes: dict[str, Any], grads: list[Tensor | None],
             mains: dict[str, fx.Node], twins: dict[str, fx.Node], rows: tuple[int, int]) -> Uses:
     flat, spec = pytree.tree_flatten((node.args, node.kwargs))
-    main, twin = (pytree.tree_leaves((n.args, n.kwargs)) for n in (mains[node.name], twins[node.name]))
+    main, twin = (pytree.tree_leaves((n.args, n.kwargs))
+                  for n in (mains[node.name], twins[node.name]))
     values = [run.env[a].detach() if isinstance(a, fx.Node) else a for a in flat]
     where = [axes.get(a.name) if isinstance(a, fx.Node) else None for a in flat]
     # Numbers that grow with the batch, at a batch of one.
@@ -167,8 +189,9 @@ def uses_of(site: Site, node: fx.Node, run: Run, axes: dict[str, Any], grads: li
         return node.target(*positional, **named)  # type: ignore[operator]
 
     # One axis per output, None where an output has no batch: saved statistics, empty placeholders.
-    out_axes = pytree.tree_leaves(axes[node.name], is_leaf=lambda s: s is None or isinstance(s, BatchAxis))
+    out_axes = pytree.tree_leaves(axes[node.name],
+                                  is_leaf=lambda s: s is None or isinstance(s, BatchAxis))
     example_axis = next(s for s in out_axes if s is not None)
     dims = site.dims and replace(site.dims, B=rows[1])
-    return Uses(replace(site, rows=rows[1], dims=dims), node, values, where, call, example_axis, grads,
-                {"single": single, "out_axes": out_axes})
+    return Uses(replace(site, rows=rows[1], dims=dims), node, values, where, call, example_axis,
+                grads, {"single": single, "out_axes": out_axes})

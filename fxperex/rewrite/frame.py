@@ -1,7 +1,7 @@
 """The step without its sites: forward and backward to the sites' outputs, as a Listing and a Cost.
 
-The planner places every site's norm and weighted sum into this frame, in the order the step will run.
-So it knows the memory of a plan without tracing a step for each plan.
+The planner places every site's norm and weighted sum into this frame, in the order the step will
+run. So it knows the memory of a plan without tracing a step for each plan.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Frame:
 
     listing: the instructions in order; costs: one per instruction.
     reads: site -> (buffers of its inputs, buffers of its output gradients).
-    forward: how many instructions are the forward's; repeatable: those that give the same bits again.
+    forward: how many instructions are the forward's; repeatable: those that give the same bits
+    again.
     """
 
     rows: int
@@ -46,14 +47,20 @@ class Frame:
     @cached_property
     def ready(self) -> Mapping[str, int]:
         """Site -> the index in the listing after which its inputs and output gradients exist."""
-        exists = {name: i + 1 for i, step in enumerate(self.listing.instructions) for name in step.makes}
+        exists = {
+            name: i + 1
+            for i, step in enumerate(self.listing.instructions)
+            for name in step.makes
+        }
         return {site: max((exists.get(buffer, 0) for buffer in inputs + grads), default=0)
                 for site, (inputs, grads) in self.reads.items()}
 
 
 @dataclass(frozen=True)
 class Frames:
-    """The frame at two batch sizes. All others are interpolated linearly in the number of examples."""
+    """The frame at two batch sizes. All others are interpolated linearly in the number of
+    examples.
+    """
 
     main: Frame
     twin: Frame
@@ -67,7 +74,8 @@ class Frames:
         pairs = zip(main.listing.instructions, twin.listing.instructions, strict=True)
         steps = tuple(_instruction_between(*pair, share) for pair in pairs)
         inputs = main.listing.inputs + share * (twin.listing.inputs - main.listing.inputs)
-        costs = tuple(_cost_between(*pair, share) for pair in zip(main.costs, twin.costs, strict=True))
+        costs = tuple(
+            _cost_between(*pair, share) for pair in zip(main.costs, twin.costs, strict=True))
         listing = replace(main.listing, instructions=steps, inputs=inputs)
         return replace(main, rows=rows, listing=listing, costs=costs)
 
@@ -87,13 +95,17 @@ def _cost_between(low: Cost, high: Cost, share: float) -> Cost:
 
 
 def _work_between(low: Work, high: Work, share: float) -> Work:
-    shape = tuple(max(round(_between(i, j, share)), 1) for i, j in zip(low.shape, high.shape, strict=True))
+    shape = tuple(
+        max(round(_between(i, j, share)), 1) for i, j in zip(low.shape, high.shape, strict=True))
     return replace(low, shape=shape, amount=_between(low.amount, high.amount, share))
 
 
 def trace_frames(capture: Capture, analysis: Analysis) -> Frames:
-    """Returns the Frames of a capture, traced at its two sizes. Nothing runs: all values are fake."""
-    return Frames(trace_frame(capture, analysis, capture.main.rows), trace_frame(capture, analysis, capture.twin.rows))
+    """Returns the Frames of a capture, traced at its two sizes. Nothing runs: all values are
+    fake.
+    """
+    return Frames(trace_frame(capture, analysis, capture.main.rows),
+                  trace_frame(capture, analysis, capture.twin.rows))
 
 
 def trace_frame(capture: Capture, analysis: Analysis, rows: int) -> Frame:
@@ -128,20 +140,23 @@ def trace_frame(capture: Capture, analysis: Analysis, rows: int) -> Frame:
 
 
 def _frame(graph: fx.Graph, rows: int, order: list[tuple[str, int, int]], mutated: int) -> Frame:
-    outputs = list(next(n for n in reversed(graph.nodes) if n.op == "output").args[0])  # type: ignore[arg-type]
+    outputs = list(next(
+        n for n in reversed(graph.nodes) if n.op == "output").args[0])  # type: ignore[arg-type]
     results = [n for n in outputs[: 1 + mutated] if isinstance(n, fx.Node)]
     program, buffers = listing(graph, results)
     reads, start = {}, 1 + mutated
     for name, inputs, grads in order:
         middle, end = start + inputs, start + inputs + grads
-        reads[name] = (_buffers(outputs[start:middle], buffers), _buffers(outputs[middle:end], buffers))
+        reads[name] = (_buffers(outputs[start:middle],
+                                buffers), _buffers(outputs[middle:end], buffers))
         start = end
     ignored = _output_views(graph, program)
     steps = tuple(s for s in program.instructions if s.name not in ignored)
     calls = [n for n in graph.nodes if n.op == "call_function" and n.name not in ignored]
     forward = sum(n.meta.get("part") == "forward" for n in calls)
     repeats = frozenset(n.name for n in repeatable(calls) if n.meta.get("part") == "forward")
-    return Frame(rows, replace(program, instructions=steps), reads, tuple(map(node_cost, calls)), forward, repeats)
+    return Frame(rows, replace(program, instructions=steps), reads, tuple(map(node_cost, calls)),
+                 forward, repeats)
 
 
 def _output_views(graph: fx.Graph, program: Listing) -> set[str]:

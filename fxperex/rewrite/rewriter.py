@@ -1,9 +1,10 @@
 """Capture + Analysis + Plan -> the step graph: one torch.fx GraphModule.
 
-Before: the forward program. After: forward; backward to the sites' outputs only (no ordinary weight gradient is
-computed unless a strategy asks for it); per-site norms or per-example gradients; clip factors; weighted sums;
-pull-backs to the parameters. Inputs: the capture's placeholders in order, the clip rule's inputs, the mask `[B]`.
-Nodes made for a site carry `(site, strategy, role)` in `meta["fxperex"]`.
+Before: the forward program. After: forward; backward to the sites' outputs only (no ordinary weight
+gradient is computed unless a strategy asks for it); per-site norms or per-example gradients; clip
+factors; weighted sums; pull-backs to the parameters. Inputs: the capture's placeholders in order,
+the clip rule's inputs, the mask `[B]`. Nodes made for a site carry `(site, strategy, role)` in
+`meta["fxperex"]`.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ from fxperex.rewrite.verify import verify
 WANTS = ("step", "norms", "gradients")
 
 
-def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, want: str = "step") -> StepGraph:
-    """Returns the step graph. Outputs by `want`: (losses, norms, factors, sums by parameter..., buffers...),
-    (norms,) or (per-example gradients by parameter...); parameters in the order of `parameter_order`. Factors are `[B]`, or
-    `[B, K]` for a rule of K groups. Raises ConfigError for a clip rule that does not fit the parameters."""
+def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip,
+            want: str = "step") -> StepGraph:
+    """Returns the step graph. Outputs by `want`: (losses, norms, factors, sums by parameter...,
+    buffers...), (norms,) or (per-example gradients by parameter...); parameters in the order of
+    `parameter_order`. Factors are `[B]`, or `[B, K]` for a rule of K groups. Raises ConfigError for
+    a clip rule that does not fit the parameters."""
     rows = 1 if plan.whole == "naive" else plan.rows
     program = capture.at(rows)
     loss_graph = per_example_loss(capture, analysis.axes, program)
@@ -49,13 +52,16 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, want: 
     step = build(capture, analysis, plan, clip, loss_graph, want, rows)
     values = [n.meta["val"] for n in program.nodes if n.op == "placeholder"]
     with warnings.catch_warnings(), capture.fakes:
-        # vmap says so where torch loops over examples inside; the plan knows what the strategy costs.
+        # vmap says so where torch loops over examples inside; the plan knows what the strategy
+        # costs.
         warnings.filterwarnings("ignore", message="There is a performance drop")
         warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
         mask = torch.ones(rows, dtype=torch.bool, device=values[-1].device)
-        # Fused CPU recurrent layers have no traceable backward; without mkldnn they come apart into cells.
+        # Fused CPU recurrent layers have no traceable backward; without mkldnn they come apart into
+        # cells.
         with torch.backends.mkldnn.flags(enabled=False):
-            traced = make_fx(step, tracing_mode="real", _allow_non_fake_inputs=True)(*values, *clip.inputs(), mask)
+            traced = make_fx(step, tracing_mode="real",
+                             _allow_non_fake_inputs=True)(*values, *clip.inputs(), mask)
     show(4, "traced step", traced)
     traced.graph.eliminate_dead_code()
     forget_strides(traced)
@@ -71,7 +77,9 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, want: 
 
 
 def _ordered(traced: fx.GraphModule, plan: Plan, want: str) -> None:
-    """Norms where they need least memory, and forward values again where the plan does not keep them."""
+    """Norms where they need least memory, and forward values again where the plan does not keep
+    them.
+    """
     if want == "step" and plan.recompute is not None:
         raise_norms(traced)
         recompute(traced, plan.recompute.nodes)
@@ -83,15 +91,19 @@ def _ordered(traced: fx.GraphModule, plan: Plan, want: str) -> None:
 
 def parameter_order(capture: Capture, trainable: set[str]) -> list[str]:
     """Returns the trainable parameters in the order of the capture's inputs."""
-    return list(dict.fromkeys(key for kind, key in capture.inputs.values() if kind == "parameter" and key in trainable))
+    return list(
+        dict.fromkeys(key for kind, key in capture.inputs.values()
+                      if kind == "parameter" and key in trainable))
 
 
 def _order(capture: Capture, analysis: Analysis) -> list[str]:
-    return parameter_order(capture, {p for s in analysis.sites for p in s.params} | set(analysis.unused))
+    return parameter_order(capture, {p
+                                     for s in analysis.sites
+                                     for p in s.params} | set(analysis.unused))
 
 
-def _graph(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: fx.GraphModule, want: str,
-           rows: int) -> Callable[..., tuple[Any, ...]]:
+def _graph(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: fx.GraphModule,
+           want: str, rows: int) -> Callable[..., tuple[Any, ...]]:
     chosen = {c.site.name: c.strategy for c in plan.choices}
     order = _order(capture, analysis)
     groups = dict(zip(order, clip.groups(order), strict=True))
@@ -120,8 +132,8 @@ def _graph(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
     return step
 
 
-def _naive(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: fx.GraphModule, want: str,
-           rows: int) -> Callable[..., tuple[Any, ...]]:
+def _naive(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: fx.GraphModule,
+           want: str, rows: int) -> Callable[..., tuple[Any, ...]]:
     """The step of one row: an ordinary backward to the parameters."""
     order = _order(capture, analysis)
     groups = clip.groups(order)
@@ -129,12 +141,18 @@ def _naive(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
     def step(*args: Tensor) -> tuple[Any, ...]:
         mask, names = args[-1], [k for _, k in capture.inputs.values()]
         with torch.enable_grad():
-            env = {k: a.detach().requires_grad_(k in order) for k, a in zip(names, args[:len(names)], strict=True)}
+            env = {
+                k: a.detach().requires_grad_(k in order)
+                for k, a in zip(names, args[:len(names)], strict=True)
+            }
             *buffers, loss = fx.Interpreter(graph).run(*(env[k] for k in names))
             leaves = [env[n] for n in order]
             gradients = torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
         with torch.no_grad():
-            grads = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, gradients, strict=True)]
+            grads = [
+                torch.zeros_like(p) if g is None else g
+                for p, g in zip(leaves, gradients, strict=True)
+            ]
             if want == "gradients":
                 return tuple(g.unsqueeze(0) for g in grads)
             squared = [raised(sq_norm(g.unsqueeze(0)), g.dtype) for g in grads]
@@ -144,14 +162,20 @@ def _naive(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
             if want == "norms":
                 return (squares.sum(1).sqrt(),)
             norms, factors, valid = _clip(clip, squares, mask, args[len(names):-1])
-            sums = [by_factors(g.unsqueeze(0), factors[:, k], valid) for g, k in zip(grads, groups, strict=True)]
+            sums = [
+                by_factors(g.unsqueeze(0), factors[:, k], valid)
+                for g, k in zip(grads, groups, strict=True)
+            ]
             return (loss.detach(), norms, _told(factors), *sums, *buffers)
 
     return step
 
 
-def _clip(clip: Clip, squares: Tensor, mask: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns norms `[B]`, factors `[B, K]` and the rows `[B]` that count: unmasked, with a gradient that can be clipped."""
+def _clip(clip: Clip, squares: Tensor, mask: Tensor,
+          inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns norms `[B]`, factors `[B, K]` and the rows `[B]` that count: unmasked, with a
+    gradient that can be clipped.
+    """
     norms = squares.sum(1).sqrt()
     norms = torch.where(norms > LONGEST, torch.inf, norms)
     valid = mask & torch.isfinite(norms)

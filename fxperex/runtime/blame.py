@@ -1,4 +1,6 @@
-"""A step that fails on a batch, said in terms of the model: which operation, which line of the user's, what to look at."""
+"""A step that fails on a batch, said in terms of the model: which operation, which line of the
+user's, what to look at.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,11 @@ class _Stops(fx.Interpreter):
 
 def blamed(error: Exception, program: Callable[[], fx.GraphModule] | None, inputs: Sequence[Tensor],
            batch: Sequence[Tensor]) -> DataError:
-    """Returns what to raise for `error` of a step: the operation of the captured `program()` that fails on its `inputs`.
+    """Returns what to raise for `error` of a step: the operation of the captured `program()` that
+    fails on its `inputs`.
 
-    The message has no place without a program, where that does not fail, and on a GPU: after a failed assertion nothing
-    runs there any more.
+    The message has no place without a program, where that does not fail, and on a GPU: after a
+    failed assertion nothing runs there any more.
     """
     place = ""
     if program is not None and not any(x.is_cuda for x in inputs):
@@ -36,8 +39,9 @@ def blamed(error: Exception, program: Callable[[], fx.GraphModule] | None, input
         place = f" in {node.target} at {source_line(node)}" if node is not None else ""
     rows = ", ".join(f"{list(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in batch)
     cause = str(error).strip().splitlines() or [""]
-    return DataError(f"the step failed on a batch of {rows}{place}: {type(error).__name__}: {cause[0].rstrip('.')}. Look for "
-                     "labels or ids out of range, and for a batch of another dtype than the model's. Nothing was written")
+    return DataError(f"the step failed on a batch of {rows}{place}: {type(error).__name__}: "
+                     f"{cause[0].rstrip('.')}. Look for labels or ids out of range, and for a "
+                     "batch of another dtype than the model's. Nothing was written")
 
 
 def _failing(program: Callable[[], fx.GraphModule], inputs: Sequence[Tensor]) -> fx.Node | None:

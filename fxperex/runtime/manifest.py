@@ -1,4 +1,6 @@
-"""What `manifest.json` of a saved step must say, and whether that is true of this model and this process."""
+"""What `manifest.json` of a saved step must say, and whether that is true of this model and this
+process.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,19 @@ from fxperex.errors import PackageError
 
 
 def check_manifest(manifest: dict[str, Any], model: nn.Module, path: Path) -> None:
-    """Raises PackageError if an entry is missing or of another kind, or `model` or this process is not what it was made for."""
+    """Raises PackageError if an entry is missing or of another kind, or `model` or this process is
+    not what it was made for.
+    """
     for name, holds in SCHEMA.items():
         if name not in manifest or not holds(manifest[name]):
             raise PackageError(f"{path} is damaged: its manifest has no legal entry {name!r}")
     device = device_of_model(model)
     for what, current in process(device).items():
         if manifest[what] != current:
-            raise PackageError(f"{path} was compiled for {what} {manifest[what]}; here it is {current}. Transform and save again")
-    parameters, buffers = (dict(tensors(remove_duplicate=False)) for tensors in (model.named_parameters, model.named_buffers))
+            raise PackageError(f"{path} was compiled for {what} {manifest[what]}; here it is "
+                               f"{current}. Transform and save again")
+    parameters, buffers = (dict(tensors(remove_duplicate=False))
+                           for tensors in (model.named_parameters, model.named_buffers))
     _same(path, "parameter", manifest["parameters"], {n: told(p) for n, p in parameters.items()})
     _same(path, "buffer", manifest["buffers"], {n: told(b) for n, b in buffers.items()})
     trainable = [n for n, p in parameters.items() if p.requires_grad]
@@ -31,24 +37,33 @@ def check_manifest(manifest: dict[str, Any], model: nn.Module, path: Path) -> No
                                 ("has in training mode", manifest["training"], training)):
         if sorted(then) != sorted(present):
             odd = sorted(set(then) ^ set(present))[0]
-            raise PackageError(f"{path}: the saved step {what} {odd!r}, or the model does, and not both")
-    names = {"parameter": set(parameters), "buffer": set(buffers), "batch": set(range(len(manifest["batch"])))}
+            raise PackageError(f"{path}: the saved step {what} {odd!r}, or the model does, and "
+                               "not both")
+    names = {
+        "parameter": set(parameters), "buffer": set(buffers),
+        "batch": set(range(len(manifest["batch"])))
+    }
     if not set(manifest["order"]) <= names["parameter"] or not set(manifest["mutated"]) <= names["buffer"] \
             or any(key not in names[kind] for _, kind, key in manifest["inputs"] if kind in names):
-        raise PackageError(f"{path} is damaged: its manifest names parameters, buffers or inputs that there are not")
+        raise PackageError(f"{path} is damaged: its manifest names parameters, buffers or inputs "
+                           "that there are not")
 
 
 def _same(path: Path, what: str, then: dict[str, Any], present: dict[str, Any]) -> None:
     for name in [*then, *(n for n in present if n not in then)]:
         if then.get(name) != present.get(name):
-            raise PackageError(f"{path} was compiled for another model: {what} {name!r} was {then.get(name)}, the model's is "
-                               f"{present.get(name)}")
+            raise PackageError(f"{path} was compiled for another model: {what} {name!r} was "
+                               f"{then.get(name)}, the model's is {present.get(name)}")
 
 
 def process(device: torch.device) -> dict[str, str | None]:
-    """Returns what compiled code depends on here: torch, kind of device, machine, name of the GPU."""
+    """Returns what compiled code depends on here: torch, kind of device, machine, name of the
+    GPU.
+    """
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {"torch": torch.__version__, "device": device.type, "machine": platform.machine(), "gpu": gpu}
+    return {
+        "torch": torch.__version__, "device": device.type, "machine": platform.machine(), "gpu": gpu
+    }
 
 
 def device_of_model(model: nn.Module) -> torch.device:
@@ -79,7 +94,8 @@ def _dtype(x: Any) -> bool:
 
 
 def _tensors(x: Any) -> bool:
-    return isinstance(x, dict) and all(isinstance(v, list) and len(v) == 2 and _sizes(v[0]) and _dtype(v[1]) for v in x.values())
+    return isinstance(x, dict) and all(
+        isinstance(v, list) and len(v) == 2 and _sizes(v[0]) and _dtype(v[1]) for v in x.values())
 
 
 def _names(x: Any) -> bool:
@@ -98,7 +114,8 @@ def _inputs(x: Any) -> bool:
 
 def _batch(x: Any) -> bool:
     return isinstance(x, list) and bool(x) and all(
-        isinstance(v, list) and len(v) == 3 and _sizes(v[0]) and _dtype(v[1]) and _text(v[2]) for v in x)
+        isinstance(v, list) and len(v) == 3 and _sizes(v[0]) and _dtype(v[1]) and _text(v[2])
+        for v in x)
 
 
 def _precision(x: Any) -> bool:
@@ -106,12 +123,15 @@ def _precision(x: Any) -> bool:
 
 
 def _clip(x: Any) -> bool:
-    return isinstance(x, dict) and set(x) == {"rule", "settings"} and _text(x["rule"]) and isinstance(x["settings"], dict)
+    return isinstance(x, dict) and set(x) == {"rule", "settings"} and _text(
+        x["rule"]) and isinstance(x["settings"], dict)
 
 
 SCHEMA: dict[str, Callable[[Any], bool]] = {
-    "torch": _text, "machine": _text, "device": _text, "gpu": lambda x: x is None or _text(x), "parameters": _tensors,
-    "trainable": _names, "buffers": _tensors, "training": _names, "inputs": _inputs, "batch": _batch, "order": _names,
-    "mutated": _names, "rows": lambda x: _whole(x) and x > 0, "clip": _clip, "plan": _text, "waits": _names,
+    "torch": _text, "machine": _text, "device": _text, "gpu": lambda x: x is None or _text(x),
+    "parameters": _tensors, "trainable": _names, "buffers": _tensors, "training": _names,
+    "inputs": _inputs, "batch": _batch, "order": _names, "mutated": _names,
+    "rows": lambda x: _whole(x) and x > 0, "clip": _clip, "plan": _text, "waits": _names,
     "precision": _precision,
-    "peak": lambda x: isinstance(x, int | float) and not isinstance(x, bool) and x >= 0}
+    "peak": lambda x: isinstance(x, int | float) and not isinstance(x, bool) and x >= 0
+}

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from fxperex.errors import StateError
 
 
-def write(gradients: Iterable[tuple[str, nn.Parameter, Tensor]], buffers: Iterable[tuple[str, Tensor, Tensor]]) -> None:
-    """Adds each (name, parameter, sum) to the parameter's `.grad`, copies each (name, buffer, value) into the buffer.
+def write(gradients: Iterable[tuple[str, nn.Parameter, Tensor]],
+          buffers: Iterable[tuple[str, Tensor, Tensor]]) -> None:
+    """Adds each (name, parameter, sum) to the parameter's `.grad`, copies each (name, buffer,
+    value) into the buffer.
 
-    Raises StateError where one of them cannot be written (a sparse, foreign or expanded `.grad`); then none is.
+    Raises StateError where one of them cannot be written (a sparse, foreign or expanded `.grad`);
+    then none is.
     """
     undo: list[tuple[nn.Parameter | None, Tensor | None, Tensor | None]] = []
     name = ""
@@ -26,7 +29,8 @@ def write(gradients: Iterable[tuple[str, nn.Parameter, Tensor]], buffers: Iterab
                 before = buffer.clone()
                 buffer.copy_(value)
                 undo.append((None, buffer, before))
-            # Adding to ordinary gradients cannot fail: only with others is there a copy to go back to.
+            # Adding to ordinary gradients cannot fail: only with others is there a copy to go back
+            # to.
             careful = not all(_ordinary(p) for _, p, _ in sums)
             for n, p, value in sums:
                 name = n
@@ -37,13 +41,16 @@ def write(gradients: Iterable[tuple[str, nn.Parameter, Tensor]], buffers: Iterab
     except BaseException as error:
         _undo(undo)
         if isinstance(error, RuntimeError) and name:
-            raise StateError(f"the step's result cannot be written to {name!r}: {error}. Nothing was written. Set its `.grad` "
-                             "to None, or to an ordinary tensor of its own shape, dtype and device") from error
+            raise StateError(f"the step's result cannot be written to {name!r}: {error}. Nothing "
+                             "was written. Set its `.grad` to None, or to an ordinary tensor of "
+                             "its own shape, dtype and device") from error
         raise
 
 
 def _ordinary(p: nn.Parameter) -> bool:
-    """Returns True for a parameter without a gradient, or with a dense one of its own shape, dtype and device."""
+    """Returns True for a parameter without a gradient, or with a dense one of its own shape, dtype
+    and device.
+    """
     grad = p.grad
     if grad is None:
         return True

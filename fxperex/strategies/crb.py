@@ -1,7 +1,9 @@
-"""The paper's `crb`: per node, one convolution whose groups are the examples (arXiv 1912.06015, section 3.2).
+"""The paper's `crb`: per node, one convolution whose groups are the examples (arXiv 1912.06015,
+section 3.2).
 
-`dL_b/dw[o,c,k] = sum_t x_b[c, s t + d k] g_b[o,t]`: a convolution of x by g with stride and dilation
-swapped, examples and channels as groups. On a linear layer: the batched outer product `g_b^T a_b`, stored.
+`dL_b/dw[o,c,k] = sum_t x_b[c, s t + d k] g_b[o,t]`: a convolution of x by g with stride and
+dilation swapped, examples and channels as groups. On a linear layer: the batched outer product
+`g_b^T a_b`, stored.
 """
 
 from __future__ import annotations
@@ -51,9 +53,11 @@ class Crb(Stored):
         axis, (image, output) = uses.out_axis, kind.ordered(uses.args[0], uses.grad)
         shape = kind.live(uses.node)
         weight = (*uses.site.shape[:2], *shape.kernel)
-        grads = per_input(image, output, shape, weight).reshape(axis.outer, uses.site.rows, axis.inner, *weight)
+        grads = per_input(image, output, shape, weight).reshape(axis.outer, uses.site.rows,
+                                                                axis.inner, *weight)
         # Norm and sum read the store by rows: laid out so once, they need no copies of their own.
-        grads = grads.sum((0, 2)) if axis.outer * axis.inner > 1 else grads.squeeze(2).squeeze(0).contiguous()
+        grads = grads.sum(
+            (0, 2)) if axis.outer * axis.inner > 1 else grads.squeeze(2).squeeze(0).contiguous()
         return whole_kernel(grads, shape)
 
 
@@ -66,8 +70,10 @@ def per_input(x: Tensor, g: Tensor, shape: Geometry, weight: tuple[int, ...]) ->
     # Groups are (example, group); the group's inputs play the batch, its outputs the filters.
     x = x.reshape(n * groups, inputs, *x.shape[2:]).transpose(0, 1)
     filters = g.reshape(n * g.shape[1], 1, *g.shape[2:])
-    out = CONV[len(shape.kernel)](x, filters, None, shape.dilation, before, shape.stride, n * groups)
+    out = CONV[len(shape.kernel)](x, filters, None, shape.dilation, before, shape.stride,
+                                  n * groups)
     # The floor in the output size can leave positions behind the kernel.
     for i, k in enumerate(shape.kernel):
         out = out.narrow(2 + i, 0, k)
-    return out.reshape(inputs, n, weight[0], *shape.kernel).permute(1, 2, 0, *range(3, 3 + len(shape.kernel)))
+    return out.reshape(inputs, n, weight[0],
+                       *shape.kernel).permute(1, 2, 0, *range(3, 3 + len(shape.kernel)))

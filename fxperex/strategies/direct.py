@@ -1,7 +1,8 @@
-"""The kind's own closed formula, stored: biases, affine parts of norms, bare parameters, embeddings.
+"""The kind's own closed formula, stored: biases, affine parts of norms, bare parameters,
+embeddings.
 
-These gradients are sums over positions of the output gradient (times something known), so forming them
-costs one pass over the activations and no product.
+These gradients are sums over positions of the output gradient (times something known), so forming
+them costs one pass over the activations and no product.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from fxperex.strategies.stored import Stored, kind_of, offers
 @strategy("direct")
 class Direct(Stored):
     def illegal(self, site: Site) -> str | None:
-        # Beside a use with a closed formula there may be a product: an embedding that is also the output layer.
-        closed = any(offers(use, "per_example") for use in site.each) and offers(site, "per_example", "fold")
+        # Beside a use with a closed formula there may be a product: an embedding that is also the
+        # output layer.
+        closed = any(offers(use, "per_example")
+                     for use in site.each) and offers(site, "per_example", "fold")
         return None if closed else f"kind {site.kind} has no closed formula"
 
     def forming(self, site: Site) -> Cost:
@@ -35,7 +38,10 @@ class Direct(Stored):
 
 
 def _work(use: Site) -> tuple[Work, ...]:
-    """Kernels of one use's gradients: tokens added up, or a product where it has no closed formula."""
+    """Kernels of one use's gradients: tokens added up, or a product where it has no closed
+    formula.
+    """
     if use.kind == "embedding" and use.dims:
         return (scatter(use, use.dims),)
-    return () if offers(use, "per_example") or not use.dims else (per_example_product(use, use.dims),)
+    return () if offers(use, "per_example") or not use.dims else (per_example_product(
+        use, use.dims), )

@@ -1,8 +1,11 @@
-"""Per-example weight gradients streamed through registers by a Triton kernel; no patches, no Gram matrices.
+"""Per-example weight gradients streamed through registers by a Triton kernel; no patches, no Gram
+matrices.
 
-`fused`: `|g_b^T a_b|^2` accumulated tile by tile and thrown away, the sum by one ordinary weight gradient. On a CPU the
-tiles are products that fit its cache, of linear maps alone: what is never written to memory is never read from it. Norm and
-sum are rounded apart, so the norm is the certified bound of `fxperex.numerics.rounding` for two products.
+`fused`: `|g_b^T a_b|^2` accumulated tile by tile and thrown away, the sum by one ordinary weight
+gradient. On a CPU the
+tiles are products that fit its cache, of linear maps alone: what is never written to memory is
+never read from it. Norm and sum are rounded apart, so the norm is the certified bound of
+`fxperex.numerics.rounding` for two products.
 `fused_stored`: the tiles are kept, in the operands' dtype; norm and sum both read what was kept, so
 any precision of the product is covered. Blueprint: FlashDP (arXiv 2507.01154).
 """
@@ -83,13 +86,17 @@ class Fused:
     def cost(self, site: Site) -> Cost:
         d = site.dims
         assert d is not None
-        streamed, read = per_example_product(site, d, "stream"), inputs_bytes(site) + outputs_bytes(site)
+        streamed, read = per_example_product(site, d,
+                                             "stream"), inputs_bytes(site) + outputs_bytes(site)
         work, moved = (streamed, *weight_gradient(site, d)), 2 * read + scaling_bytes(site)
-        if not _in_cache(site):  # a convolution's patches overlap in memory: what is read is the input, not its |K| copies
+        if not _in_cache(
+                site
+        ):  # a convolution's patches overlap in memory: what is read is the input, not its |K| copies
             return Cost(work, moved, launches=_launches(), rereads=True)
         grads, joined = grads_bytes(site), read if site.parts else 0.0
         launches = 70 + 8 * math.ceil(grads / STREAMED) + 30 * len(site.parts)
-        return Cost(work, moved + 4 * joined, 0.0, min(grads, float(STREAMED)) + joined, launches, rereads=True)
+        return Cost(work, moved + 4 * joined, 0.0,
+                    min(grads, float(STREAMED)) + joined, launches, rereads=True)
 
     def stored(self, uses: Uses) -> None:
         return None
@@ -103,7 +110,8 @@ class Fused:
             x, g, shape = images(uses)
             squared = kernels.conv_sq_norm(x, g, *shape)
             output = kind_of(uses.site).ordered(uses.args[0], uses.grad)[1]
-            pair = _patch_lengths(uses), rounding.lengths(output.unflatten(1, (shape.groups, -1)), 2)
+            pair = _patch_lengths(uses), rounding.lengths(output.unflatten(1, (shape.groups, -1)),
+                                                          2)
             inputs, outputs = (_by_example(v, uses.out_axis, uses.site.rows) for v in pair)
         rho, read = (rounding.rho(uses.site, uses.dtype, scaled) for scaled in (True, False))
         squared = rounding.upper_squares(squared, uses.site.size, uses.dtype)
@@ -125,7 +133,8 @@ class FusedStored:
         d, grads = site.dims, grads_bytes(site)
         assert d is not None
         work = per_example_product(site, d), Work("mv", (site.rows, site.size), grads)
-        return Cost(work, inputs_bytes(site) + outputs_bytes(site) + grads, grads, grads, _launches())
+        return Cost(work,
+                    inputs_bytes(site) + outputs_bytes(site) + grads, grads, grads, _launches())
 
     def stored(self, uses: Uses) -> Tensor:
         return self._made(uses)[0]
@@ -139,7 +148,8 @@ class FusedStored:
     def _made(self, uses: Uses) -> tuple[Tensor, Tensor]:
         """(per-example gradients `[B, *shape]`, their squared norms `[B]`)."""
         if "fused_stored" not in uses.cache:
-            uses.cache["fused_stored"] = self._conv(uses) if convolves(uses.site) else self._product(uses)
+            uses.cache["fused_stored"] = self._conv(uses) if convolves(
+                uses.site) else self._product(uses)
         return uses.cache["fused_stored"]
 
     def _product(self, uses: Uses) -> tuple[Tensor, Tensor]:
@@ -153,13 +163,17 @@ class FusedStored:
 
 
 def images(uses: Uses) -> tuple[Tensor, Tensor, kernels.Shape]:
-    """Returns (`x [B,J,C,*S]`, `g [B,J,O,*S']`, the options) of a convolution: views unless merged on both sides."""
+    """Returns (`x [B,J,C,*S]`, `g [B,J,O,*S']`, the options) of a convolution: views unless merged
+    on both sides.
+    """
     kind, rows = kind_of(uses.site), uses.site.rows
     shape = kind.geometry(uses.node)
     assert uses.axes[0] is not None
     x, g = kind.ordered(*(split(v, axis, rows).flatten(1, 2)
-                          for v, axis in ((uses.args[0], uses.axes[0]), (uses.grad, uses.out_axis))))
-    return x, g, kernels.Shape(list(shape.kernel), list(shape.stride), list(shape.dilation), list(shape.before), shape.groups)
+                          for v, axis in ((uses.args[0], uses.axes[0]), (uses.grad,
+                                                                         uses.out_axis))))
+    return x, g, kernels.Shape(list(shape.kernel), list(shape.stride), list(shape.dilation),
+                               list(shape.before), shape.groups)
 
 
 def _launches() -> int:
@@ -172,12 +186,14 @@ def _by_example(x: Tensor, axis: BatchAxis, rows: int) -> Tensor:
 
 
 def _patch_lengths(uses: Uses) -> Tensor:
-    """`|a_t|` of the patches that a convolution meets, `[N, G, *S']`: a box sum of squares, no patches."""
+    """`|a_t|` of the patches that a convolution meets, `[N, G, *S']`: a box sum of squares, no
+    patches.
+    """
     kind = kind_of(uses.site)
     shape, (image, _) = kind.geometry(uses.node), kind.ordered(uses.args[0], uses.grad)
     squares = image.unflatten(1, (shape.groups, -1)).float().square().sum(2)
     box = torch.ones(shape.groups, 1, *shape.kernel, dtype=squares.dtype, device=squares.device)
-    lengths = CONV[len(shape.kernel)](padded(squares, shape), box, None, shape.stride, 0, shape.dilation,
-                                    shape.groups).clamp(min=0).sqrt()
+    lengths = CONV[len(shape.kernel)](padded(squares, shape), box, None, shape.stride, 0,
+                                      shape.dilation, shape.groups).clamp(min=0).sqrt()
     assert uses.site.dims is not None
     return rounding.upper(lengths, uses.site.dims.D)

@@ -1,10 +1,11 @@
-"""`|g_b^T a_b|^2 = <a_b a_b^T, g_b g_b^T>`: norms from Gram matrices, the sum by one ordinary weight gradient.
+"""`|g_b^T a_b|^2 = <a_b a_b^T, g_b g_b^T>`: norms from Gram matrices, the sum by one ordinary
+weight gradient.
 
-Ghost clipping (arXiv 2110.05679), mixed (2205.10683) and book-keeping (2210.00038). The Gram form cancels, so it
-is formed in float64 and raised to the certified bound of `fxperex.numerics.rounding`, never below what the
-weighted sum can emit. Embedding: `<a_t, a_s> = [id_t = id_s]` needs no Gram matrix: equal tokens
-are added up, which is linear in T; both roundings, of norm and sum, are certified there, and each
-row of the table has an S of its own.
+Ghost clipping (arXiv 2110.05679), mixed (2205.10683) and book-keeping (2210.00038). The Gram form
+cancels, so it is formed in float64 and raised to the certified bound of
+`fxperex.numerics.rounding`, never below what the weighted sum can emit. Embedding: `<a_t, a_s> =
+[id_t = id_s]` needs no Gram matrix: equal tokens are added up, which is linear in T; both
+roundings, of norm and sum, are certified there, and each row of the table has an S of its own.
 """
 
 from __future__ import annotations
@@ -46,17 +47,22 @@ class Ghost:
         if site.kind == "embedding":
             out = outputs_bytes(site)
             moved = 12 * out + scaling_bytes(site) + float(site.size * site.dtype.itemsize)
-            return Cost((scatter(site, d), *weight_gradient(site, d)), moved, 0.0, 4 * out, 60, rereads=True)
+            return Cost((scatter(site, d), *weight_gradient(site, d)), moved, 0.0, 4 * out, 60,
+                        rereads=True)
         # A tiled kernel, where there is one, keeps no T x T matrix in memory and takes patches.
         tiled = kernels.unavailable(site.device) is None and site.dtype in DTYPES
         pixels = convolves(site) and pixel_gram(d) and not tiled
         # Every Gram product is (rows, width) of one operand times its transpose, in float64.
         pairs = [(d.T, d.P), (d.pixels, d.D // d.taps) if pixels else (d.T, d.D)]
         groups = d.B * d.G
-        grams = tuple(Work("gram", (groups, t, width), 2.0 * groups * t**2 * width) for t, width in pairs)
+        grams = tuple(
+            Work("gram", (groups, t, width), 2.0 * groups * t**2 * width) for t, width in pairs)
         square = 0.0 if tiled else 8.0 * groups * d.T**2
-        copies = (0.0, 0.0) if tiled else (2 * inputs_bytes(site), 8.0 * groups * d.T * d.P)  # in float64, one after the other
-        moved = 3 * sum(copies) + 4 * square + scaling_bytes(site) + 2.0 * site.size * site.dtype.itemsize + spreading_bytes(site)
+        copies = (0.0,
+                  0.0) if tiled else (2 * inputs_bytes(site),
+                                      8.0 * groups * d.T * d.P)  # in float64, one after the other
+        moved = 3 * sum(copies) + 4 * square + scaling_bytes(
+            site) + 2.0 * site.size * site.dtype.itemsize + spreading_bytes(site)
         if pixels:
             moved += 3 * d.taps**0.5 * sum(_shifted(d))
         unfolded = () if pixels and d.T > SMALL else patches(site)
@@ -65,7 +71,8 @@ class Ghost:
             transient += inputs_bytes(site) + outputs_bytes(site)
             moved += 4 * (inputs_bytes(site) + outputs_bytes(site))
         launches = 80 + (8 * round(d.taps**0.5) if pixels else 0) + 30 * len(site.parts)
-        return Cost((*unfolded, *grams, *weight_gradient(site, d)), moved, 0.0, transient, launches, rereads=True)
+        return Cost((*unfolded, *grams, *weight_gradient(site, d)), moved, 0.0, transient, launches,
+                    rereads=True)
 
     def stored(self, uses: Uses) -> None:
         return None
@@ -75,13 +82,17 @@ class Ghost:
         if all(use.kind == "embedding" and not use.turned for use in uses.site.each):
             ids, g = kind.tokens(uses)
             lengths, additions = rounding.lengths(g, 2), _equal_tokens(ids)
-            moved, read = (kernels.by_token(ids, (rounding.rho(uses.site, g.dtype, scaled, additions)
-                                                  * lengths)[..., None]).sqrt() for scaled in (True, False))
+            moved, read = (kernels.by_token(
+                ids, (rounding.rho(uses.site, g.dtype, scaled, additions) * lengths)[...,
+                                                                                     None]).sqrt()
+                           for scaled in (True, False))
             squared = rounding.upper_squares(kernels.by_token(ids, g), g[:1].numel(), g.dtype)
             return rounding.certified(squared, torch.ones_like(moved), moved, read)
-        if kernels.unavailable(uses.site.device) is None and uses.dtype in DTYPES and offers(uses.site, "fold"):
+        if kernels.unavailable(uses.site.device) is None and uses.dtype in DTYPES and offers(
+                uses.site, "fold"):
             a, g = kind.factors(uses)
-            squared, inputs, outputs = kernels.gram_sq_norm(a, g), a.double().square().sum(3), g.double().square().sum(3)
+            squared, inputs, outputs = kernels.gram_sq_norm(
+                a, g), a.double().square().sum(3), g.double().square().sum(3)
         else:
             same, outer = kind.gram(uses), kind.out_gram(uses)
             squared = (same * outer).sum(3).sum((1, 2)).clamp(min=0)
@@ -95,9 +106,12 @@ class Ghost:
 
 
 def _equal_tokens(ids: Tensor) -> Tensor:
-    """Returns how often each token's id occurs in its example, `[B, T]`: the terms of its row's sum."""
+    """Returns how often each token's id occurs in its example, `[B, T]`: the terms of its row's
+    sum.
+    """
     ordered = ids.sort(dim=1).values
-    end, start = (torch.searchsorted(ordered, ids.contiguous(), right=right) for right in (True, False))
+    end, start = (torch.searchsorted(ordered, ids.contiguous(), right=right)
+                  for right in (True, False))
     return (end - start).double()
 
 
@@ -109,12 +123,16 @@ def _gram_rounding(site: Site) -> float:
 
 
 def _shifted(d: Dims) -> tuple[float, float]:
-    """Bytes of the pixels' matrix with its shifts added up in one of an image's two dimensions, and in both."""
+    """Bytes of the pixels' matrix with its shifts added up in one of an image's two dimensions, and
+    in both.
+    """
     return 8.0 * d.B * d.G * d.T * _wide(d), 8.0 * d.B * d.G * d.T**2
 
 
 def _shifting(d: Dims) -> float:
-    """Bytes that the pixels' matrix needs: itself and its padded copy, then that copy and its sums of shifts, two at a time."""
+    """Bytes that the pixels' matrix needs: itself and its padded copy, then that copy and its sums
+    of shifts, two at a time.
+    """
     matrix, padded = 8.0 * d.B * d.G * d.pixels**2, 8.0 * d.B * d.G * _wide(d) ** 2
     once, twice = _shifted(d)
     return max(matrix + padded, padded + 2 * once, once + 2 * twice)

@@ -1,4 +1,6 @@
-"""The paper's `multi`: per node, one weight-gradient call per example, unrolled (arXiv 1912.06015, section 3.1)."""
+"""The paper's `multi`: per node, one weight-gradient call per example, unrolled (arXiv 1912.06015,
+section 3.1).
+"""
 
 from __future__ import annotations
 
@@ -29,14 +31,21 @@ class Multi(Stored):
         else:
             work = Work("mm", (d.P, d.T, d.D), 2.0 * d.T * d.D * d.P, site.rows, name_of(site))
         # All examples' results are held at once, and stacked: none is written where another was.
-        return Cost((work, Work("fresh", (int(grads),), 2 * grads)), 2 * grads, transient=peak, launches=launches)
+        return Cost((work, Work("fresh", (int(grads), ), 2 * grads)), 2 * grads, transient=peak,
+                    launches=launches)
 
     def gradients(self, uses: Uses) -> Tensor:
         return torch.stack([self._one(uses, b) for b in range(uses.site.rows)])
 
     def _one(self, uses: Uses, b: int) -> Tensor:
-        values = [_example(a, axis, uses.site.rows, b) for a, axis in zip(uses.args, uses.axes, strict=True)]
-        values = [s if isinstance(s, int) else v for s, v in zip(uses.cache["single"], values, strict=True)]
+        values = [
+            _example(a, axis, uses.site.rows, b)
+            for a, axis in zip(uses.args, uses.axes, strict=True)
+        ]
+        values = [
+            s if isinstance(s, int) else v
+            for s, v in zip(uses.cache["single"], values, strict=True)
+        ]
         with torch.enable_grad():
             weight = uses.args[uses.site.arg].detach().requires_grad_()
             outputs = single(uses, values, weight)

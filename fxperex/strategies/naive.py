@@ -1,7 +1,8 @@
-"""The paper's `naive`: the whole step one example at a time, an ordinary backward each; also the ground truth.
+"""The paper's `naive`: the whole step one example at a time, an ordinary backward each; also the
+ground truth.
 
-It is a way to run the step, not a node's choice: `transform(..., strategy="naive")` builds a step of one row,
-and its loop over the rows is the step.
+It is a way to run the step, not a node's choice: `transform(..., strategy="naive")` builds a step
+of one row, and its loop over the rows is the step.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ class Naive:
         return "naive runs the whole step one example at a time; it is not a node's choice"
 
     def cost(self, site: Site) -> Cost:
-        return replace(strategies()["multi"].cost(site), held=0.0, transient=grads_bytes(site) / site.rows)
+        return replace(strategies()["multi"].cost(site), held=0.0,
+                       transient=grads_bytes(site) / site.rows)
 
     def stored(self, uses: Uses) -> None:
         return None

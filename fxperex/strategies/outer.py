@@ -1,4 +1,6 @@
-"""T = 1: `|grad_b|^2 = |a_b|^2 |g_b|^2`, the sum by one ordinary product (Goodfellow 2015, arXiv 1510.01799)."""
+"""T = 1: `|grad_b|^2 = |a_b|^2 |g_b|^2`, the sum by one ordinary product (Goodfellow 2015, arXiv
+1510.01799).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ class Outer:
         assert d is not None
         moved = (patches_bytes(site) or inputs_bytes(site)) + outputs_bytes(site)
         moved += scaling_bytes(site) + 2.0 * site.size * site.dtype.itemsize + spreading_bytes(site)
-        return Cost((*patches(site), *weight_gradient(site, d)), moved, 0.0, patches_bytes(site), 70, rereads=True)
+        return Cost((*patches(site), *weight_gradient(site, d)), moved, 0.0, patches_bytes(site),
+                    70, rereads=True)
 
     def stored(self, uses: Uses) -> None:
         return None

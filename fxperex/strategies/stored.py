@@ -1,4 +1,6 @@
-"""What strategies that store per-example gradients share: their norm and weighted sum read the store."""
+"""What strategies that store per-example gradients share: their norm and weighted sum read the
+store.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ SMALL = 2**16  # bytes of a site's per-example gradients that are put beside oth
 class Stored:
     """Base of the strategies that form per-example gradients once and keep them.
 
-    `joins`: `gradients` takes a site of several uses whole; otherwise it is asked for each use, and they are added.
-    `forming(site)` is the Cost of that alone; norm and weighted sum read the store at the same price for all.
+    `joins`: `gradients` takes a site of several uses whole; otherwise it is asked for each use, and
+    they are added. `forming(site)` is the Cost of that alone; norm and weighted sum read the store
+    at the same price for all.
     """
 
     stores = True
@@ -36,7 +39,8 @@ class Stored:
         work = (*(w for c in costs for w in c.work), *read_stored(site))
         # Every use but the first is added to those before it.
         moved = 3 * grads * (len(costs) - 1) + sum(c.bytes for c in costs)
-        transient = max(*(c.transient for c in costs), grads + joining_bytes(site) if len(costs) > 1 else 0.0)
+        transient = max(*(c.transient for c in costs),
+                        grads + joining_bytes(site) if len(costs) > 1 else 0.0)
         return Cost(work, moved, grads, transient, sum(c.launches for c in costs) + READING)
 
     def gradients(self, uses: Uses) -> Tensor:
@@ -45,7 +49,8 @@ class Stored:
     def stored(self, uses: Uses) -> Tensor:
         key = type(self).__name__
         if key not in uses.cache:
-            uses.cache[key] = self.gradients(uses) if self.joins else over_parts(uses, self.gradients)
+            uses.cache[key] = self.gradients(uses) if self.joins else over_parts(
+                uses, self.gradients)
         return uses.cache[key]
 
     def sq_norm(self, uses: Uses) -> Tensor:
@@ -56,7 +61,8 @@ class Stored:
 
 
 def small(site: Site, strategy: str) -> bool:
-    """True where the step puts the site's stored gradients side by side with others': one norm and one sum serve them all.
+    """True where the step puts the site's stored gradients side by side with others': one norm and
+    one sum serve them all.
 
     Strategies that are not `Stored` form the norm as they form the gradients.
     """

@@ -1,7 +1,7 @@
 """`grad_b = g_b^T a_b`: im2col and one batched product, stored (Opacus' default for convolutions).
 
-On a CPU im2col of many large images is new memory in every step, at a tenth of the memory's speed: there the product is
-formed a few images at a time, from patches in one buffer.
+On a CPU im2col of many large images is new memory in every step, at a tenth of the memory's speed:
+there the product is formed a few images at a time, from patches in one buffer.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Unfold(Stored):
         part = at_rows(site, at_once(site))
         pieces = -(-d.B // part.rows)
         assert part.dims is not None
-        work = tuple(replace(w, calls=pieces) for w in (*patches(part), per_example_product(part, part.dims)))
+        work = tuple(
+            replace(w, calls=pieces)
+            for w in (*patches(part), per_example_product(part, part.dims)))
         # The results of the pieces lie in one tensor.
         spread += fresh(grads_bytes(site)) if pieces > 1 else ()
         return Cost((*work, *spread), moved, transient=patches_bytes(part) + grads_bytes(site),

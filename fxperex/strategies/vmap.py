@@ -31,22 +31,33 @@ class Vmap(Stored):
     def forming(self, site: Site) -> Cost:
         d, grads, out = site.dims, grads_bytes(site), outputs_bytes(site)
         if d is None or site.kind == "embedding":
-            return Cost(fresh(grads), (2 + passes(site)) * out + 4 * grads, transient=2 * out + grads, launches=8)
+            return Cost(fresh(grads), (2 + passes(site)) * out + 4 * grads,
+                        transient=2 * out + grads, launches=8)
         conv = convolves(site)
-        work = each_by_convolution(site, whole(d, site), "vmap") if conv else per_example_product(site, d)
+        work = each_by_convolution(site, whole(d, site), "vmap") if conv else per_example_product(
+            site, d)
         own = grads + (grouped_scratch(site, d) if conv else 0.0)
         return Cost((work,), 4 * grads, transient=grads + own, launches=30)
 
     def gradients(self, uses: Uses) -> Tensor:
         site = uses.site
-        moving = [i for i, axis in enumerate(uses.axes) if axis is not None and isinstance(uses.args[i], Tensor)]
+        moving = [
+            i for i, axis in enumerate(uses.axes)
+            if axis is not None and isinstance(uses.args[i], Tensor)
+        ]
         inputs = [split(uses.args[i].detach(), uses.axes[i], site.rows) for i in moving]
-        outs = [(i, axis) for i, axis in enumerate(uses.cache["out_axes"]) if uses.grads[i] is not None]
-        grads = [split(uses.grads[i], axis, site.rows) for i, axis in outs]  # type: ignore[arg-type]
+        outs = [
+            (i, axis) for i, axis in enumerate(uses.cache["out_axes"]) if uses.grads[i] is not None
+        ]
+        grads = [split(uses.grads[i], axis, site.rows) for i, axis in outs
+                 ]  # type: ignore[arg-type]
         weight = uses.args[site.arg].detach()
 
         def one(rows: list[Tensor], backs: list[Tensor]) -> Tensor:
-            values = [s if isinstance(s, int) else a for s, a in zip(uses.cache["single"], uses.args, strict=True)]
+            values = [
+                s if isinstance(s, int) else a
+                for s, a in zip(uses.cache["single"], uses.args, strict=True)
+            ]
             for i, row in zip(moving, rows, strict=True):
                 values[i] = as_one(row, uses.axes[i])  # type: ignore[arg-type]
 

@@ -8,7 +8,8 @@ from fxperex.layers.products import spelled
 from fxperex.registry import BatchAxis
 
 
-def _left(axis: BatchAxis | None, shape: tuple[int, ...], rank: int, vector: bool) -> BatchAxis | None:
+def _left(axis: BatchAxis | None, shape: tuple[int, ...], rank: int,
+          vector: bool) -> BatchAxis | None:
     """Axis of the left factor in the output: its last dimension is contracted."""
     if axis is None:
         return None
@@ -18,7 +19,8 @@ def _left(axis: BatchAxis | None, shape: tuple[int, ...], rank: int, vector: boo
     return axis.moved(axis.dim + missing)
 
 
-def _right(axis: BatchAxis | None, shape: tuple[int, ...], rank: int, vector: bool) -> BatchAxis | None:
+def _right(axis: BatchAxis | None, shape: tuple[int, ...], rank: int,
+           vector: bool) -> BatchAxis | None:
     """Axis of the right factor: the last but one is contracted, the last is the output's last."""
     if axis is None:
         return None
@@ -44,7 +46,8 @@ def matmul(context: Context) -> State:
     return product(context, "self", SECOND)
 
 
-@rule("aten.addmm", "aten.baddbmm", "aten.addmv", "aten.addbmm", reads="self mat1|batch1|mat mat2|batch2|vec")
+@rule("aten.addmm", "aten.baddbmm", "aten.addmv", "aten.addbmm", reads="self mat1|batch1|mat "
+                                                                       "mat2|batch2|vec")
 def addmm(context: Context) -> State:
     if str(context.node.target) == "aten.addbmm.default":
         raise Mixes("it adds up over the leading dimension")

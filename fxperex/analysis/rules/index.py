@@ -18,8 +18,8 @@ def embedding(context: Context) -> State:
     if context.arg("scale_grad_by_freq"):
         raise Mixes("scale_grad_by_freq counts ids over the whole batch; set it to False")
     if context.arg("sparse"):
-        raise CoverageError("an embedding with sparse=True has sparse gradients, which are not supported; "
-                            "set sparse=False")
+        raise CoverageError("an embedding with sparse=True has sparse gradients, which are not "
+                            "supported; set sparse=False")
     return context.axis("indices")
 
 
@@ -36,20 +36,22 @@ def index(context: Context) -> State:
     position = places[0] if adjacent else 0
     chosen = meet(context, [i for _, i in indexed], rank)
     if any(s is not None and s.rows for d, s in states.items() if base is None or d != base.dim):
-        raise Mixes("it looks up torch.arange(len(x)), an example's place in the batch, in something that is no batch")
+        raise Mixes("it looks up torch.arange(len(x)), an example's place in the batch, in "
+                    "something that is no batch")
     if base is None:
         return chosen and chosen.moved(chosen.dim + position)
     if base.dim in states:
         return _by_row(base, states[base.dim], chosen, position)
     if chosen is not None:
-        raise Mixes("every example's index would look into every other example; index the batch dimension with "
-                    "torch.arange(len(x)) as well, or use torch.gather")
+        raise Mixes("every example's index would look into every other example; index the batch "
+                    "dimension with torch.arange(len(x)) as well, or use torch.gather")
     before = sum(d < base.dim for d in places)
     shift = rank if (adjacent and position < base.dim) or not adjacent else 0
     return base.moved(base.dim - before + shift)
 
 
-def _by_row(base: BatchAxis, rows: BatchAxis | None, chosen: BatchAxis | None, first: int) -> BatchAxis:
+def _by_row(base: BatchAxis, rows: BatchAxis | None, chosen: BatchAxis | None,
+            first: int) -> BatchAxis:
     # x[arange(B), i]: row b of the result reads row b of x alone, and is the number b if that is.
     if rows is None or not rows.rows or base.place[1:] != (1, 1) or chosen is None:
         raise Mixes("it indexes the batch dimension with other numbers than torch.arange(len(x))")
@@ -66,7 +68,8 @@ def gather(context: Context) -> State:
     if any(a is not None and a.dim == along for a in (base, chosen)):
         raise Mixes("it gathers along the batch dimension")
     if base is None or chosen is None:
-        raise Mixes("it pairs rows of a batch with rows of something that is no batch; expand both to the batch")
+        raise Mixes("it pairs rows of a batch with rows of something that is no batch; expand "
+                    "both to the batch")
     return join([base, chosen])
 
 
@@ -81,7 +84,8 @@ def scatter(context: Context) -> State:
         raise Mixes("it scatters along the batch dimension, or rows of all examples into one")
     # torch lets an index be shorter, and takes the front
     if len({context.shape(t)[joined.dim] for t in tensors}) > 1:
-        raise Mixes("its index has fewer rows of the batch than what it writes to, so only some examples are written")
+        raise Mixes("its index has fewer rows of the batch than what it writes to, so only some "
+                    "examples are written")
     return joined
 
 
@@ -92,7 +96,8 @@ def index_select(context: Context) -> State:
     if base is None:
         return chosen and chosen.moved(along)
     if chosen is not None or base.dim == along:
-        raise Mixes("it selects along the batch dimension, or with every example's index in every other")
+        raise Mixes("it selects along the batch dimension, or with every example's index in every "
+                    "other")
     return base
 
 
@@ -118,7 +123,8 @@ def diagonal(context: Context) -> State:
         return None
     sides = {dim(context.arg("dim1"), rank), dim(context.arg("dim2"), rank)}
     if axis.dim in sides:
-        raise Mixes("it treats the batch as a side of a matrix; give dim1 and dim2 of one example's matrix")
+        raise Mixes("it treats the batch as a side of a matrix; give dim1 and dim2 of one "
+                    "example's matrix")
     return axis.moved(axis.dim - sum(d < axis.dim for d in sides))
 
 

@@ -32,7 +32,8 @@ def convolution(context: Context) -> State:
         raise Mixes("its weight depends on the batch")
     axis = context.axis("input")
     if len(context.shape(context.arg("input"))) != len(context.shape(context.arg("weight"))):
-        raise Mixes("its input is one image without a batch dimension, so the batch would be its channels")
+        raise Mixes("its input is one image without a batch dimension, so the batch would be its "
+                    "channels")
     if axis is not None and axis.dim != 0:
         raise Mixes(f"the convolution runs over dimension {axis.dim}, the batch")
     return axis
@@ -56,15 +57,16 @@ def instance_norm(context: Context) -> State:
     return _leading(context, _rank(context) - 1, "the normalisation")
 
 
-@rule("aten.batch_norm", "aten._native_batch_norm_legit_functional", "aten._native_batch_norm_legit",
-      "aten.native_batch_norm", "aten._native_batch_norm_legit_no_training", "aten._batch_norm_with_update_functional",
+@rule("aten.batch_norm", "aten._native_batch_norm_legit_functional",
+      "aten._native_batch_norm_legit", "aten.native_batch_norm",
+      "aten._native_batch_norm_legit_no_training", "aten._batch_norm_with_update_functional",
       "aten.cudnn_batch_norm", "aten._batch_norm_no_update", reads="input training?")
 def batch_norm(context: Context) -> State:
     name = str(context.node.target)
     evaluates = "no_training" in name or "no_update" in name
     if not evaluates and context.arg("training?", True):
-        raise Mixes("batch normalisation in training mode mixes all examples. Replace it by GroupNorm "
-                    "(fxperex.fix does), or call .eval() on it")
+        raise Mixes("batch normalisation in training mode mixes all examples. Replace it by "
+                    "GroupNorm (fxperex.fix does), or call .eval() on it")
     axis = context.axis("input")
     if axis is not None and axis.dim == 1:
         raise Mixes("the batch is in the channel dimension")
@@ -78,13 +80,14 @@ def _spatial(dims: int) -> Callable[[Context], State]:
 
 for count in (1, 2, 3):
     rule(f"aten.max_pool{count}d", f"aten.avg_pool{count}d", f"aten.adaptive_avg_pool{count}d",
-         f"aten.adaptive_max_pool{count}d", f"aten.max_pool{count}d_with_indices", reads=INPUT)(_spatial(count))
+         f"aten.adaptive_max_pool{count}d", f"aten.max_pool{count}d_with_indices",
+         reads=INPUT)(_spatial(count))
 rule("aten._adaptive_avg_pool2d", reads=INPUT)(_spatial(2))
 rule("aten._adaptive_avg_pool3d", reads=INPUT)(_spatial(3))
 rule("aten.upsample_nearest1d", "aten.upsample_linear1d", reads=INPUT)(_spatial(2))
-rule("aten.upsample_nearest2d", "aten.upsample_bilinear2d", "aten.upsample_bicubic2d", "aten._upsample_nearest_exact2d",
-     "aten._upsample_bilinear2d_aa", "aten.pixel_shuffle", "aten.pixel_unshuffle", "aten.im2col",
-     reads=INPUT)(_spatial(3))
+rule("aten.upsample_nearest2d", "aten.upsample_bilinear2d", "aten.upsample_bicubic2d",
+     "aten._upsample_nearest_exact2d", "aten._upsample_bilinear2d_aa", "aten.pixel_shuffle",
+     "aten.pixel_unshuffle", "aten.im2col", reads=INPUT)(_spatial(3))
 rule("aten.upsample_nearest3d", "aten.upsample_trilinear3d", reads=INPUT)(_spatial(4))
 
 
@@ -93,22 +96,24 @@ def attention(context: Context) -> State:
     rank = len(context.out)
     axes = [context.axis(name) for name in ("query", "key", "value")]
     if any(a is not None and a.dim >= rank - 2 for a in axes):
-        raise Mixes("the attention runs over the batch: its tokens would be examples; put the batch first")
+        raise Mixes("the attention runs over the batch: its tokens would be examples; put the "
+                    "batch first")
     mask = meet(context, [context.arg("attn_mask")], rank)
     if mask is not None and mask.dim >= rank - 2:
         raise Mixes("the mask has the batch where the tokens are")
     return join([*axes, mask])
 
 
-@rule("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu", reads="input? hx params batch_first?")
+@rule("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu", reads="input? hx params "
+                                                                       "batch_first?")
 def recurrent(context: Context) -> State:
     batch_first = context.arg("batch_first?")
     if batch_first is None:
         raise Mixes("packed sequences have no fixed place for an example; use padding and a mask")
     axis, place = context.axis("input?"), 0 if batch_first else 1
     if axis is None or axis.dim != place:
-        raise Mixes(f"the recurrence runs over the batch: with batch_first={bool(batch_first)} the batch must be in "
-                    f"dimension {place}")
+        raise Mixes(f"the recurrence runs over the batch: with batch_first={bool(batch_first)} "
+                    f"the batch must be in dimension {place}")
     if any(context.axis_of(p) is not None for p in context.arg("params")):
         raise Mixes("its weights depend on the batch")
     starts = context.arg("hx")
@@ -128,9 +133,11 @@ def prelu(context: Context) -> State:
     return axis
 
 
-REDUCTION = {"cross_entropy_loss": 3, "nll_loss": 3, "nll_loss_nd": 3, "nll_loss2d": 3, "mse_loss": 2, "l1_loss": 2,
-             "smooth_l1_loss": 2, "huber_loss": 2, "binary_cross_entropy": 3, "binary_cross_entropy_with_logits": 4,
-             "kl_div": 2, "soft_margin_loss": 2, "poisson_nll_loss": 5}
+REDUCTION = {
+    "cross_entropy_loss": 3, "nll_loss": 3, "nll_loss_nd": 3, "nll_loss2d": 3, "mse_loss": 2,
+    "l1_loss": 2, "smooth_l1_loss": 2, "huber_loss": 2, "binary_cross_entropy": 3,
+    "binary_cross_entropy_with_logits": 4, "kl_div": 2, "soft_margin_loss": 2, "poisson_nll_loss": 5
+}
 CLASSIFY = {"cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss2d"}
 
 
@@ -146,7 +153,8 @@ def loss(context: Context) -> State:
         axis = _classified(context)
     else:  # element by element, hence broadcast: [B, 1] against [B] is a table of pairs
         axis = meet(context, context.tensors, max(len(context.shape(a)) for a in context.tensors))
-    return Reduced("mean" if reduction == 1 else "sum", axis) if reduction and axis is not None else axis
+    return Reduced("mean" if reduction == 1 else "sum",
+                   axis) if reduction and axis is not None else axis
 
 
 def _classified(context: Context) -> BatchAxis | None:

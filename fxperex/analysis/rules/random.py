@@ -1,4 +1,6 @@
-"""Random draws: every example has its own, and no example's values decide which numbers another one gets."""
+"""Random draws: every example has its own, and no example's values decide which numbers another one
+gets.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,14 @@ from fxperex.analysis.state import Context, Mixes, State, arguments
 
 
 def refuse_shared_draw(context: Context) -> None:
-    """For a node that the batch does not reach: it must not draw, for its draw would be every example's."""
-    if torch.Tag.nondeterministic_seeded in getattr(context.node.target, "tags", ()) and context.node.users and _draws(context):
-        raise Mixes("it draws once for the whole batch, so all examples share what it drew. Draw for every example: give it "
-                    "the batch's shape, torch.rand(len(x), ...); StochasticDepth has mode='row'")
+    """For a node that the batch does not reach: it must not draw, for its draw would be every
+    example's.
+    """
+    if torch.Tag.nondeterministic_seeded in getattr(context.node.target, "tags",
+                                                    ()) and context.node.users and _draws(context):
+        raise Mixes("it draws once for the whole batch, so all examples share what it drew. Draw "
+                    "for every example: give it the batch's shape, torch.rand(len(x), ...); "
+                    "StochasticDepth has mode='row'")
 
 
 def _draws(context: Context) -> bool:
@@ -26,22 +32,25 @@ def _draws(context: Context) -> bool:
 @rule("aten.rrelu")
 def rrelu(context: Context) -> State:
     if _draws(context):
-        raise Mixes("it draws a slope for negative entries alone, so the numbers that an example gets depend on the signs of "
-                    "all examples before it; use LeakyReLU, or .eval() on it")
+        raise Mixes("it draws a slope for negative entries alone, so the numbers that an example "
+                    "gets depend on the signs of all examples before it; use LeakyReLU, or "
+                    ".eval() on it")
     return pointwise(context)
 
 
 @rule("aten.poisson", "aten.binomial")
 def rejection(context: Context) -> State:
-    raise Mixes("how many random numbers it uses depends on its input, so the numbers that an example gets depend on all "
-                "examples before it; draw outside the model and pass the result in with the batch")
+    raise Mixes("how many random numbers it uses depends on its input, so the numbers that an "
+                "example gets depend on all examples before it; draw outside the model and pass "
+                "the result in with the batch")
 
 
 @rule("aten.feature_dropout", reads="input")
 def feature_dropout(context: Context) -> State:
     axis = context.axis("input")
     if axis is not None and axis.dim > 1:
-        raise Mixes("it drops whole channels, dimension 1, of all examples at once; put the batch first")
+        raise Mixes("it drops whole channels, dimension 1, of all examples at once; put the batch "
+                    "first")
     return axis
 
 
@@ -52,7 +61,8 @@ def bernoulli(context: Context) -> State:
 
 @rule("aten.normal", reads="mean std")
 def normal(context: Context) -> State:
-    return meet(context, [context.arg("mean"), context.arg("std")], len(context.out)) or created(context)
+    return meet(context, [context.arg("mean"), context.arg("std")], len(
+        context.out)) or created(context)
 
 
 @rule("aten.native_dropout", reads="input")

@@ -12,14 +12,18 @@ from fxperex.registry import BatchAxis
 
 def drop(context: Context, axis: BatchAxis | None, dims: Any, keep: bool, verb: str,
          rank: int | None = None) -> BatchAxis | None:
-    """Returns the axis after `dims` are reduced away; refuses if it is among them. None means all."""
+    """Returns the axis after `dims` are reduced away; refuses if it is among them. None means
+    all.
+    """
     if axis is None:
         return None
     rank = rank or len(context.shape(context.arg("self")))
-    listed = range(rank) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    listed = range(rank) if dims is None or dims == [] else [dims] if isinstance(dims,
+                                                                                 int) else dims
     gone = {dim(d, rank) for d in listed}
     if axis.dim in gone:
-        raise Mixes(f"it {verb} over dimension {axis.dim}, the batch: every example would see all others")
+        raise Mixes(f"it {verb} over dimension {axis.dim}, the batch: every example would see all "
+                    "others")
     return axis if keep else axis.moved(axis.dim - sum(d < axis.dim for d in gone))
 
 
@@ -36,10 +40,12 @@ def total(context: Context) -> State:
                 "sums" if kind == "sum" else "averages")
 
 
-@rule("aten.amax", "aten.amin", "aten.argmax", "aten.argmin", "aten.any", "aten.all", "aten.logsumexp", "aten.prod",
-      "aten.count_nonzero", "aten.median", "aten.mode", "aten.kthvalue", "aten.nanmedian", reads="self dim? keepdim?")
+@rule("aten.amax", "aten.amin", "aten.argmax", "aten.argmin", "aten.any", "aten.all",
+      "aten.logsumexp", "aten.prod", "aten.count_nonzero", "aten.median", "aten.mode",
+      "aten.kthvalue", "aten.nanmedian", reads="self dim? keepdim?")
 def reduce(context: Context) -> State:
-    axis = drop(context, context.axis("self"), context.arg("dim?"), context.arg("keepdim?", False), "reduces")
+    axis = drop(context, context.axis("self"), context.arg("dim?"), context.arg("keepdim?", False),
+                "reduces")
     return context.for_each_result(axis)
 
 
@@ -50,19 +56,23 @@ def extreme(context: Context) -> State:
 
 @rule("aten.var", "aten.std", "aten.var_mean", "aten.std_mean", reads="self dim? keepdim?")
 def spread(context: Context) -> State:
-    axis = drop(context, context.axis("self"), context.arg("dim?"), context.arg("keepdim?", False), "takes the spread")
+    axis = drop(context, context.axis("self"), context.arg("dim?"), context.arg("keepdim?", False),
+                "takes the spread")
     return context.for_each_result(axis)
 
 
 @rule("aten.linalg_vector_norm", "aten.norm", "aten.linalg_norm", reads="self dim? keepdim?")
 def norm(context: Context) -> State:
-    return drop(context, context.axis("self"), context.arg("dim?"), context.arg("keepdim?", False), "takes the norm")
+    return drop(context, context.axis("self"), context.arg("dim?"), context.arg("keepdim?", False),
+                "takes the norm")
 
 
-@rule("aten.softmax", "aten.log_softmax", "aten._softmax", "aten._log_softmax", "aten.cumsum", "aten.cumprod",
-      "aten.logcumsumexp", "aten.cummax", "aten.cummin", "aten.glu", "aten._safe_softmax", reads="self dim")
+@rule("aten.softmax", "aten.log_softmax", "aten._softmax", "aten._log_softmax", "aten.cumsum",
+      "aten.cumprod", "aten.logcumsumexp", "aten.cummax", "aten.cummin", "aten.glu",
+      "aten._safe_softmax", reads="self dim")
 def along(context: Context) -> State:
-    return context.for_each_result(drop(context, context.axis("self"), context.arg("dim"), True, "runs"))
+    return context.for_each_result(
+        drop(context, context.axis("self"), context.arg("dim"), True, "runs"))
 
 
 @rule("aten.msort", reads="self")
@@ -72,7 +82,8 @@ def order_first(context: Context) -> State:
 
 @rule("aten.sort", "aten.argsort", "aten.topk", reads="self dim")
 def order(context: Context) -> State:
-    return context.for_each_result(drop(context, context.axis("self"), context.arg("dim"), True, "orders"))
+    return context.for_each_result(
+        drop(context, context.axis("self"), context.arg("dim"), True, "orders"))
 
 
 @rule("aten.cosine_similarity", reads="x1 x2 dim")
@@ -86,5 +97,6 @@ def cosine(context: Context) -> State:
 
 @rule("aten.diff", reads="self dim prepend append")
 def diff(context: Context) -> State:
-    axis = meet(context, [context.arg(name) for name in ("self", "prepend", "append")], len(context.out))
+    axis = meet(context, [context.arg(name) for name in ("self", "prepend", "append")],
+                len(context.out))
     return drop(context, axis, context.arg("dim"), True, "takes differences")

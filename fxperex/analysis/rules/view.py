@@ -13,8 +13,8 @@ from fxperex.analysis.state import Context, Mixes, Reduced, State, dim, join
 from fxperex.registry import BatchAxis
 
 
-@rule("aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.unflatten", "aten._reshape_copy",
-      "aten.view_copy", "aten.ravel", reads="self dtype?")
+@rule("aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.unflatten",
+      "aten._reshape_copy", "aten.view_copy", "aten.ravel", reads="self dtype?")
 def view(context: Context) -> State:
     state = context.state("self")
     if isinstance(state, Reduced):
@@ -31,7 +31,8 @@ def view(context: Context) -> State:
     return refactor(axis, before, context.out, context.rows)
 
 
-def refactor(axis: BatchAxis, before: tuple[int, ...], after: tuple[int, ...], rows: int) -> BatchAxis:
+def refactor(axis: BatchAxis, before: tuple[int, ...], after: tuple[int, ...],
+             rows: int) -> BatchAxis:
     """Returns where the B-major axis lies after a reshape; refuses one that cuts through it."""
     inner = axis.inner * math.prod(before[axis.dim + 1:])
     right = 1
@@ -42,11 +43,12 @@ def refactor(axis: BatchAxis, before: tuple[int, ...], after: tuple[int, ...], r
                 # Rows that were alike stay alike while each is the same row as before, of the same
                 # entries.
                 unchanged = size == before[axis.dim] and right == math.prod(before[axis.dim + 1:])
-                return BatchAxis(d, right * size // (inner * rows), inner // right, axis.fresh and unchanged, axis.rows)
+                return BatchAxis(d, right * size // (inner * rows), inner // right, axis.fresh
+                                 and unchanged, axis.rows)
             break
         right *= size
-    raise Mixes(f"reshaping {list(before)} to {list(after)} cuts through the {rows} examples of dimension {axis.dim} "
-                "and deals their rows out anew")
+    raise Mixes(f"reshaping {list(before)} to {list(after)} cuts through the {rows} examples of "
+                f"dimension {axis.dim} and deals their rows out anew")
 
 
 @rule("aten.permute", "aten.permute_copy", reads="self dims")
@@ -62,12 +64,14 @@ def reverse(context: Context) -> State:
     return axis and axis.moved(len(context.out) - 1 - axis.dim)
 
 
-@rule("aten.transpose", "aten.swapaxes", "aten.t", "aten.adjoint", "aten.mT", reads="self dim0|axis0? dim1|axis1?")
+@rule("aten.transpose", "aten.swapaxes", "aten.t", "aten.adjoint", "aten.mT",
+      reads="self dim0|axis0? dim1|axis1?")
 def transpose(context: Context) -> State:
     axis, rank = context.axis("self"), len(context.out)
     if axis is None or rank < 2:
         return axis
-    dim0, dim1 = dim(context.arg("dim0|axis0?", -2), rank), dim(context.arg("dim1|axis1?", -1), rank)
+    dim0, dim1 = dim(context.arg("dim0|axis0?", -2), rank), dim(context.arg("dim1|axis1?", -1),
+                                                                rank)
     return axis.moved({dim0: dim1, dim1: dim0}.get(axis.dim, axis.dim))
 
 
@@ -106,7 +110,8 @@ def expand(context: Context) -> State:
         return created(context)  # one entry becomes many
     moved = axis.moved(axis.dim + len(context.out) - len(context.shape(context.arg("self"))))
     if any(d != moved.dim for d in context.scaling):
-        raise Mixes("it repeats the batch along a second, batch-sized dimension: a table of pairs of examples")
+        raise Mixes("it repeats the batch along a second, batch-sized dimension: a table of pairs "
+                    "of examples")
     return moved
 
 
@@ -126,7 +131,8 @@ def repeat(context: Context) -> State:
     moved = axis.dim + len(context.out) - len(context.shape(context.arg("self")))
     times = context.arg("repeats")[moved]
     if any(d != moved for d in context.scaling):
-        raise Mixes("it repeats the batch along a second, batch-sized dimension: a table of pairs of examples")
+        raise Mixes("it repeats the batch along a second, batch-sized dimension: a table of pairs "
+                    "of examples")
     return BatchAxis(moved, axis.outer * times, axis.inner, axis.fresh and times == 1)
 
 
@@ -136,16 +142,19 @@ def repeat_interleave(context: Context) -> State:
     if axis is None and isinstance(times, int) and along is not None:
         return written(context, _size(context), times)
     if axis is None or not isinstance(times, int) or along is None:
-        raise Mixes("repeats that depend on data, or on the flattened batch, have no fixed place for an example")
+        raise Mixes("repeats that depend on data, or on the flattened batch, have no fixed place "
+                    "for an example")
     inside = dim(along, len(context.out)) == axis.dim
-    return BatchAxis(axis.dim, axis.outer, axis.inner * (times if inside else 1), axis.fresh and not inside)
+    return BatchAxis(axis.dim, axis.outer, axis.inner * (times if inside else 1), axis.fresh
+                     and not inside)
 
 
 @rule("aten.slice", "aten.narrow", reads="self dim start")
 def slice_(context: Context) -> State:
     axis = context.axis("self")
     if axis is None or isinstance(context.arg("start"), fx.Node):
-        raise Mixes("it takes as many rows as there are examples, so an example's row depends on its place in the batch")
+        raise Mixes("it takes as many rows as there are examples, so an example's row depends on "
+                    "its place in the batch")
     along = dim(context.arg("dim"), len(context.out))
     if along != axis.dim:
         context.refuse_batch_numbers()
@@ -161,7 +170,8 @@ def select(context: Context) -> State:
         return None
     along = dim(context.arg("dim"), rank)
     if along == axis.dim:
-        raise Mixes(f"it picks entry {context.arg('index')} of the batch dimension: one example for all")
+        raise Mixes(f"it picks entry {context.arg('index')} of the batch dimension: one example "
+                    "for all")
     return axis.moved(axis.dim - (along < axis.dim))
 
 
@@ -214,7 +224,8 @@ def cat(context: Context) -> State:
 @rule("aten.broadcast_tensors", reads="tensors")
 def broadcast(context: Context) -> State:
     tensors, rank = list(context.arg("tensors")), len(context.out)
-    axis = meet(context, tensors, rank)  # those with a batch must agree; the others are repeated along it
+    axis = meet(context, tensors,
+                rank)  # those with a batch must agree; the others are repeated along it
     repeated = axis and BatchAxis(*axis.place, fresh=True)
     return tuple(meet(context, [t], rank) or repeated for t in tensors)
 
@@ -235,8 +246,9 @@ def flip(context: Context) -> State:
     return axis
 
 
-@rule("aten.pad", "aten.constant_pad_nd", "aten.reflection_pad1d", "aten.reflection_pad2d", "aten.reflection_pad3d",
-      "aten.replication_pad1d", "aten.replication_pad2d", "aten.replication_pad3d", reads="self pad|padding")
+@rule("aten.pad", "aten.constant_pad_nd", "aten.reflection_pad1d", "aten.reflection_pad2d",
+      "aten.reflection_pad3d", "aten.replication_pad1d", "aten.replication_pad2d",
+      "aten.replication_pad3d", reads="self pad|padding")
 def pad(context: Context) -> State:
     axis, widths = context.axis("self"), context.arg("pad|padding")
     rank = len(context.out)

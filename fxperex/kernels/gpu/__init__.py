@@ -1,1 +1,3 @@
-"""The Triton kernels. Importing a file here imports Triton; `fxperex.kernels` does so on the first launch."""
+"""The Triton kernels. Importing a file here imports Triton; `fxperex.kernels` does so on the first
+launch.
+"""

@@ -1,4 +1,6 @@
-"""One program per example and block of channels reads `x` and `g` once and leaves both sums and their squares."""
+"""One program per example and block of channels reads `x` and `g` once and leaves both sums and
+their squares.
+"""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -47,7 +49,8 @@ def affine_kernel(x, g, mean, rstd, scale, shift, squares, C, N, per, blocks,
 
 
 @on_its_device
-def launch(x: Tensor, g: Tensor, mean: Tensor, rstd: Tensor, per: int) -> tuple[Tensor, Tensor, Tensor]:
+def launch(x: Tensor, g: Tensor, mean: Tensor, rstd: Tensor,
+           per: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns (scale's gradients `[B,C]`, shift's `[B,C]`, squared norms `[B,2]`)."""
     rows, channels, positions = x.shape
     # Lanes run along whichever of the two dimensions is contiguous.
@@ -56,9 +59,11 @@ def launch(x: Tensor, g: Tensor, mean: Tensor, rstd: Tensor, per: int) -> tuple[
     blocks = triton.cdiv(channels, block_c)
     rstd = rstd.expand_as(mean).contiguous()
     mean = mean.contiguous()
-    scale, shift = (torch.empty(rows, channels, dtype=torch.float32, device=x.device) for _ in range(2))
+    scale, shift = (torch.empty(rows, channels, dtype=torch.float32, device=x.device)
+                    for _ in range(2))
     squares = torch.empty(rows, blocks, 2, dtype=torch.float64, device=x.device)
-    affine_kernel[(rows * blocks,)](x, g, mean, rstd, scale, shift, squares, channels, positions, max(per, 1), blocks,
-                                    *x.stride(), *g.stride(), *mean.stride(), PER_POSITION=per == 0,
-                                    BLOCK_C=block_c, BLOCK_N=block_n, **OPTIONS)
+    affine_kernel[(rows * blocks, )](x, g, mean, rstd, scale, shift, squares, channels, positions,
+                                     max(per, 1), blocks, *x.stride(), *g.stride(), *mean.stride(),
+                                     PER_POSITION=per == 0, BLOCK_C=block_c, BLOCK_N=block_n,
+                                     **OPTIONS)
     return scale, shift, squares.sum(1)

@@ -1,4 +1,6 @@
-"""One lane per block of the key stream: sixteen 32-bit words in registers, stored as eight 64-bit ones."""
+"""One lane per block of the key stream: sixteen 32-bit words in registers, stored as eight 64-bit
+ones.
+"""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -42,17 +44,24 @@ def _word(words, i: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def _store(stream, low, high, start_low, start_high, keep):
     low, high = low + start_low, high + start_high
-    tl.store(stream, (low.to(tl.uint64) | (high.to(tl.uint64) << 32)).to(tl.int64, bitcast=True), keep)
+    tl.store(stream, (low.to(tl.uint64) | (high.to(tl.uint64) << 32)).to(tl.int64, bitcast=True),
+             keep)
 
 
 @triton.jit
 def chacha_kernel(words, stream, counter, blocks, BLOCK: tl.constexpr, ROUNDS: tl.constexpr):
-    """`stream [8 * blocks]`, int64, from block number `counter` on; `words [11]`, int32, is key and nonce."""
+    """`stream [8 * blocks]`, int64, from block number `counter` on; `words [11]`, int32, is key and
+    nonce.
+    """
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     none = tl.zeros((BLOCK,), tl.uint32)
     s0, s1, s2, s3 = none + C0, none + C1, none + C2, none + C3
-    s4, s5, s6, s7 = _word(words, 0, BLOCK), _word(words, 1, BLOCK), _word(words, 2, BLOCK), _word(words, 3, BLOCK)
-    s8, s9, s10, s11 = _word(words, 4, BLOCK), _word(words, 5, BLOCK), _word(words, 6, BLOCK), _word(words, 7, BLOCK)
+    s4, s5, s6, s7 = _word(words, 0, BLOCK), _word(words, 1,
+                                                   BLOCK), _word(words, 2,
+                                                                 BLOCK), _word(words, 3, BLOCK)
+    s8, s9, s10, s11 = _word(words, 4, BLOCK), _word(words, 5,
+                                                     BLOCK), _word(words, 6,
+                                                                   BLOCK), _word(words, 7, BLOCK)
     s12 = (place + counter).to(tl.uint32)
     s13, s14, s15 = _word(words, 8, BLOCK), _word(words, 9, BLOCK), _word(words, 10, BLOCK)
     x0, x1, x2, x3, x4, x5, x6, x7 = s0, s1, s2, s3, s4, s5, s6, s7
@@ -83,5 +92,6 @@ def launch(words: Tensor, count: int, counter: int) -> Tensor:
     blocks = triton.cdiv(count, PER_BLOCK)
     stream = torch.empty(blocks * PER_BLOCK, dtype=torch.int64, device=words.device)
     if blocks:
-        chacha_kernel[(triton.cdiv(blocks, BLOCK),)](words, stream, counter, blocks, BLOCK=BLOCK, ROUNDS=ROUNDS)
+        chacha_kernel[(triton.cdiv(blocks, BLOCK), )](words, stream, counter, blocks, BLOCK=BLOCK,
+                                                      ROUNDS=ROUNDS)
     return stream[:count]

@@ -1,4 +1,6 @@
-"""One program per example and block of columns walks the sorted tokens, one row of output gradients at a time."""
+"""One program per example and block of columns walks the sorted tokens, one row of output gradients
+at a time.
+"""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -44,6 +46,7 @@ def launch(ids: Tensor, g: Tensor) -> Tensor:
     blocks = triton.cdiv(width, block)
     ordered, order = ids.sort(dim=1)
     sums = torch.empty(rows, blocks, dtype=torch.float64, device=g.device)
-    embedding_kernel[(rows * blocks,)](ordered.contiguous(), order.contiguous(), g, sums, length, width, blocks, *g.stride(),
-                                       BLOCK_P=block, num_warps=block // 32 if block >= 64 else 1, **OPTIONS)
+    embedding_kernel[(rows * blocks, )](ordered.contiguous(), order.contiguous(), g, sums, length,
+                                        width, blocks, *g.stride(), BLOCK_P=block,
+                                        num_warps=block // 32 if block >= 64 else 1, **OPTIONS)
     return sums.sum(1)

@@ -1,4 +1,6 @@
-"""`g_b^T a_b` in registers, one tile of one example's gradient per program, streamed over the positions."""
+"""`g_b^T a_b` in registers, one tile of one example's gradient per program, streamed over the
+positions.
+"""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -16,20 +18,24 @@ from fxperex.numerics.norms import sq_norm
 
 @triton.jit
 def store_square(place, total, ROWS: tl.constexpr):
-    """Stores the sum of squares of a tile of `ROWS` rows: along a row in float32, over the rows in float64.
+    """Stores the sum of squares of a tile of `ROWS` rows: along a row in float32, over the rows in
+    float64.
 
-    The second sum is one of a matrix too: Triton 3.6 finds no layout for that of a vector beside a product on sm_100.
+    The second sum is one of a matrix too: Triton 3.6 finds no layout for that of a vector beside a
+    product on sm_100.
     """
     rows = tl.reshape(tl.sum(total * total, 1).to(tl.float64), (1, ROWS))
     tl.store(place + tl.arange(0, 1), tl.sum(rows, 1))
 
 
 @triton.jit
-def linear_kernel(a, g, grads, squares, T, D, P, groups, chunk, parts, tiles, tiles_d,
-                  a_b, a_g, a_t, a_d, g_b, g_g, g_t, g_p,
-                  STORE: tl.constexpr, SQUARE: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
-                  BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr):
-    """One tile of one part: `grads [B*G, parts, P, D]` where STORE, `squares [B*G, tiles]` where SQUARE."""
+def linear_kernel(a, g, grads, squares, T, D, P, groups, chunk, parts, tiles, tiles_d, a_b, a_g,
+                  a_t, a_d, g_b, g_g, g_t, g_p, STORE: tl.constexpr, SQUARE: tl.constexpr,
+                  PRECISION: tl.constexpr, WIDEN: tl.constexpr, BLOCK_T: tl.constexpr,
+                  BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr):
+    """One tile of one part: `grads [B*G, parts, P, D]` where STORE, `squares [B*G, tiles]` where
+    SQUARE.
+    """
     tile = tl.program_id(0) % tiles
     part = tl.program_id(0) // tiles % parts
     row = (tl.program_id(0) // tiles // parts).to(tl.int64)
@@ -42,8 +48,10 @@ def linear_kernel(a, g, grads, squares, T, D, P, groups, chunk, parts, tiles, ti
     total = tl.zeros((BLOCK_P, BLOCK_D), dtype=tl.float32)
     for start in range(first, stop, BLOCK_T):
         ts = start + tl.arange(0, BLOCK_T)
-        gs = tl.load(g + ps[:, None] * g_p + ts[None, :] * g_t, (ps[:, None] < P) & (ts[None, :] < stop), 0.0)
-        xs = tl.load(a + ts[:, None] * a_t + ds[None, :] * a_d, (ts[:, None] < stop) & (ds[None, :] < D), 0.0)
+        gs = tl.load(g + ps[:, None] * g_p + ts[None, :] * g_t,
+                     (ps[:, None] < P) & (ts[None, :] < stop), 0.0)
+        xs = tl.load(a + ts[:, None] * a_t + ds[None, :] * a_d,
+                     (ts[:, None] < stop) & (ds[None, :] < D), 0.0)
         if WIDEN:  # the interpreter multiplies bfloat16 as the integers that hold it
             gs, xs = gs.to(tl.float32), xs.to(tl.float32)
         total = tl.dot(gs, xs, total, input_precision=PRECISION)
@@ -77,17 +85,19 @@ def launch(a: Tensor, g: Tensor, store: torch.dtype | None, precision: str,
     shape = (rows * groups, parts, outputs, inputs) if keep else (1,)
     grads = torch.empty(shape, dtype=dtype, device=a.device)
     squares = torch.empty(rows, groups * tiles, dtype=torch.float64, device=a.device)
-    linear_tuned[(rows * groups * parts * tiles,)](
-        a, g, grads, squares, positions, inputs, outputs, groups, triton.cdiv(positions, parts), parts, tiles, across,
-        *a.stride(), *g.stride(), STORE=keep, SQUARE=parts == 1, PRECISION=precision,
-        WIDEN=interpreting(),
-        BLOCK_D=block_d, BLOCK_P=block_p, **OPTIONS)
+    linear_tuned[(rows * groups * parts *
+                  tiles, )](a, g, grads, squares, positions, inputs, outputs, groups,
+                            triton.cdiv(positions, parts), parts, tiles, across, *a.stride(),
+                            *g.stride(), STORE=keep, SQUARE=parts == 1, PRECISION=precision,
+                            WIDEN=interpreting(), BLOCK_D=block_d, BLOCK_P=block_p, **OPTIONS)
     return finish(grads, squares, store, (rows, groups, outputs, inputs), parts)
 
 
 def finish(grads: Tensor, squares: Tensor, store: torch.dtype | None, shape: tuple[int, ...],
            parts: int) -> tuple[Tensor | None, Tensor]:
-    """Returns (gradients of `shape` or None, squared norms) from what a kernel left; parts are added first."""
+    """Returns (gradients of `shape` or None, squared norms) from what a kernel left; parts are
+    added first.
+    """
     if parts > 1:
         total = grads.sum(1).to(store or torch.float32).reshape(shape)
         return total if store is not None else None, sq_norm(total)

@@ -17,7 +17,9 @@ BLOCK = 1024
 
 @triton.jit
 def weighted_kernel(grads, factors, valid, out, rows, size, BLOCK: tl.constexpr):
-    """`out [size]`, float32, from `grads [rows, size]`; an invalid row is not even read: it may hold NaN."""
+    """`out [size]`, float32, from `grads [rows, size]`; an invalid row is not even read: it may
+    hold NaN.
+    """
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     row = grads + place
@@ -35,6 +37,6 @@ def launch(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
     grads = grads.contiguous()
     size = grads[0].numel()
     out = torch.empty(grads.shape[1:], dtype=torch.float32, device=grads.device)
-    weighted_kernel[(triton.cdiv(size, BLOCK),)](grads, factors, valid.to(torch.int8), out, len(grads), size, BLOCK=BLOCK,
-                                                   **OPTIONS)
+    weighted_kernel[(triton.cdiv(size, BLOCK), )](grads, factors, valid.to(torch.int8), out,
+                                                  len(grads), size, BLOCK=BLOCK, **OPTIONS)
     return out

@@ -1,4 +1,6 @@
-"""One canary, many runs: the engine as shipped with the canary's row and without, told apart by what was released."""
+"""One canary, many runs: the engine as shipped with the canary's row and without, told apart by
+what was released.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Attack:
-    """A canary, the way its runs go, and what that changes in the setting; `most` runs a side where they are slow."""
+    """A canary, the way its runs go, and what that changes in the setting; `most` runs a side where
+    they are slow.
+    """
 
     canary: Canary
     way: str = "straight"
@@ -34,11 +38,14 @@ class Attack:
 
 
 TIGHT = "dirac weight"  # of which the audit must show at least half of the claim
-# A resumed run waits for the disk a dozen times. The same noise twice would show whatever its size: a small claim does.
-ATTACKS = {name: Attack(canary) for name, canary in CANARIES.items()} | {
-    "sampled": Attack(CANARIES["dirac weight"], "straight", {"rate": 0.5}),
-    "interrupted": Attack(CANARIES["dirac weight"], "interrupted"),
-    "resumed": Attack(CANARIES["dirac weight"], "resumed", {"rate": 0.5, "noise_multiplier": 8.0}, 200)}
+# A resumed run waits for the disk a dozen times. The same noise twice would show whatever its size:
+# a small claim does.
+ATTACKS = {name: Attack(canary)
+           for name, canary in CANARIES.items()} | {
+               "sampled": Attack(CANARIES["dirac weight"], "straight", {"rate": 0.5}),
+               "interrupted": Attack(CANARIES["dirac weight"], "interrupted"), "resumed": Attack(
+                   CANARIES["dirac weight"], "resumed", {"rate": 0.5, "noise_multiplier": 8.0}, 200)
+           }
 
 
 @dataclass(frozen=True)
@@ -68,22 +75,28 @@ def audit(name: str, setting: Setting, *, claimed: float | None = None,
     present, absent, engine = scores(attack, setting, report)
     if claimed is None:
         claimed = engine.epsilon() if attack.canary.there else 0.0
-    lower = getattr(bounds, setting.method)(present, absent, WAYS[attack.way][1](setting), setting.delta, setting.confidence)
+    lower = getattr(bounds, setting.method)(present, absent, WAYS[attack.way][1](setting),
+                                            setting.delta, setting.confidence)
     return Verdict(name, claimed, lower, setting.method, setting.runs, setting.confidence)
 
 
-def scores(attack: Attack, setting: Setting,
-           report: Report = lambda done, total: None) -> tuple[np.ndarray, np.ndarray, PrivacyEngine]:
-    """Returns the scores of `setting.runs` runs with and without the canary, and the last engine of those with it."""
+def scores(
+        attack: Attack, setting: Setting,
+        report: Report = lambda done, total: None) -> tuple[np.ndarray, np.ndarray, PrivacyEngine]:
+    """Returns the scores of `setting.runs` runs with and without the canary, and the last engine of
+    those with it.
+    """
     canary, private = attack.canary, prepare(attack.canary)
     public, row, direction = canary.public(), canary.row(), canary.direction()
     joined = tuple(torch.cat([x, r]) for x, r in zip(public, row, strict=True))
     # Known to the attacker, like all but the canary: what the public rows move by themselves.
-    public_part = _along(private.sums(*public)[1], direction) * setting.rate * setting.steps if attack.way != "resumed" else 0.0
+    public_part = _along(private.sums(
+        *public)[1], direction) * setting.rate * setting.steps if attack.way != "resumed" else 0.0
     outcomes: list[list[float]] = [[], []]
     for number in range(2 * setting.runs):
         side = number // setting.runs
-        score, engine = WAYS[attack.way][0](Run(private, joined if side else public, direction, setting, number))
+        score, engine = WAYS[attack.way][0](Run(private, joined if side else public, direction,
+                                                setting, number))
         outcomes[side].append(score - public_part)
         report(number + 1, 2 * setting.runs)
     return np.array(outcomes[1]), np.array(outcomes[0]), engine
@@ -91,8 +104,8 @@ def scores(attack: Attack, setting: Setting,
 
 def prepare(canary: Canary) -> PerExampleModule:
     """Returns the emitted step of the canary's model. Raises FxperexError."""
-    return transform(canary.model(), canary.public(), forward=lambda model, x, y: model(x, y), clip=CLIP,
-                     strategy=canary.strategy, physical_batch=PHYSICAL, backend="eager")
+    return transform(canary.model(), canary.public(), forward=lambda model, x, y: model(x, y),
+                     clip=CLIP, strategy=canary.strategy, physical_batch=PHYSICAL, backend="eager")
 
 
 def _along(sums: list[Tensor], direction: list[Tensor]) -> float:

@@ -1,7 +1,8 @@
-"""The examples that an attack tries to find: each the worst of one kind, in a model of at most 50 parameters.
+"""The examples that an attack tries to find: each the worst of one kind, in a model of at most 50
+parameters.
 
-Losses are linear in the parameters, so a row's gradient is the same at every step and is known beforehand:
-`loss = sum_t <W x_t + b, y_t>` has gradients `sum_t y_t x_t^T` and `sum_t y_t`.
+Losses are linear in the parameters, so a row's gradient is the same at every step and is known
+beforehand: `loss = sum_t <W x_t + b, y_t>` has gradients `sum_t y_t x_t^T` and `sum_t y_t`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Tied(nn.Module):
         self.weight = nn.Parameter(torch.zeros(OUTPUTS, INPUTS))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return (nn.functional.linear(x, self.weight) * y).sum(1) + (nn.functional.linear(y, self.weight.t()) * x).sum(1)
+        return (nn.functional.linear(x, self.weight) *
+                y).sum(1) + (nn.functional.linear(y, self.weight.t()) * x).sum(1)
 
 
 class Affine(nn.Module):
@@ -43,9 +45,11 @@ class Affine(nn.Module):
 
 @dataclass(frozen=True)
 class Canary:
-    """name and what it tries; model: a maker of loss(x, y) `[B]`; row: the canary; public: the rows beside it.
+    """name and what it tries; model: a maker of loss(x, y) `[B]`; row: the canary; public: the rows
+    beside it.
 
-    strategy: the plan's; there: whether it may add anything, which a row without a finite gradient may not.
+    strategy: the plan's; there: whether it may add anything, which a row without a finite gradient
+    may not.
     """
 
     name: str
@@ -57,8 +61,13 @@ class Canary:
     there: bool = True
 
     def direction(self) -> list[Tensor]:
-        """Returns the unit vector, by parameter, along which the canary moves the sum; any, where it may not."""
-        grads = [g[0].nan_to_num() for g in loop(self.model(), lambda m, x, y: m(x, y), self.row()).values()]
+        """Returns the unit vector, by parameter, along which the canary moves the sum; any, where
+        it may not.
+        """
+        grads = [
+            g[0].nan_to_num()
+            for g in loop(self.model(), lambda m, x, y: m(x, y), self.row()).values()
+        ]
         length = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
         if not length > 0:
             size = sum(g.numel() for g in grads)
@@ -67,9 +76,12 @@ class Canary:
 
 
 def _rows(*shape: int) -> Rows:
-    """Ordinary rows, without a part along most canaries' directions: their own noise would only blur the attack."""
+    """Ordinary rows, without a part along most canaries' directions: their own noise would only
+    blur the attack.
+    """
     draw = torch.Generator().manual_seed(1)
-    x, y = torch.randn(PUBLIC, *shape, INPUTS, generator=draw), torch.randn(PUBLIC, *shape, OUTPUTS, generator=draw)
+    x, y = torch.randn(PUBLIC, *shape, INPUTS,
+                       generator=draw), torch.randn(PUBLIC, *shape, OUTPUTS, generator=draw)
     x[..., 0] = y[..., 0] = 0.0
     return x, y
 
@@ -113,10 +125,16 @@ def _tied() -> Rows:
 
 
 CANARIES = {c.name: c for c in (
-    Canary("dirac weight", "a gradient of norm 1e6 in one entry of the weight", Affine, _weight, _public),
-    Canary("dirac bias", "a gradient of norm 1e6 in one entry of the last parameter", Affine, _bias, _public),
-    Canary("duplicate", "a second copy of a row that is there already", Affine, _duplicate, _public),
-    Canary("not a number", "a row without a finite gradient, which must be as if it were absent", Affine, _nan, _public,
+    Canary("dirac weight", "a gradient of norm 1e6 in one entry of the "
+                           "weight", Affine, _weight, _public),
+    Canary("dirac bias", "a gradient of norm 1e6 in one entry of the last "
+                         "parameter", Affine, _bias, _public),
+    Canary("duplicate", "a second copy of a row that is there "
+                        "already", Affine, _duplicate, _public),
+    Canary("not a number", "a row without a finite gradient, which must be as if it were "
+                           "absent", Affine, _nan, _public,
            there=False),
-    Canary("cancelling", "tokens whose Gram form cancels to a small norm", Affine, _cancelling, _tokens, "ghost"),
-    Canary("tied", "one weight used twice, its norm that of the sum", Tied, _tied, _public, "ghost"))}
+    Canary("cancelling", "tokens whose Gram form cancels to a small "
+                         "norm", Affine, _cancelling, _tokens, "ghost"),
+    Canary("tied", "one weight used twice, its norm that of "
+                   "the sum", Tied, _tied, _public, "ghost"))}

@@ -1,7 +1,10 @@
-"""Many canaries, one run: each is in by the toss of a coin, and the coins are guessed from what was released.
+"""Many canaries, one run: each is in by the toss of a coin, and the coins are guessed from what was
+released.
 
-Steinke, Nasr, Jagielski 2023 (arXiv 2305.08846). A canary's score is `sum_t <update_t, its gradient at step t>`, of unit
-length: white-box. The highest are guessed in, the lowest out, their number fixed beforehand; the rest is abstained from.
+Steinke, Nasr, Jagielski 2023 (arXiv 2305.08846). A canary's score is `sum_t <update_t, its gradient
+at step t>`, of unit
+length: white-box. The highest are guessed in, the lowest out, their number fixed beforehand; the
+rest is abstained from.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class OneRun:
-    """The claimed epsilon of the run and what `correct` of `guessed` coins show it to be at least."""
+    """The claimed epsilon of the run and what `correct` of `guessed` coins show it to be at
+    least.
+    """
 
     canaries: int
     guessed: int
@@ -44,38 +49,45 @@ class OneRun:
         return self.lower <= self.claimed
 
 
-def one_run(private: PerExampleModule, optimizer: torch.optim.Optimizer, dataset: tuple[Tensor, ...],
-            canaries: tuple[Tensor, ...], *, guessed: int | None = None, confidence: float = bounds.CONFIDENCE,
+def one_run(private: PerExampleModule, optimizer: torch.optim.Optimizer,
+            dataset: tuple[Tensor, ...], canaries: tuple[Tensor, ...], *,
+            guessed: int | None = None, confidence: float = bounds.CONFIDENCE,
             seed: int | None = None, rate: float = 1.0, epochs: float = 1.0, delta: float = 1e-5,
             report: Report = lambda done, total: None, **settings: Any) -> OneRun:
-    """Returns the OneRun of training on `dataset` and about half of `canaries`. Raises FxperexError.
+    """Returns the OneRun of training on `dataset` and about half of `canaries`. Raises
+    FxperexError.
 
-    guessed: how many coins (default a fifth); settings: of the PrivacyEngine, but for `expected_batch`, which is
-    `rate` times the examples. The model is trained by this.
+    guessed: how many coins (default a fifth); settings: of the PrivacyEngine, but for
+    `expected_batch`, which is `rate` times the examples. The model is trained by this.
     """
     count = len(canaries[0])
     guessed = whole(count // 5 if guessed is None else guessed, "guessed", 2)
     if guessed > count:
         raise ConfigError(f"{guessed} guesses for {count} canaries; give at most as many")
-    coins = torch.from_numpy((Secret(seed).streams("audit").bits(count, 0) >> np.uint64(63)).astype(np.int64)).bool()
+    coins = torch.from_numpy(
+        (Secret(seed).streams("audit").bits(count, 0) >> np.uint64(63)).astype(np.int64)).bool()
     data = tuple(torch.cat([x, c[coins]]) for x, c in zip(dataset, canaries, strict=True))
-    with PrivacyEngine(private, optimizer, data, expected_batch=rate * len(data[0]), epochs=epochs, delta=delta, seed=seed,
-                       **settings) as engine:
+    with PrivacyEngine(private, optimizer, data, expected_batch=rate * len(data[0]), epochs=epochs,
+                       delta=delta, seed=seed, **settings) as engine:
         scores = _scores(engine, canaries, report)
         claimed = engine.epsilon()
     order, half = scores.argsort(descending=True), guessed // 2
     correct = int(coins[order[:half]].sum() + (~coins[order[len(order) - half:]]).sum())
     lower = bounds.guesses(correct, 2 * half, count, delta, confidence)
-    return OneRun(count, 2 * half, correct, claimed, lower, confidence, scores[coins].numpy(), scores[~coins].numpy())
+    return OneRun(count, 2 * half, correct, claimed, lower, confidence, scores[coins].numpy(),
+                  scores[~coins].numpy())
 
 
-def dirac(canaries: int, rows: int = 128) -> tuple[PerExampleModule, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Returns (step, public rows, canaries) of a linear model with one parameter for each canary's gradient alone."""
+def dirac(canaries: int,
+          rows: int = 128) -> tuple[PerExampleModule, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Returns (step, public rows, canaries) of a linear model with one parameter for each canary's
+    gradient alone.
+    """
     model = nn.Linear(canaries, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
     public = (torch.ones(1, canaries), torch.ones(1))
-    private = transform(model, public, forward=lambda m, x, y: m(x).squeeze(1) * y, clip=1.0, physical_batch=rows,
-                        backend="eager")
+    private = transform(model, public, forward=lambda m, x, y: m(x).squeeze(1) * y, clip=1.0,
+                        physical_batch=rows, backend="eager")
     return private, public, (HUGE * torch.eye(canaries), torch.ones(canaries))
 
 
@@ -84,7 +96,9 @@ def _scores(engine: PrivacyEngine, canaries: tuple[Tensor, ...], report: Report)
     total = torch.zeros(len(canaries[0]), dtype=torch.float64)
     steps = len(engine)
     for step in range(steps):
-        grads = [g.detach().double().flatten(1) for g in engine.private.gradients(*canaries).values()]
+        grads = [
+            g.detach().double().flatten(1) for g in engine.private.gradients(*canaries).values()
+        ]
         lengths = torch.stack([g.square().sum(1) for g in grads]).sum(0).sqrt().clamp(min=1e-30)
         before = [p.detach().double().clone() for p in parameters]
         engine.step()

@@ -1,4 +1,6 @@
-"""What is audited: how many runs of how many steps, how much noise; and the engine of one such run."""
+"""What is audited: how many runs of how many steps, how much noise; and the engine of one such
+run.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,9 @@ APART = 1_000_003  # between the seeds of two settings
 class Setting:
     """`runs` a side, of `steps` steps each. Raises ConfigError.
 
-    Noise of 1/2 over one step is 2-Gaussian privacy, epsilon 10.0 at delta 1e-5: loose enough for some hundred runs to
-    see it well. rate: probability of a row to join a step. seed: None is the engine as shipped.
+    Noise of 1/2 over one step is 2-Gaussian privacy, epsilon 10.0 at delta 1e-5: loose enough for
+    some hundred runs to see it well. rate: probability of a row to join a step. seed: None is the
+    engine as shipped.
     """
 
     runs: int = 2000
@@ -41,17 +44,23 @@ class Setting:
         positive(self.noise_multiplier, "noise_multiplier")
         probability(self.delta, "delta"), probability(self.confidence, "confidence")
         if self.rate not in RATES:
-            raise ConfigError(f"rate must be one of {', '.join(f'{r:g}' for r in RATES)}; got {self.rate!r}")
+            raise ConfigError(f"rate must be one of {', '.join(f'{r:g}' for r in RATES)}; got "
+                              f"{self.rate!r}")
 
     @property
     def method(self) -> str:
-        """The bound to use: without sampling the claim is Gaussian privacy itself, with it nothing may be assumed."""
+        """The bound to use: without sampling the claim is Gaussian privacy itself, with it nothing
+        may be assumed.
+        """
         return "gaussian" if self.rate == 1 else "pair"
 
-    def engine(self, private: PerExampleModule, data: tuple[Tensor, ...], number: int, **change: Any) -> PrivacyEngine:
-        """Returns the engine of run `number`: with a key of its own, and all else as for any user. Raises FxperexError."""
+    def engine(self, private: PerExampleModule, data: tuple[Tensor, ...], number: int,
+               **change: Any) -> PrivacyEngine:
+        """Returns the engine of run `number`: with a key of its own, and all else as for any user.
+        Raises FxperexError.
+        """
         optimizer = torch.optim.SGD(private.parameters.values(), lr=1.0)
         seed = None if self.seed is None else self.seed * APART + number
         return PrivacyEngine(private, optimizer, data, expected_batch=self.rate * len(data[0]),
-                             epochs=self.rate * self.steps, delta=self.delta, noise_multiplier=self.noise_multiplier,
-                             seed=seed, **change)
+                             epochs=self.rate * self.steps, delta=self.delta,
+                             noise_multiplier=self.noise_multiplier, seed=seed, **change)

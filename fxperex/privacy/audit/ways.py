@@ -1,7 +1,9 @@
-"""The ways a run may go, each with the score that shows the canary best and the threshold it is held against.
+"""The ways a run may go, each with the score that shows the canary best and the threshold it is
+held against.
 
-The score of a run is `<sum of released updates, canary direction>`: with plain SGD at rate 1, the parameters before
-the run less those after. Nothing scores better here, for the gradients are the same at every step.
+The score of a run is `<sum of released updates, canary direction>`: with plain SGD at rate 1, the
+parameters before the run less those after. Nothing scores better here, for the gradients are the
+same at every step.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ def straight(run: Run) -> tuple[float, PrivacyEngine]:
 
 
 def interrupted(run: Run) -> tuple[float, PrivacyEngine]:
-    """Returns (score, engine) of a run whose every step is left by an exception, its sum complete, and taken again."""
+    """Returns (score, engine) of a run whose every step is left by an exception, its sum complete,
+    and taken again.
+    """
 
     def drive(engine: PrivacyEngine) -> None:
         for _ in range(len(engine)):
@@ -58,21 +62,26 @@ def interrupted(run: Run) -> tuple[float, PrivacyEngine]:
 
 
 def resumed(run: Run) -> tuple[float, PrivacyEngine]:
-    """Returns (score, engine) of a run that crashed after its updates and was gone on with, on data summing to other sums.
+    """Returns (score, engine) of a run that crashed after its updates and was gone on with, on data
+    summing to other sums.
 
-    The score is how far the two releases of the same steps are apart: the same noise in both would leave the bare sums.
+    The score is how far the two releases of the same steps are apart: the same noise in both would
+    leave the bare sums.
     """
     with tempfile.TemporaryDirectory() as folder:
         before, engine = _driven(run, _all_steps, folder)
-        resumed = Run(run.private, tuple(x + CHANGED for x in run.data), run.direction, run.setting, run.number)
+        resumed = Run(run.private, tuple(x + CHANGED for x in run.data), run.direction, run.setting,
+                      run.number)
         second, engine = _driven(resumed, _all_steps, folder)
     return abs(before - second), engine
 
 
 def half(setting: Setting) -> float:
-    """Returns the threshold for a score of every step's updates: half of all that the canary may add.
+    """Returns the threshold for a score of every step's updates: half of all that the canary may
+    add.
 
-    Where it joins only some steps, nearer to what it adds when it joins: a false alarm costs more than a miss.
+    Where it joins only some steps, nearer to what it adds when it joins: a false alarm costs more
+    than a miss.
     """
     return CLIP * setting.steps * (0.5 if setting.rate == 1 else 0.8)
 
@@ -82,7 +91,9 @@ def apart(setting: Setting) -> float:
 
 
 Way = tuple[Callable[[Run], tuple[float, PrivacyEngine]], Callable[[Setting], float]]
-WAYS: dict[str, Way] = {"straight": (straight, half), "interrupted": (interrupted, half), "resumed": (resumed, apart)}
+WAYS: dict[str, Way] = {
+    "straight": (straight, half), "interrupted": (interrupted, half), "resumed": (resumed, apart)
+}
 
 
 def _all_steps(engine: PrivacyEngine) -> None:
@@ -96,7 +107,10 @@ def _driven(run: Run, drive: Drive, folder: str | None = None) -> tuple[float, P
     with torch.no_grad():
         for p in parameters:
             p.zero_()
-    with run.setting.engine(run.private, run.data, run.number, folder=folder, checkpoint_every=run.setting.steps + 1) as engine:
+    with run.setting.engine(run.private, run.data, run.number, folder=folder,
+                            checkpoint_every=run.setting.steps + 1) as engine:
         drive(engine)
-    moved = sum(float((p.detach().double() * d).sum()) for p, d in zip(parameters, run.direction, strict=True))
+    moved = sum(
+        float((p.detach().double() * d).sum())
+        for p, d in zip(parameters, run.direction, strict=True))
     return -moved * engine.mechanism.divisor, engine

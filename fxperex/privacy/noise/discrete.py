@@ -75,8 +75,8 @@ class Integers:
 
     def __init__(self, sigma: float, streams: Streams, step: int) -> None:
         if not 1 <= sigma <= LARGEST:
-            raise ConfigError(f"a grid on which the noise has standard deviation {sigma:g} is of no "
-                              "use; it must be 1 to 2^48")
+            raise ConfigError(f"a grid on which the noise has standard deviation {sigma:g} is "
+                              "of no use; it must be 1 to 2^48")
         self._streams, self._step = streams, step
         self._sigma, self._coarse = sigma, _coarse(sigma)
         self._words = np.empty(WORDS * ROUND, dtype=np.uint64)

@@ -98,7 +98,8 @@ class Noise:
 
     def _streams(self, what: str, step: int, generation: int) -> Streams:
         if (generation, step) <= self._last[what]:
-            raise PrivacyError(f"noise of step {step} was asked for after step {self._last[what][1]}; noise is never used "
-                               "twice, so number the steps upwards and make a new engine for a new run")
+            raise PrivacyError(f"noise of step {step} was asked for after step "
+                               f"{self._last[what][1]}; noise is never used twice, so number the "
+                               "steps upwards and make a new engine for a new run")
         self._last[what] = (generation, step)
         return self.secret.streams("noise", generation)

@@ -1,7 +1,9 @@
-"""The Gaussian mechanism of one run as one frozen value: what is clipped, how far one unit moves the sum, how much noise.
+"""The Gaussian mechanism of one run as one frozen value: what is clipped, how far one unit moves
+the sum, how much noise.
 
-The noise's standard deviation has one source, the sensitivity computed here; nothing else in the library sets it.
-`bound` is what one example can add to the sum as it is really computed, `C (1 + 2^-20)` (see `fxperex.config`).
+The noise's standard deviation has one source, the sensitivity computed here; nothing else in the
+library sets it. `bound` is what one example can add to the sum as it is really computed, `C (1 +
+2^-20)` (see `fxperex.config`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from fxperex.privacy.accountant import RELATIONS
 from fxperex.privacy.checks import one_of, positive, whole
 
 NOISES = ("gaussian", "discrete")
-# The integer grid is this much finer than the bound over sqrt(dimension): rounding adds at most 2^-20 of the bound.
+# The integer grid is this much finer than the bound over sqrt(dimension): rounding adds at most
+# 2^-20 of the bound.
 GRID_BITS = 20
 # Default noise of the adaptive count query, as in Andrew et al.: a twentieth of the expected batch.
 COUNT_SHARE = 20
@@ -25,11 +28,13 @@ COUNT_SHARE = 20
 
 @dataclass(frozen=True)
 class Mechanism:
-    """clip: the rule; noise_multiplier: standard deviation over `bound`, as the accountant is told it.
+    """clip: the rule; noise_multiplier: standard deviation over `bound`, as the accountant is told
+    it.
 
-    relation: "add-or-remove", "zero-out" or "replace" one unit; divisor: the public constant sums are divided by.
-    dimension: number of released coordinates; noise: "gaussian" (float64) or "discrete" (integers on a grid).
-    Raises ConfigError.
+    relation: "add-or-remove", "zero-out" or "replace" one unit; divisor: the public constant sums
+    are divided by.
+    dimension: number of released coordinates; noise: "gaussian" (float64) or "discrete" (integers
+    on a grid). Raises ConfigError.
     """
 
     clip: Clip
@@ -44,16 +49,18 @@ class Mechanism:
         as_rule(self.clip)
         positive(self.noise_multiplier, "noise_multiplier")
         if callable(self.divisor):
-            raise ConfigError("divisor must be a number known beforehand, not a function: dividing by the realised batch "
-                              "size releases it")
+            raise ConfigError("divisor must be a number known beforehand, not a function: "
+                              "dividing by the realised batch size releases it")
         positive(self.divisor, "divisor")
         whole(self.dimension, "dimension", 1)
         one_of(self.relation, "relation", RELATIONS)
         one_of(self.noise, "noise", NOISES)
-        object.__setattr__(self, "bound", positive(self.clip.sensitivity, "clip.sensitivity") * (1 + SLACK))
+        object.__setattr__(self, "bound",
+                           positive(self.clip.sensitivity, "clip.sensitivity") * (1 + SLACK))
         if self.adaptive is not None and 2 * self.count_std <= self.noise_multiplier:
-            raise ConfigError(f"count_noise {self.count_std:g} must be above half the noise multiplier "
-                              f"{self.noise_multiplier:g}, or nothing is left for the gradient; raise it")
+            raise ConfigError(f"count_noise {self.count_std:g} must be above half the noise "
+                              f"multiplier {self.noise_multiplier:g}, or nothing is left for the "
+                              "gradient; raise it")
 
     @property
     def holds(self) -> bool:
@@ -78,7 +85,8 @@ class Mechanism:
     def gradient_multiplier(self) -> float:
         """The gradient's share of the noise multiplier: all of it, unless a count query takes some.
 
-        Two Gaussians of multipliers a and b are one of `(a^-2 + b^-2)^(-1/2)`; the count moves by 1/2 (Andrew et al.).
+        Two Gaussians of multipliers a and b are one of `(a^-2 + b^-2)^(-1/2)`; the count moves by
+        1/2 (Andrew et al.).
         """
         if self.adaptive is None:
             return self.noise_multiplier
@@ -100,7 +108,11 @@ class Mechanism:
 
     def describe(self) -> dict[str, Any]:
         """Returns the facts the guarantee rests on, ready for JSON."""
-        facts = {"clip": repr(self.clip), "relation": self.relation, "divisor": self.divisor, "dimension": self.dimension,
-                "bound on one unit": self.bound, "sensitivity": self.sensitivity, "noise": self.noise,
-                "noise multiplier": self.noise_multiplier, "standard deviation": self.std}
-        return facts | ({"grid": self.grid} if self.grid else {}) | ({"count noise": self.count_std} if self.adaptive else {})
+        facts = {
+            "clip": repr(self.clip), "relation": self.relation, "divisor": self.divisor,
+            "dimension": self.dimension, "bound on one unit": self.bound,
+            "sensitivity": self.sensitivity, "noise": self.noise,
+            "noise multiplier": self.noise_multiplier, "standard deviation": self.std
+        }
+        return facts | ({"grid": self.grid} if self.grid else
+                        {}) | ({"count noise": self.count_std} if self.adaptive else {})

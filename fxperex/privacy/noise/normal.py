@@ -1,10 +1,10 @@
 """Standard normals by Box and Muller, float64: number i of a stream is a function of its words, and
 of nothing else.
 
-Words 2k and 2k + 1 of the stream are read as signed numbers v and w. They give a uniform
-`u = |v + 1/2| / 2^63`, rounded once to float64, and an angle `2 pi w / 2^64`. Numbers 2k and 2k + 1 are `sqrt(-2 log u)`
-times the angle's cosine and sine. All 64 bits count: u is at least 2^-64, so the largest number is
-9.42; a normal beyond it has probability 5e-21.
+Words 2k and 2k + 1 of the stream are read as signed numbers v and w. They give a uniform `u = |v +
+1/2| / 2^63`, rounded once to float64, and an angle `2 pi w / 2^64`. Numbers 2k and 2k + 1 are
+`sqrt(-2 log u)` times the angle's cosine and sine. All 64 bits count: u is at least 2^-64, so the
+largest number is 9.42; a normal beyond it has probability 5e-21.
 
 Computed in chunks that stay in a core's cache, key stream and all, by as many threads as torch
 uses.

@@ -39,18 +39,22 @@ class Secret:
     run is never secure. Raises ConfigError.
     """
 
-    def __init__(self, seed: int | None = None, secure: bool | None = None, value: bytes | None = None) -> None:
+    def __init__(self, seed: int | None = None, secure: bool | None = None,
+                 value: bytes | None = None) -> None:
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise ConfigError(f"seed must be a whole number, or None for a secret key; got {seed!r}")
+            raise ConfigError("seed must be a whole number, or None for a secret key; got "
+                              f"{seed!r}")
         if secure and seed is not None:
-            raise ConfigError("a seed and secure=True exclude each other: who knows the seed can subtract the noise")
+            raise ConfigError("a seed and secure=True exclude each other: who knows the seed can "
+                              "subtract the noise")
         self.seed = seed
         self.secure = seed is None if secure is None else secure
         if self.secure:
             needed("cryptography.hazmat.primitives.ciphers")
         if value is not None and len(value) != SECRET_BYTES:
             raise ConfigError(f"a secret has {SECRET_BYTES} bytes; got {len(value)}")
-        fresh = secrets.token_bytes(SECRET_BYTES) if seed is None else hashlib.sha256(f"fxperex {seed}".encode()).digest()
+        fresh = secrets.token_bytes(SECRET_BYTES) if seed is None else hashlib.sha256(
+            f"fxperex {seed}".encode()).digest()
         self._value = fresh if value is None else value
 
     def __reduce_ex__(self, protocol: Any) -> Any:

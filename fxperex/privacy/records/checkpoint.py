@@ -1,7 +1,9 @@
-"""Checkpoints: one atomic set of files, authenticated as a whole, with nothing in it that runs code.
+"""Checkpoints: one atomic set of files, authenticated as a whole, with nothing in it that runs
+code.
 
-A set is a folder `checkpoint-<length of the ledger>` of tensors.safetensors, state.json and mac = HMAC-SHA256 over
-both. It is written beside, synced, and renamed into place: a crash leaves the old set or the new one, never a half.
+A set is a folder `checkpoint-<length of the ledger>` of tensors.safetensors, state.json and mac =
+HMAC-SHA256 over both. It is written beside, synced, and renamed into place: a crash leaves the old
+set or the new one, never a half.
 """
 
 from __future__ import annotations
@@ -25,11 +27,16 @@ PREFIX, WRITING = "checkpoint-", ".writing"
 NUMBERED = re.compile(PREFIX + r"\d{9,}")
 
 
-def save(folder: Path, number: int, tensors: dict[str, Tensor], state: dict[str, Any], key: bytes) -> str:
-    """Returns the MAC of the set `number` in `folder`, which is on disk whole. Raises LedgerError; older sets stay."""
+def save(folder: Path, number: int, tensors: dict[str, Tensor], state: dict[str, Any],
+         key: bytes) -> str:
+    """Returns the MAC of the set `number` in `folder`, which is on disk whole. Raises LedgerError;
+    older sets stay.
+    """
     writing = folder / WRITING
     # One storage each: tied or sliced tensors would share memory, which the format refuses.
-    held = needed("safetensors.torch").save({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()})
+    held = needed("safetensors.torch").save(
+        {n: t.detach().cpu().contiguous().clone()
+         for n, t in tensors.items()})
     text = json.dumps(state, indent=1).encode()
     mac = _mac(held, text, key)
     try:
@@ -39,14 +46,15 @@ def save(folder: Path, number: int, tensors: dict[str, Tensor], state: dict[str,
             put(writing / name, data)
         sync(writing)
         target = numbered(folder, number)
-        # One of this number is there if the ledger could not be told of it; the ledger names an older one, which stays.
+        # One of this number is there if the ledger could not be told of it; the ledger names an
+        # older one, which stays.
         shutil.rmtree(target, ignore_errors=True)
         writing.rename(target)
         sync(folder)
     except OSError as e:
         shutil.rmtree(writing, ignore_errors=True)
-        raise LedgerError(f"no checkpoint could be written to {folder}: {e.strerror}. The run and its older checkpoint are "
-                          "as they were; make room and go on") from e
+        raise LedgerError(f"no checkpoint could be written to {folder}: {e.strerror}. The run and "
+                          "its older checkpoint are as they were; make room and go on") from e
     return mac.decode()
 
 
@@ -65,7 +73,8 @@ def check_names(folder: Path) -> None:
     """Raises LedgerError for what is named like a set and is none."""
     foreign = [path.name for path in folder.glob(f"{PREFIX}*") if not NUMBERED.fullmatch(path.name)]
     if foreign:
-        raise LedgerError(f"{folder} holds {', '.join(foreign)}, which this library did not write; move it out of the folder")
+        raise LedgerError(f"{folder} holds {', '.join(foreign)}, which this library did not "
+                          "write; move it out of the folder")
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -76,19 +85,24 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def load(path: Path, key: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Returns (tensors, state) of a set. Raises LedgerError unless every byte is as written under `key`."""
+    """Returns (tensors, state) of a set. Raises LedgerError unless every byte is as written under
+    `key`.
+    """
     library = needed("safetensors.torch")
     missing = [name for name in (TENSORS, STATE, MAC) if not (path / name).is_file()]
     if missing:
-        raise LedgerError(f"checkpoint {path} is not whole: {', '.join(missing)} is missing. Put the folder back as it was")
+        raise LedgerError(f"checkpoint {path} is not whole: {', '.join(missing)} is missing. Put "
+                          "the folder back as it was")
     try:
         # Read once: what is checked is what is used.
         tensors, state, mac = ((path / name).read_bytes() for name in (TENSORS, STATE, MAC))
     except OSError as e:
-        raise LedgerError(f"checkpoint {path} cannot be read: {e.strerror}. Nothing of it was used") from e
+        raise LedgerError(f"checkpoint {path} cannot be read: {e.strerror}. Nothing of it was "
+                          "used") from e
     if not hmac.compare_digest(mac, _mac(tensors, state, key)):
-        raise LedgerError(f"checkpoint {path} is damaged, was tampered with or belongs to another run: its MAC does not match. "
-                          "Nothing of it was used; put the folder back as it was")
+        raise LedgerError(f"checkpoint {path} is damaged, was tampered with or belongs to another "
+                          "run: its MAC does not match. Nothing of it was used; put the folder "
+                          "back as it was")
     return library.load(tensors), json.loads(state)
 
 
@@ -98,7 +112,9 @@ def _mac(tensors: bytes, state: bytes, key: bytes) -> bytes:
 
 
 def put(path: Path, data: bytes) -> None:
-    """Writes `data` to `path`, readable by its owner alone, on disk when this returns. Raises OSError."""
+    """Writes `data` to `path`, readable by its owner alone, on disk when this returns. Raises
+    OSError.
+    """
     with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(data)
         file.flush()

@@ -21,19 +21,23 @@ ANOTHER = "Give every run a folder of its own, or build the engine as it was"
 class Folder:
     """Opened by one process at a time. Raises LedgerError."""
 
-    def __init__(self, path: Path, seed: int | None, secure: bool | None, counter: Counter | None) -> None:
+    def __init__(self, path: Path, seed: int | None, secure: bool | None,
+                 counter: Counter | None) -> None:
         self.path = path
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.secret = self._secret(seed, secure)
         except OSError as e:
-            raise LedgerError(f"the run folder {path} cannot be used: {e.strerror}; nothing was spent") from e
+            raise LedgerError(f"the run folder {path} cannot be used: {e.strerror}; nothing was "
+                              "spent") from e
         self._key = self.secret.key("checkpoint")
         self.ledger = Ledger(self.secret.key("ledger"), path / LEDGER, counter)
         self.ledger.open()
 
     def claim(self, facts: dict[str, Any]) -> None:
-        """Binds the folder to one run's `facts`, or checks that they are what it is bound to. Raises LedgerError."""
+        """Binds the folder to one run's `facts`, or checks that they are what it is bound to.
+        Raises LedgerError.
+        """
         opening = next(self.ledger.of("run"), None)
         if opening is None:
             self.ledger.append("run", facts=facts)
@@ -52,24 +56,27 @@ class Folder:
         checkpoint.prune(self.path, length)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Returns the newest checkpoint's (tensors, state), or None. Raises LedgerError if it is older than it must be."""
+        """Returns the newest checkpoint's (tensors, state), or None. Raises LedgerError if it is
+        older than it must be.
+        """
         checkpoint.check_names(self.path)
         present = checkpoint.sets(self.path)
         recorded = max((r["number"] for r in self.ledger.of("checkpoint")), default=-1)
         newest = max(present, default=-1)
         if newest < recorded:
-            raise LedgerError(f"the checkpoints in {self.path} were rolled back or removed: the ledger names "
-                              f"number {recorded}, the newest here is {newest if present else 'none'}. "
-                              "Put the folder back as it was")
+            raise LedgerError(f"the checkpoints in {self.path} were rolled back or removed: the "
+                              f"ledger names number {recorded}, the newest here is "
+                              f"{newest if present else 'none'}. Put the folder back as it was")
         if not present:
             return None
         tensors, state = checkpoint.load(present[newest], self._key)
         if state["ledger"]["length"] != newest:
-            raise LedgerError(f"checkpoint {newest} in {self.path} was renamed: it was written as number "
-                              f"{state['ledger']['length']}. Put the folder back as it was")
+            raise LedgerError(f"checkpoint {newest} in {self.path} was renamed: it was written as "
+                              f"number {state['ledger']['length']}. Put the folder back as it was")
         if not self.ledger.has(**state["ledger"]):
-            raise LedgerError(f"the ledger in {self.path} was rolled back or replaced: checkpoint {newest} was written when it "
-                              f"had {state['ledger']['length']} records that are not in it now. Put the folder back as it was")
+            raise LedgerError(f"the ledger in {self.path} was rolled back or replaced: checkpoint "
+                              f"{newest} was written when it had {state['ledger']['length']} "
+                              "records that are not in it now. Put the folder back as it was")
         return tensors, state
 
     def _secret(self, seed: int | None, secure: bool | None) -> Secret:
@@ -78,12 +85,15 @@ class Folder:
             value = path.read_bytes()
             _check_mode(path)
             if len(value) != SECRET_BYTES:
-                raise LedgerError(f"{path} is damaged: a secret has {SECRET_BYTES} bytes, this has {len(value)}")
+                raise LedgerError(f"{path} is damaged: a secret has {SECRET_BYTES} bytes, this "
+                                  f"has {len(value)}")
             return Secret(seed, secure, value)
         if (self.path / LEDGER).exists():
-            raise LedgerError(f"{path} is missing beside a ledger: nothing here can be checked without it. Put it back")
+            raise LedgerError(f"{path} is missing beside a ledger: nothing here can be checked "
+                              "without it. Put it back")
         secret = Secret(seed, secure)
-        # Whole on disk under its name, or not there: a ledger only ever stands beside the secret that signs it.
+        # Whole on disk under its name, or not there: a ledger only ever stands beside the secret
+        # that signs it.
         draft = path.with_suffix(f".{os.getpid()}")
         try:
             checkpoint.put(draft, secret.value())

@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C during a run: remembered until the step at hand is whole, then raised.
 
-A second one is raised at once. Only the main thread may set signal handlers; elsewhere signals stay as they are.
+A second one is raised at once. Only the main thread may set signal handlers; elsewhere signals stay
+as they are.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ class Waiting:
 
 @contextlib.contextmanager
 def held(wanted: bool) -> Iterator[Waiting]:
-    """Yields what to look at between steps; raises KeyboardInterrupt or SystemExit on leaving if a signal came."""
+    """Yields what to look at between steps; raises KeyboardInterrupt or SystemExit on leaving if a
+    signal came.
+    """
     waiting = Waiting()
     if not wanted or threading.current_thread() is not threading.main_thread():
         yield waiting

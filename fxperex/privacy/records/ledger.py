@@ -1,8 +1,9 @@
 """What was spent, written down and on disk before it is spent.
 
-One JSON line per record; each carries HMAC-SHA256(key, MAC of the line before + its own text), so that no line can be
-changed, dropped or moved without the key. A step's life: `begin` (on disk before data is read: the debit), `sum` (a
-keyed hash of the sum, on disk before noise is drawn), `commit`. A local file cannot stop the whole folder from being
+One JSON line per record; each carries HMAC-SHA256(key, MAC of the line before + its own text), so
+that no line can be changed, dropped or moved without the key. A step's life: `begin` (on disk
+before data is read: the debit), `sum` (a keyed hash of the sum, on disk before noise is drawn),
+`commit`. A local file cannot stop the whole folder from being
 put back to an older copy: `counter`, kept elsewhere, can.
 """
 
@@ -42,15 +43,19 @@ class Ledger:
     counter: Counter | None = None
     records: list[Record] = field(default_factory=list)
     _file: IO[Any] | None = None
-    # Bytes of the file by number of records: an append that failed or was interrupted may have left more.
+    # Bytes of the file by number of records: an append that failed or was interrupted may have left
+    # more.
     _ends: dict[int, int] = field(default_factory=lambda: {0: 0})
     _owner: int = field(default_factory=os.getpid)
 
     def append(self, kind: str, *, sync: bool = True, **facts: Any) -> None:
-        """Adds one record, on disk before it returns if `sync`. Raises LedgerError, and then the record is not there."""
+        """Adds one record, on disk before it returns if `sync`. Raises LedgerError, and then the
+        record is not there.
+        """
         if os.getpid() != self._owner:
-            raise LedgerError("this process is a copy (fork) of the one that began the run; two that go on with it would draw "
-                              "the same noise. Make the engine in the process that trains")
+            raise LedgerError("this process is a copy (fork) of the one that began the run; two "
+                              "that go on with it would draw the same noise. Make the engine in "
+                              "the process that trains")
         record = {"n": len(self.records), "kind": kind, **facts}
         record["mac"] = self._mac(record)
         if self._file is not None:
@@ -72,7 +77,9 @@ class Ledger:
         return 0 < length <= len(self.records) and self.records[length - 1]["mac"] == head
 
     def open(self) -> None:
-        """Reads and checks the file, which this process alone may use from now on. Raises LedgerError."""
+        """Reads and checks the file, which this process alone may use from now on. Raises
+        LedgerError.
+        """
         if self.path is None:
             return
         try:
@@ -90,12 +97,15 @@ class Ledger:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read()
         except BlockingIOError as e:
-            raise LedgerError(f"the ledger {path} is in use by another process; two runs cannot share a folder") from e
+            raise LedgerError(f"the ledger {path} is in use by another process; two runs cannot "
+                              "share a folder") from e
         except OSError as e:
-            raise LedgerError(f"the ledger {path} cannot be read and written: {e.strerror}; nothing was spent") from e
+            raise LedgerError(f"the ledger {path} cannot be read and written: {e.strerror}; "
+                              "nothing was spent") from e
         if self.counter is not None and self.counter.read() > len(self.records):
-            raise LedgerError(f"the ledger {path} was rolled back: it has {len(self.records)} records, the counter says "
-                              f"{self.counter.read()}. Put the newer folder back")
+            raise LedgerError(f"the ledger {path} was rolled back: it has {len(self.records)} "
+                              f"records, the counter says {self.counter.read()}. Put the newer "
+                              "folder back")
 
     def close(self) -> None:
         """Lets go of the file."""
@@ -111,12 +121,13 @@ class Ledger:
         for i, line in enumerate(lines):
             record = self._authentic(line)
             if record is None:
-                raise LedgerError(f"the ledger {self.path} is damaged or was tampered with at line {i + 1}, or belongs to "
-                                  "another run (its key differs). Nothing was spent; put back the file as it was")
+                raise LedgerError(f"the ledger {self.path} is damaged or was tampered with at "
+                                  f"line {i + 1}, or belongs to another run (its key differs). "
+                                  "Nothing was spent; put back the file as it was")
             self.records.append(record)
         self._ends = {len(self.records): self._file.tell() - len(tail)}
-        # A record that a crash cut off stands for something that never began, and the next one is written over it.
-        # One that lacks its newline alone (cut off, or another byte now) counts.
+        # A record that a crash cut off stands for something that never began, and the next one is
+        # written over it. One that lacks its newline alone (cut off, or another byte now) counts.
         last = self._authentic(tail) or self._authentic(tail[:-1])
         if last is not None:
             self._write(json.dumps(last).encode() + b"\n", True)
@@ -126,7 +137,10 @@ class Ledger:
         """The record of `line`, if it is the next one of this ledger, unchanged."""
         try:
             record = json.loads(line)
-            good = hmac.compare_digest(record["mac"], self._mac({k: v for k, v in record.items() if k != "mac"}))
+            good = hmac.compare_digest(record["mac"],
+                                       self._mac({k: v
+                                                  for k, v in record.items()
+                                                  if k != "mac"}))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         return record if good and record["n"] == len(self.records) else None
@@ -143,19 +157,22 @@ class Ledger:
         except OSError as e:
             with contextlib.suppress(OSError):
                 self._file.truncate(end)
-            raise LedgerError(f"the ledger {self.path} cannot be written: {e.strerror}. The record is not in it; make room "
-                              "and go on") from e
+            raise LedgerError(f"the ledger {self.path} cannot be written: {e.strerror}. The "
+                              "record is not in it; make room and go on") from e
         self._ends = {count: end, count + 1: end + len(data)}
 
     def _mac(self, record: Record) -> str:
-        return hmac.digest(self.key, (self.head + json.dumps(record, sort_keys=True)).encode(), "sha256").hex()
+        return hmac.digest(self.key, (self.head + json.dumps(record, sort_keys=True)).encode(),
+                           "sha256").hex()
 
 
 _opened: weakref.WeakSet[Ledger] = weakref.WeakSet()
 
 
 def _let_go() -> None:
-    """In a copy of this process, such as a data loader's worker: the lock of a killed run must not live on in it."""
+    """In a copy of this process, such as a data loader's worker: the lock of a killed run must not
+    live on in it.
+    """
     for ledger in list(_opened):
         ledger.close()
 

@@ -26,14 +26,20 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors
     return tensors, {"values": values, "groups": [_plain(g) for g in held["param_groups"]]}
 
 
-def restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors, plain: dict[str, Any]) -> None:
-    """Puts model and optimizer, in place, to what `capture` found. Raises LedgerError where they do not fit."""
+def restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors,
+            plain: dict[str, Any]) -> None:
+    """Puts model and optimizer, in place, to what `capture` found. Raises LedgerError where they do
+    not fit.
+    """
     ours = _model(model)
     theirs = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-    differ = [n for n in ours | theirs if n not in ours or n not in theirs or ours[n].shape != theirs[n].shape
-              or ours[n].dtype != theirs[n].dtype]
+    differ = [
+        n for n in ours | theirs if n not in ours or n not in theirs
+        or ours[n].shape != theirs[n].shape or ours[n].dtype != theirs[n].dtype
+    ]
     if differ:
-        raise LedgerError(f"the checkpoint is of another model: {', '.join(differ[:5])} differ in name, shape or dtype")
+        raise LedgerError(f"the checkpoint is of another model: {', '.join(differ[:5])} differ in "
+                          "name, shape or dtype")
     with torch.no_grad():
         for name, value in theirs.items():
             ours[name].copy_(value)

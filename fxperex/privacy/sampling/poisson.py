@@ -1,8 +1,9 @@
 """Who takes part in a step, and what one such step costs.
 
-Poisson: every example joins every step on its own, with one known probability. The probability is an integer
-threshold over 2^64, compared with 64 random bits, so that the rate the accountant is told is the rate that is drawn:
-a float32 Bernoulli at 1e-7 takes part 19 % too often. Shuffled batches are in `shuffled.py`: another guarantee.
+Poisson: every example joins every step on its own, with one known probability. The probability is
+an integer threshold over 2^64, compared with 64 random bits, so that the rate the accountant is
+told is the rate that is drawn: a float32 Bernoulli at 1e-7 takes part 19 % too often. Shuffled
+batches are in `shuffled.py`: another guarantee.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ UNIT = 2**64
 
 
 class Sampler(ABC):
-    """Draws the rows of every step, and tells the accountant what those steps cost: nobody else may say it.
+    """Draws the rows of every step, and tells the accountant what those steps cost: nobody else may
+    say it.
 
-    size: number of examples; steps: how many steps are planned; expected_batch: mean rows of a step, the constant
-    that sums are divided by. Iterating uses a sampler up: it goes on where the last loop stopped. Raises ConfigError.
+    size: number of examples; steps: how many steps are planned; expected_batch: mean rows of a
+    step, the constant that sums are divided by. Iterating uses a sampler up: it goes on where the
+    last loop stopped. Raises ConfigError.
     """
 
     size: int
@@ -41,15 +44,22 @@ class Sampler(ABC):
 
     @abstractmethod
     def draw(self, step: int, generation: int = 0) -> Tensor:
-        """Returns the rows of `step`: int64, rising, each at most once. A later generation draws afresh."""
+        """Returns the rows of `step`: int64, rising, each at most once. A later generation draws
+        afresh.
+        """
 
     def rows(self, step: int, generation: int = 0) -> Tensor:
-        """Returns `draw`, checked: a row that takes part twice would count twice. Raises SamplingError."""
+        """Returns `draw`, checked: a row that takes part twice would count twice. Raises
+        SamplingError.
+        """
         drawn = self.draw(step, generation)
         integers = isinstance(drawn, Tensor) and drawn.dtype == torch.int64 and drawn.dim() == 1
-        if not integers or bool((drawn[1:] <= drawn[:-1]).any()) or bool(((drawn < 0) | (drawn >= self.size)).any()):
-            raise SamplingError(f"{type(self).__name__}.draw must give rows 0 to {self.size - 1} as int64, rising, none more "
-                                f"than once; step {step} gave {drawn!r:.99}. A row twice moves the sum twice as far as the bound")
+        if not integers or bool((drawn[1:] <= drawn[:-1]).any()) or bool(
+            ((drawn < 0) | (drawn >= self.size)).any()):
+            raise SamplingError(f"{type(self).__name__}.draw must give rows 0 to {self.size - 1} "
+                                f"as int64, rising, none more than once; step {step} gave "
+                                f"{drawn!r:.99}. A row twice moves the sum twice as far as the "
+                                "bound")
         return drawn
 
     @abstractmethod
@@ -57,7 +67,9 @@ class Sampler(ABC):
         """Returns what one unit costs; a run is the composition of its units."""
 
     def units(self, steps: int, first: int = 0) -> int:
-        """Returns how many units the steps `first` to `first + steps - 1` of one generation are: one a step."""
+        """Returns how many units the steps `first` to `first + steps - 1` of one generation are:
+        one a step.
+        """
         return whole(steps, "steps")
 
     @abstractmethod
@@ -78,7 +90,8 @@ class Sampler(ABC):
 
 
 class PoissonSampler(Sampler):
-    """Every example joins every step independently, with probability `expected_batch / size`; a batch may be empty.
+    """Every example joins every step independently, with probability `expected_batch / size`; a
+    batch may be empty.
 
     seed, secret: where the randomness comes from; see `Secret`. Raises ConfigError.
     """
@@ -87,10 +100,12 @@ class PoissonSampler(Sampler):
                  secret: Secret | None = None) -> None:
         self.size, self.steps = whole(size, "size", 1), whole(steps, "steps", 1)
         self.expected_batch = positive(expected_batch, "expected_batch", most=self.size)
-        # Scaling a float by 2^64 is exact and floor keeps at most 53 bits, so `rate` equals the threshold exactly.
+        # Scaling a float by 2^64 is exact and floor keeps at most 53 bits, so `rate` equals the
+        # threshold exactly.
         self.threshold = math.floor(self.expected_batch / self.size * UNIT)
         if self.threshold == 0:
-            raise ConfigError(f"expected_batch {expected_batch!r} of {size} examples is a rate below 2^-64; raise it")
+            raise ConfigError(f"expected_batch {expected_batch!r} of {size} examples is a rate "
+                              "below 2^-64; raise it")
         self.secret = secret or Secret(seed)
 
     @property
@@ -100,31 +115,41 @@ class PoissonSampler(Sampler):
 
     def draw(self, step: int, generation: int = 0) -> Tensor:
         bits = self.secret.streams("sampling", generation).bits(self.size, step)
-        # `<= threshold - 1` and not `< threshold`: rate 1 is the threshold 2^64, which 64 bits cannot hold.
-        return torch.from_numpy(np.flatnonzero(bits <= np.uint64(self.threshold - 1)).astype(np.int64))
+        # `<= threshold - 1` and not `< threshold`: rate 1 is the threshold 2^64, which 64 bits
+        # cannot hold.
+        return torch.from_numpy(
+            np.flatnonzero(bits <= np.uint64(self.threshold - 1)).astype(np.int64))
 
     def event(self, noise_multiplier: float) -> DpEvent:
-        """Returns what one step costs: a Gaussian of `noise_multiplier`, Poisson sampled at `rate`."""
+        """Returns what one step costs: a Gaussian of `noise_multiplier`, Poisson sampled at
+        `rate`.
+        """
         events = needed("dp_accounting")
-        return events.PoissonSampledDpEvent(self.rate, events.GaussianDpEvent(positive(noise_multiplier, "noise_multiplier")))
+        return events.PoissonSampledDpEvent(
+            self.rate, events.GaussianDpEvent(positive(noise_multiplier, "noise_multiplier")))
 
     def describe(self) -> dict[str, Any]:
-        return {"sampler": "poisson", "examples": self.size, "rate": self.rate, "expected batch": self.expected_batch,
-                "amplified by sampling": True}
+        return {
+            "sampler": "poisson", "examples": self.size, "rate": self.rate,
+            "expected batch": self.expected_batch, "amplified by sampling": True
+        }
 
 
 class TruncatedPoissonSampler(PoissonSampler):
-    """A Poisson batch, cut down to `max_batch` rows chosen uniformly where it has more (arXiv 2508.15089).
+    """A Poisson batch, cut down to `max_batch` rows chosen uniformly where it has more (arXiv
+    2508.15089).
 
-    Costs more than Poisson: leaving one example out may let another in; the event says so to the accountant.
+    Costs more than Poisson: leaving one example out may let another in; the event says so to the
+    accountant.
     """
 
-    def __init__(self, size: int, expected_batch: float, steps: int, max_batch: int, seed: int | None = None, *,
-                 secret: Secret | None = None) -> None:
+    def __init__(self, size: int, expected_batch: float, steps: int, max_batch: int,
+                 seed: int | None = None, *, secret: Secret | None = None) -> None:
         super().__init__(size, expected_batch, steps, seed, secret=secret)
         self.max_batch = whole(max_batch, "max_batch", 1)
         if self.max_batch < self.expected_batch:
-            raise ConfigError(f"max_batch {max_batch} is below the expected batch {expected_batch}; raise it")
+            raise ConfigError(f"max_batch {max_batch} is below the expected batch "
+                              f"{expected_batch}; raise it")
 
     def draw(self, step: int, generation: int = 0) -> Tensor:
         rows = super().draw(step, generation)
@@ -136,7 +161,10 @@ class TruncatedPoissonSampler(PoissonSampler):
     def event(self, noise_multiplier: float) -> DpEvent:
         """Returns what one step costs, the cut included."""
         sigma = positive(noise_multiplier, "noise_multiplier")
-        return needed("dp_accounting").TruncatedSubsampledGaussianDpEvent(self.size, self.rate, self.max_batch, sigma)
+        return needed("dp_accounting").TruncatedSubsampledGaussianDpEvent(
+            self.size, self.rate, self.max_batch, sigma)
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"sampler": "truncated poisson", "largest batch": self.max_batch}
+        return super().describe() | {
+            "sampler": "truncated poisson", "largest batch": self.max_batch
+        }

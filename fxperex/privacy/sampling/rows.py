@@ -23,8 +23,8 @@ from fxperex.errors import PrivacyError, SamplingError, ShapeError
 from fxperex.privacy.checks import whole
 
 OURS = "the account holds for the engine's own sampler alone. Pass the map-style data set itself"
-STANDS = ("The step's sum is cleared and its debit stands; step() takes the same step with the same "
-          "rows again, after leave_out() without those that fail")
+STANDS = ("The step's sum is cleared and its debit stands; step() takes the same step with the "
+          "same rows again, after leave_out() without those that fail")
 Batch = tuple[Tensor, ...]
 
 

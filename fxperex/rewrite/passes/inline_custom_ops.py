@@ -1,8 +1,10 @@
-"""Operations of this library -> plain ones, where a compiler fuses those into their surroundings for less.
+"""Operations of this library -> plain ones, where a compiler fuses those into their surroundings
+for less.
 
-Eagerly one operation is one pass over memory, so the library has its own for what ATen takes several for. Inductor makes
-one pass of several plain operations by itself, and none of an operation it cannot look into. Each kernel says for which
-operands plain operations serve better (`kernels.PLAINLY`). Precondition: `meta["val"]` on every node.
+Eagerly one operation is one pass over memory, so the library has its own for what ATen takes
+several for. Inductor makes one pass of several plain operations by itself, and none of an operation
+it cannot look into. Each kernel says for which operands plain operations serve better
+(`kernels.PLAINLY`). Precondition: `meta["val"]` on every node.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ def inline_custom_ops(graph: fx.GraphModule) -> fx.GraphModule:
 def _inline(graph: fx.Graph, node: fx.Node) -> None:
     values = [n.meta["val"] for n in node.args]  # type: ignore[union-attr]
     with values[0].fake_mode:
-        body = make_fx(PLAINLY[node.target], _allow_non_fake_inputs=True)(*values).graph  # type: ignore[index]
+        body = make_fx(PLAINLY[node.target],
+                       _allow_non_fake_inputs=True)(*values).graph  # type: ignore[index]
     if body.output_node().args[0] is None:
         return
     inputs = dict(zip(body.find_nodes(op="placeholder"), node.args, strict=True))

@@ -1,18 +1,22 @@
-"""Forward values that are kept for the backward -> the same values computed again in front of their first use there.
+"""Forward values that are kept for the backward -> the same values computed again in front of their
+first use there.
 
-A value is computed again once for every part of the step that reads it behind the forward: the backward with the norms,
-and the weighted sums; in between it is gone. What the nodes read is kept, or computed again
-with them. The plan says which (`planner.recompute`): it looked at the peak over the whole step and at the seconds this
-costs. The same operations on the same inputs, so the step's results are the same bits.
+A value is computed again once for every part of the step that reads it behind the forward: the
+backward with the norms, and the weighted sums; in between it is gone. What the nodes read is kept,
+or computed again with them. The plan says which (`planner.recompute`): it looked at the peak over
+the whole step and at the seconds this costs. The same operations on the same inputs, so the step's
+results are the same bits.
 
-After `raise_norms`, because "first use" is a place: behind its output gradient a norm reads the copy that
-the backward made just there; behind the whole backward, all copies would have to live until then.
-Precondition: `meta["val"]` on every node; `meta["part"]` on those of forward and backward. Nodes that draw random numbers,
-write in place or touch memory written in place cannot be asked for.
+After `raise_norms`, because "first use" is a place: behind its output gradient a norm reads the
+copy that the backward made just there; behind the whole backward, all copies would have to live
+until then.
+Precondition: `meta["val"]` on every node; `meta["part"]` on those of forward and backward. Nodes
+that draw random numbers, write in place or touch memory written in place cannot be asked for.
 
-Under Inductor the copies stay apart: it merges equal nodes only where it partitions a joint graph or freezes weights, and the
-step graph is neither. It may still fuse a copy into the kernel that reads it, which needs less memory, or make a cheap one
-earlier where its own scheduler thinks that best.
+Under Inductor the copies stay apart: it merges equal nodes only where it partitions a joint graph
+or freezes weights, and the step graph is neither. It may still fuse a copy into the kernel that
+reads it, which needs less memory, or make a cheap one earlier where its own scheduler thinks that
+best.
 """
 
 from __future__ import annotations
@@ -32,7 +36,8 @@ Copies = Mapping[tuple[fx.Node, int], fx.Node]  # (forward node, phase) -> its c
 
 
 def recompute(graph: fx.GraphModule, names: Collection[str]) -> int:
-    """Returns how many nodes were added to `graph`, in place, so that the forward nodes `names` need not be kept.
+    """Returns how many nodes were added to `graph`, in place, so that the forward nodes `names`
+    need not be kept.
 
     Raises ConfigError if `graph` has no such forward nodes, CoverageError if one may not run again.
     """
@@ -42,7 +47,8 @@ def recompute(graph: fx.GraphModule, names: Collection[str]) -> int:
     # Views of a value that goes, wherever they are taken, are taken anew of the copy.
     shared = {n for n in nodes if n.op == "call_function" and gone & storages(n)}
     if blocked := sorted(n.name for n in shared - repeatable(nodes)):
-        raise CoverageError(f"internal: {', '.join(blocked)} cannot be recomputed: random, or in memory written in place")
+        raise CoverageError(f"internal: {', '.join(blocked)} cannot be recomputed: random, or in "
+                            "memory written in place")
     phase, place = phases(nodes), {n: i for i, n in enumerate(nodes)}
     copies: dict[tuple[fx.Node, int], fx.Node] = {}
     for node in nodes:
@@ -77,8 +83,9 @@ def phases(nodes: list[fx.Node]) -> Callable[[fx.Node], int]:
 def _find(nodes: list[fx.Node], names: Collection[str]) -> list[fx.Node]:
     repeated = [n for n in nodes if n.name in names and n.meta.get("part") == "forward"]
     if missing := sorted(set(names) - {n.name for n in repeated}):
-        raise ConfigError(f"the plan recomputes {missing[0]!r} (and {len(missing) - 1} others), which this step's forward does "
-                          "not have: the plan was made for another model or another version of torch; plan again")
+        raise ConfigError(f"the plan recomputes {missing[0]!r} (and {len(missing) - 1} others), "
+                          "which this step's forward does not have: the plan was made for another "
+                          "model or another version of torch; plan again")
     return repeated
 
 
@@ -95,11 +102,14 @@ def _needed(node: fx.Node, shared: Collection[fx.Node], now: int, copies: Copies
 
 
 def _copy(graph: fx.Graph, source: fx.Node, before: fx.Node, now: int, copies: Copies) -> fx.Node:
-    """Returns a copy of `source` in front of `before`, with values of its own: they tell whose memory it shares."""
+    """Returns a copy of `source` in front of `before`, with values of its own: they tell whose
+    memory it shares.
+    """
     with graph.inserting_before(before):
         copy = graph.node_copy(source, lambda n: copies.get((n, now), n))
     args, kwargs = (fx.map_arg(a, lambda n: n.meta["val"]) for a in (copy.args, copy.kwargs))
-    with detect_fake_mode(pytree.tree_leaves((args, kwargs))) or contextlib.nullcontext(), torch.no_grad():
+    with detect_fake_mode(pytree.tree_leaves(
+        (args, kwargs))) or contextlib.nullcontext(), torch.no_grad():
         value = source.target(*args, **kwargs)  # type: ignore[operator]
     copy.meta |= {"part": "recomputed", "val": value}
     return copy

@@ -1,9 +1,12 @@
-"""Forward, backward, all norms -> forward, backward with each norm as soon as its output gradient exists.
+"""Forward, backward, all norms -> forward, backward with each norm as soon as its output gradient
+exists.
 
-Tracing puts every site's norm behind the whole backward, so that all activations and output gradients live there at once;
-moved up, those that a norm was the last to read die early. A site's nodes are moved where the peak of the graph's
-liveness does not grow. Precondition: `meta["val"]` on every node. Nodes that draw random numbers, or that touch memory
-which any node writes in place, keep their place: for them order is more than the edges of the graph.
+Tracing puts every site's norm behind the whole backward, so that all activations and output
+gradients live there at once; moved up, those that a norm was the last to read die early. A site's
+nodes are moved where the peak of the graph's liveness does not grow. Precondition: `meta["val"]` on
+every node. Nodes that draw random numbers, or that touch memory
+which any node writes in place, keep their place: for them order is more than the edges of the
+graph.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from fxperex.memory.liveness import Listing, Peak, listing, peak, raised
 from fxperex.memory.repetition import random, touches, writes, written
 
 ROLES = {"norm", "grad"}
-ALIASES = {torch.ops.aten.alias.default, torch.ops.aten.detach.default}  # traced where a site's values are read: behind it all
+ALIASES = {torch.ops.aten.alias.default,
+           torch.ops.aten.detach.default}  # traced where a site's values are read: behind it all
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,9 @@ class Schedule:
 
 
 def schedule(graph: fx.GraphModule, first: Collection[str] = ()) -> Schedule:
-    """Returns what was done to `graph`, in place; `after` is never above `before`. The sites of `first` are tried as one."""
+    """Returns what was done to `graph`, in place; `after` is never above `before`. The sites of
+    `first` are tried as one.
+    """
     nodes = list(graph.graph.nodes)
     program, _ = listing(graph.graph)
     sites = _movable(nodes)
@@ -39,7 +45,10 @@ def schedule(graph: fx.GraphModule, first: Collection[str] = ()) -> Schedule:
     site_of = {n.name: n.meta["fxperex"][0] for n in nodes if "fxperex" in n.meta}
 
     def trial(some: list[str]) -> tuple[float, str]:
-        highest = _peak(program, _order(nodes, {n for s in some for n in sites[s]}) if some else nodes)
+        highest = _peak(program,
+                        _order(nodes, {n
+                                       for s in some
+                                       for n in sites[s]}) if some else nodes)
         return highest.bytes, site_of.get(highest.at, "")
 
     before, _ = trial([])
@@ -51,7 +60,9 @@ def schedule(graph: fx.GraphModule, first: Collection[str] = ()) -> Schedule:
 
 
 def raise_norms(graph: fx.GraphModule) -> None:
-    """Moves every site's norm up, in place, whatever the peak: for a pass behind this one that lowers it (`recompute`)."""
+    """Moves every site's norm up, in place, whatever the peak: for a pass behind this one that
+    lowers it (`recompute`).
+    """
     nodes = list(graph.graph.nodes)
     _apply(graph, _order(nodes, {n for site in _movable(nodes).values() for n in site}))
 
@@ -70,11 +81,12 @@ def _movable(nodes: list[fx.Node]) -> dict[str, list[fx.Node]]:
 
 
 def _order(nodes: list[fx.Node], moved: set[fx.Node]) -> list[fx.Node]:
-    """`nodes` with those of `moved` behind the last value that their site reads, every second name of a value behind the first.
+    """`nodes` with those of `moved` behind the last value that their site reads, every second name
+    of a value behind the first.
 
-    A site's nodes move as one: what it makes of its inputs alone (patches, normalised values) would otherwise stand in the
-    forward and live until the output gradient comes. What it reads of other sites is the total of their norms, and what
-    another site of its own node was the first to form.
+    A site's nodes move as one: what it makes of its inputs alone (patches, normalised values) would
+    otherwise stand in the forward and live until the output gradient comes. What it reads of other
+    sites is the total of their norms, and what another site of its own node was the first to form.
     """
     place = {n: i for i, n in enumerate(nodes)}
     start = max((place[n] for n in nodes if n.op == "placeholder"), default=0)
@@ -88,14 +100,17 @@ def _order(nodes: list[fx.Node], moved: set[fx.Node]) -> list[fx.Node]:
         begin = start
         if node in moved:
             site = node.meta["fxperex"][0]
-            begin = starts.setdefault(site, max([start, *(slot[n] for n in reads[site] if n in slot and n not in moved)]))
-        slot[node] = max([begin, *(slot[n] for n in node.all_input_nodes)]) if node in free else place[node]
+            begin = starts.setdefault(
+                site, max([start, *(slot[n] for n in reads[site] if n in slot and n not in moved)]))
+        slot[node] = max([begin, *(slot[n]
+                                   for n in node.all_input_nodes)]) if node in free else place[node]
     return sorted(nodes, key=lambda n: (slot[n], n in free, place[n]))
 
 
 def _peak(program: Listing, order: list[fx.Node]) -> Peak:
     by_name = {i.name: i for i in program.instructions}
-    return peak(replace(program, instructions=tuple(by_name[n.name] for n in order if n.name in by_name)))
+    return peak(
+        replace(program, instructions=tuple(by_name[n.name] for n in order if n.name in by_name)))
 
 
 def _apply(graph: fx.GraphModule, order: list[fx.Node]) -> None:
