@@ -1,4 +1,6 @@
-"""Held-out accuracy on the digits: mean of five seeds at epsilon 1, 3 and 8, into results/cpu/digits.json."""
+"""Held-out accuracy on the digits: mean of five seeds at epsilon 1, 3 and 8, into
+results/cpu/digits.json.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def measure(epsilon: float) -> dict[str, Any]:
     outcomes: list[Outcome] = []
     for seed in SEEDS:
         noise = outcomes[0].noise_multiplier if outcomes else None
-        outcomes.append(run(Job(epsilon=epsilon, seed=seed, noise_multiplier=noise), plain=epsilon == EPSILONS[0]))
+        outcomes.append(
+            run(Job(epsilon=epsilon, seed=seed, noise_multiplier=noise),
+                plain=epsilon == EPSILONS[0]))
     row = {"epsilon": epsilon, "spent": outcomes[0].epsilon, "delta": outcomes[0].delta,
            "noise_multiplier": outcomes[0].noise_multiplier, "steps": outcomes[0].steps,
            **_summary([o.accuracy for o in outcomes])}
@@ -45,14 +49,18 @@ def main() -> None:
     for epsilon in EPSILONS:
         row = measure(epsilon)
         rows.append(row)
-        print(f"{epsilon:7g}  {row['mean']:6.2f}  {row['std']:4.2f}  {' '.join(f'{s:.2f}' for s in row['seeds'])}",
+        print(f"{epsilon:7g}  {row['mean']:6.2f}  {row['std']:4.2f}  "
+              f"{' '.join(f'{s:.2f}' for s in row['seeds'])}",
               flush=True)
     versions = {name: version(name) for name in ("torch", "dp-accounting", "scikit-learn", "numpy")}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps({
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "python": platform.python_version(),
-        "versions": versions, "job": asdict(replace(Job(), epsilon=0.0)) | {"epsilon": list(EPSILONS)},
-        "results": rows}, indent=1) + "\n")
+    RESULTS.write_text(
+        json.dumps(
+            {
+                "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "python": platform.
+                python_version(), "versions": versions, "job": asdict(replace(Job(), epsilon=0.0))
+                | {"epsilon": list(EPSILONS)}, "results": rows
+            }, indent=1) + "\n")
 
 
 if __name__ == "__main__":

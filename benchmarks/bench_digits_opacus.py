@@ -1,8 +1,10 @@
-"""Held-out accuracy on the digits at (epsilon 3, delta 1e-4), ours and Opacus', into results/cpu/digits_opacus.json.
+"""Held-out accuracy on the digits at (epsilon 3, delta 1e-4), ours and Opacus', into
+results/cpu/digits_opacus.json.
 
-Same network, initial weights, sampling rate, noise, clip, learning rate and steps; rows and noise are each library's own.
-Opacus is put together from its parts, because its `make_private` rounds the sampling rate to 1 / ceil(n / batch).
-Needs `pip install opacus==1.6.0`. Run again, it goes on with the seeds that are missing.
+Same network, initial weights, sampling rate, noise, clip, learning rate and steps; rows and noise
+are each library's own. Opacus is put together from its parts, because its `make_private` rounds the
+sampling rate to 1 / ceil(n / batch). Needs `pip install opacus==1.6.0`. Run again, it goes on with
+the seeds that are missing.
 """
 
 from __future__ import annotations
@@ -40,10 +42,12 @@ def opacus(job: Job) -> float:
         torch.manual_seed(job.seed)
         model = GradSampleModule(network(data.shape, data.classes))
         dataset = torch.utils.data.TensorDataset(standardise(data.train[0]), data.train[1])
-        draws, noise = torch.Generator().manual_seed(job.seed), torch.Generator().manual_seed(job.seed + 10**6)
+        draws, noise = torch.Generator().manual_seed(
+            job.seed), torch.Generator().manual_seed(job.seed + 10**6)
         loader = DPDataLoader(dataset, sample_rate=job.batch / SIZE, generator=draws)
-        optimizer = DPOptimizer(torch.optim.Adam(model.parameters(), lr=job.lr), noise_multiplier=job.noise_multiplier,
-                                max_grad_norm=job.clip, expected_batch_size=job.batch, generator=noise)
+        optimizer = DPOptimizer(torch.optim.Adam(model.parameters(), lr=job.lr),
+                                noise_multiplier=job.noise_multiplier, max_grad_norm=job.clip,
+                                expected_batch_size=job.batch, generator=noise)
         batches = itertools.chain.from_iterable(itertools.repeat(loader))
         for x, y in itertools.islice(batches, steps(job)):
             optimizer.zero_grad()
@@ -58,11 +62,19 @@ def steps(job: Job) -> int:
 
 def summary(rows: dict[str, Row], seeds: int) -> Row:
     """Returns mean and spread of both, in percent, and their difference in its standard errors."""
-    shares = {who: [rows[f"{who} {seed}"]["accuracy"] for seed in range(seeds)] for who in ("fxperex", "opacus")}
-    told: dict[str, Any] = {who: {"mean": statistics.mean(s), "std": statistics.stdev(s)} for who, s in shares.items()}
+    shares = {
+        who: [rows[f"{who} {seed}"]["accuracy"]
+              for seed in range(seeds)]
+        for who in ("fxperex", "opacus")
+    }
+    told: dict[str, Any] = {
+        who: {"mean": statistics.mean(s), "std": statistics.stdev(s)}
+        for who, s in shares.items()
+    }
     error = math.sqrt(sum(t["std"] ** 2 / seeds for t in told.values()))
     difference = told["fxperex"]["mean"] - told["opacus"]["mean"]
-    return told | {"difference": difference, "standard error": error, "difference in standard errors": difference / error}
+    return told | {"difference": difference, "standard error": error, "difference in standard "
+                                                                      "errors": difference / error}
 
 
 def main() -> None:
@@ -73,17 +85,23 @@ def main() -> None:
     asked = arguments.parse_args()
     torch.set_num_threads(1)
     job = Job()
-    sigma = noise_multiplier_for(job.epsilon, job.delta, PoissonSampler(SIZE, job.batch, steps(job), seed=0))
+    sigma = noise_multiplier_for(job.epsilon, job.delta,
+                                 PoissonSampler(SIZE, job.batch, steps(job), seed=0))
     job = replace(job, noise_multiplier=sigma)
-    settings = asdict(job) | {"steps": steps(job), "rate": job.batch / SIZE, "opacus": version("opacus")}
+    settings = asdict(job) | {
+        "steps": steps(job), "rate": job.batch / SIZE, "opacus": version("opacus")
+    }
     record = Record(RESULTS, 60 * asked.minutes, settings)
-    for key in record.missing([f"{who} {seed}" for seed in range(asked.seeds) for who in ("fxperex", "opacus")]):
+    for key in record.missing(
+        [f"{who} {seed}" for seed in range(asked.seeds) for who in ("fxperex", "opacus")]):
         who, seed = key.split()
         one = replace(job, seed=int(seed))
         found = run(one, plain=False).accuracy if who == "fxperex" else opacus(one)
         record.add(key, {"accuracy": 100 * found})
         print(f"{key}: {found:.2%}", flush=True)
-    if all(f"{who} {seed}" in record.rows for seed in range(asked.seeds) for who in ("fxperex", "opacus")):
+    if all(f"{who} {seed}" in record.rows
+           for seed in range(asked.seeds)
+           for who in ("fxperex", "opacus")):
         record.add("summary", summary(record.rows, asked.seeds))
         print(record.rows["summary"])
 

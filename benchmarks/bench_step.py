@@ -1,13 +1,17 @@
-"""The private step against the ordinary step and against other libraries: one run, interleaved rounds, medians, ratios.
+"""The private step against the ordinary step and against other libraries: one run, interleaved
+rounds, medians, ratios.
 
-    python benchmarks/bench_step.py [--device cpu|cuda] [--dtype float32|tf32|bfloat16] [--workloads mlp ...]
-                                    [--candidates auto eager crb peers ...] [--rounds 21] [--largest] [--keep-pages]
+    python benchmarks/bench_step.py [--device cpu|cuda] [--dtype float32|tf32|bfloat16] [--workloads
+                                    mlp ...] [--candidates auto eager crb peers ...] [--rounds 21]
+                                    [--largest] [--keep-pages]
 
-A candidate is `auto`, a backend (`eager`, `inductor`: the auto plan on it), a strategy's name (on the CPU run eagerly: to be read
-beside `eager`), a peer's name, `strategies` (all of them), `peers` (all of them) or `compiled` (the ordinary step through
-Inductor). The ordinary step is eager: forward and backward, no privacy. A row's clipped sum is held to the float64 loop before it
-is timed (other libraries' more loosely); what cannot run says why; what is more than ten times as slow has three rounds. On the
-CPU the threads wait passively, so that CPU seconds count work alone. Rows are written as they are done; run again to go on.
+A candidate is `auto`, a backend (`eager`, `inductor`: the auto plan on it), a strategy's name (on
+the CPU run eagerly: to be read beside `eager`), a peer's name, `strategies` (all of them), `peers`
+(all of them) or `compiled` (the ordinary step through Inductor). The ordinary step is eager:
+forward and backward, no privacy. A row's clipped sum is held to the float64 loop before it is timed
+(other libraries' more loosely); what cannot run says why; what is more than ten times as slow has
+three rounds. On the CPU the threads wait passively, so that CPU seconds count work alone. Rows are
+written as they are done; run again to go on.
 """
 
 from __future__ import annotations
@@ -37,10 +41,12 @@ from fxperex.devices import keep_pages
 
 LOSS = nn.CrossEntropyLoss()
 STRATEGIES = ("naive", "multi", "crb", "unfold", "ghost", "vmap", "fused")
-FEW = WARM + 3  # turns, those before timing among them, of a candidate more than SLOW times the ordinary step
+# turns, those before timing among them, of a candidate more than SLOW times the ordinary step
+FEW = WARM + 3
 SLOW = 10.0
 TOLERANCE = {"float32": 1e-5, "tf32": 2e-2, "bfloat16": 1e-1}
-# Other libraries' norms are float32's own, low by up to 1e-3 for long gradients: timed all the same, the error beside the time.
+# Other libraries' norms are float32's own, low by up to 1e-3 for long gradients: timed all the
+# same, the error beside the time.
 OTHERS = 1e-2
 Call = Callable[[], None]
 Turn = tuple[float, float, int]  # wall seconds, CPU seconds, page faults
@@ -49,7 +55,8 @@ Turn = tuple[float, float, int]  # wall seconds, CPU seconds, page faults
 class Setting:
     """One workload on a device, and the truth about its first rows."""
 
-    def __init__(self, step: step_workloads.Step, device: str, dtype: str, rows: int | None = None) -> None:
+    def __init__(self, step: step_workloads.Step, device: str, dtype: str,
+                 rows: int | None = None) -> None:
         torch.manual_seed(0)
         self.device, self.dtype = torch.device(device), dtype
         self.model = step.make().to(device)
@@ -57,10 +64,13 @@ class Setting:
         self.autocast = torch.bfloat16 if dtype == "bfloat16" else None
 
     def context(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
+        return torch.autocast(self.device.type,
+                              self.autocast) if self.autocast else contextlib.nullcontext()
 
     def truth(self) -> Mapping[str, Tensor]:
-        """Returns the clipped sum over the first rows, in float64; turns the batch away from kinks."""
+        """Returns the clipped sum over the first rows, in float64; turns the batch away from
+        kinks.
+        """
         (self.x, self.y), exact = truth(self.model, (self.x, self.y), LOSS)
         return exact
 
@@ -76,7 +86,8 @@ class Setting:
         return self.model, run
 
     def private(self, **options: Any) -> tuple[fxperex.PerExampleModule, Call]:
-        private = fxperex.transform(self.model, (self.x, self.y), LOSS, autocast=self.autocast, **options)
+        private = fxperex.transform(self.model, (self.x, self.y), LOSS, autocast=self.autocast,
+                                    **options)
 
         def run() -> None:
             self.model.zero_grad(set_to_none=True)
@@ -85,7 +96,9 @@ class Setting:
         return private, run
 
     def single(self, strategy: str) -> dict[str, Any]:
-        """Options for one strategy everywhere. Seven more compiled steps a workload would take a CPU minutes each."""
+        """Options for one strategy everywhere. Seven more compiled steps a workload would take a
+        CPU minutes each.
+        """
         return {"strategy": strategy, "backend": "eager" if self.device.type == "cpu" else "auto"}
 
     def peer(self, name: str, rows: int) -> tuple[nn.Module, Call]:
@@ -113,13 +126,15 @@ def make(setting: Setting, name: str, truth: Mapping[str, Tensor]) -> tuple[Call
         start = time.perf_counter()
         _, call = setting.peer(name, len(setting.x))
     else:
-        options = {"auto": {}, "eager": {"backend": "eager"}, "inductor": {"backend": "inductor"}}.get(name, setting.single(name))
+        options = {"auto": {}, "eager": {"backend": "eager"},
+                   "inductor": {"backend": "inductor"}}.get(name, setting.single(name))
         private, call = setting.private(**options)
         setting.model.zero_grad(set_to_none=True)
         private.step(setting.x[:CHECKED], setting.y[:CHECKED])
         facts = {"error": left_error(setting.model, truth), "ran_on": private.backend,
                  "strategies": {c.site.name: c.strategy for c in private.plan.choices}}
-    if not facts["error"] <= (max(OTHERS, TOLERANCE[setting.dtype]) if name in PEERS else TOLERANCE[setting.dtype]):
+    if not facts["error"] <= (max(OTHERS, TOLERANCE[setting.dtype])
+                              if name in PEERS else TOLERANCE[setting.dtype]):
         raise ArithmeticError(f"wrong gradient: relative error {facts['error']:.1e}")
     call()
     return call, facts | {"seconds_to_first_step": time.perf_counter() - start}
@@ -133,7 +148,8 @@ def timed(call: Call, device: torch.device) -> Turn:
     call()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - wall, time.process_time() - work, getrusage(RUSAGE_SELF).ru_minflt - faults
+    return time.perf_counter() - wall, time.process_time() - work, getrusage(
+        RUSAGE_SELF).ru_minflt - faults
 
 
 def turns(calls: Mapping[str, Call], device: torch.device, rounds: int) -> dict[str, list[Turn]]:
@@ -150,7 +166,9 @@ def turns(calls: Mapping[str, Call], device: torch.device, rounds: int) -> dict[
 
 
 def peak(call: Call, device: torch.device) -> int | None:
-    """Returns the peak bytes of one call on a GPU; None elsewhere (the CPU's: `bench_memory.py`)."""
+    """Returns the peak bytes of one call on a GPU; None elsewhere (the CPU's:
+    `bench_memory.py`).
+    """
     if device.type != "cuda":
         return None
     torch.cuda.synchronize()
@@ -161,13 +179,16 @@ def peak(call: Call, device: torch.device) -> int | None:
 
 
 def largest(step: step_workloads.Step, device: str, dtype: str, name: str) -> int:
-    """Returns the largest power of two times the workload's rows at which a step fits into the GPU's memory."""
+    """Returns the largest power of two times the workload's rows at which a step fits into the
+    GPU's memory.
+    """
     rows = step.rows
     while True:
         try:
             setting = Setting(step, device, dtype, rows)
             call = setting.ordinary()[1] if name == "ordinary" else (
-                setting.peer(name, rows)[1] if name in PEERS else setting.private(backend="eager")[1])
+                setting.peer(name, rows)[1] if name in PEERS else setting.private(
+                    backend="eager")[1])
             call()
         except (torch.OutOfMemoryError, fxperex.FxperexError):
             return rows // 2
@@ -177,34 +198,51 @@ def largest(step: step_workloads.Step, device: str, dtype: str, name: str) -> in
 
 
 def summary(times: list[Turn], base: list[Turn]) -> dict[str, Any]:
-    """Ratios to the ordinary step, wall and CPU, over the rounds that both ran: medians, and quartiles of the rounds' own.
+    """Ratios to the ordinary step, wall and CPU, over the rounds that both ran: medians, and
+    quartiles of the rounds' own.
 
-    `page_faults`: the median of a round; memory that the C library handed back is touched anew at a tenth of its speed.
+    `page_faults`: the median of a round; memory that the C library handed back is touched anew at a
+    tenth of its speed.
     """
     facts: dict[str, Any] = {"rounds": len(times)}
     for i, clock in enumerate(("", "cpu_")):
         rounds = [a[i] / b[i] for a, b in zip(times, base, strict=False)]
         quarters = statistics.quantiles(rounds, n=4)
         medians = [statistics.median(t[i] for t in side) for side in (times, base[:len(times)])]
-        facts |= {f"{clock}ratio": medians[0] / medians[1], f"{clock}ratio_quartiles": [quarters[0], quarters[2]]}
-    return facts | {"seconds": statistics.median(t[0] for t in times), "page_faults": statistics.median(t[2] for t in times)}
+        facts |= {
+            f"{clock}ratio": medians[0] / medians[1],
+            f"{clock}ratio_quartiles": [quarters[0], quarters[2]]
+        }
+    return facts | {
+        "seconds": statistics.median(t[0] for t in times), "page_faults": statistics.median(
+            t[2] for t in times)
+    }
 
 
-def bench(name: str, step: step_workloads.Step, candidates: list[str], args: argparse.Namespace) -> dict[str, Any]:
+def bench(name: str, step: step_workloads.Step, candidates: list[str],
+          args: argparse.Namespace) -> dict[str, Any]:
     setting = Setting(step, args.device, args.dtype)
     truth = setting.truth()
-    row: dict[str, Any] = {"rows": step.rows, "parameters": sum(p.numel() for p in setting.model.parameters()), "aim": step.aim,
-                           "best_peer_elsewhere": step.peer, "candidates": {}}
+    row: dict[str, Any] = {
+        "rows": step.rows, "parameters": sum(p.numel() for p in setting.model.parameters()),
+        "aim": step.aim, "best_peer_elsewhere": step.peer, "candidates": {}
+    }
     calls: dict[str, Call] = {"ordinary": setting.ordinary()[1]}
     for candidate in candidates:
         try:
             calls[candidate], row["candidates"][candidate] = make(setting, candidate, truth)
-        except Exception as problem:  # another library's reason is its own business: it is written down
-            row["candidates"][candidate] = {"did_not_run": f"{type(problem).__name__}: {str(problem).strip().splitlines()[:1]}"}
+        # another library's reason is its own business: it is written down
+        except Exception as problem:
+            row["candidates"][candidate] = {
+                "did_not_run": f"{type(problem).__name__}: "
+                f"{str(problem).strip().splitlines()[:1]}"
+            }
     times = turns(calls, setting.device, args.rounds)
     for candidate in calls:
         facts = row["candidates"].setdefault(candidate, {})
-        facts |= summary(times[candidate], times["ordinary"]) | {"peak_bytes": peak(calls[candidate], setting.device)}
+        facts |= summary(times[candidate], times["ordinary"]) | {
+            "peak_bytes": peak(calls[candidate], setting.device)
+        }
         if args.largest and args.device == "cuda" and candidate in ("ordinary", "auto", *PEERS):
             facts["largest_batch"] = largest(step, args.device, args.dtype, candidate)
     report(name, row)
@@ -217,8 +255,9 @@ def report(name: str, row: dict[str, Any]) -> None:
             print(f"{name:22} {candidate:16} {facts['did_not_run'][:90]}", flush=True)
         else:
             low, high = facts["cpu_ratio_quartiles"]
-            print(f"{name:22} {candidate:16} wall {facts['ratio']:6.2f}  cpu {facts['cpu_ratio']:6.2f} [{low:.2f}, {high:.2f}]  "
-                  f"aim {row['aim']}  {facts.get('ran_on', '')}", flush=True)
+            print(f"{name:22} {candidate:16} wall {facts['ratio']:6.2f}  cpu "
+                  f"{facts['cpu_ratio']:6.2f} [{low:.2f}, {high:.2f}]  aim {row['aim']}  "
+                  f"{facts.get('ran_on', '')}", flush=True)
 
 
 def named(candidates: list[str]) -> list[str]:
@@ -234,8 +273,10 @@ def main() -> None:
     parser.add_argument("--candidates", nargs="+", default=["auto"])
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--largest", action="store_true", help="on a GPU: find the largest batch that fits")
-    parser.add_argument("--keep-pages", action="store_true", help="on the CPU: freed memory stays with the process")
+    parser.add_argument("--largest", action="store_true", help="on a GPU: find the largest batch "
+                                                               "that fits")
+    parser.add_argument("--keep-pages", action="store_true", help="on the CPU: freed memory stays "
+                                                                  "with the process")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
@@ -246,10 +287,14 @@ def main() -> None:
     known = step_workloads.cuda() if args.device == "cuda" else step_workloads.cpu()
     where = torch.cuda.get_device_name().replace(" ", "-") if args.device == "cuda" else "cpu"
     kept = "_kept_pages" if args.keep_pages else ""
-    output = args.output or Path(__file__).parent / "results" / where / f"step_{args.dtype}{kept}.json"
+    output = args.output or Path(
+        __file__).parent / "results" / where / f"step_{args.dtype}{kept}.json"
     candidates = named(args.candidates)
-    record = Record(output, args.minutes * 60, {"rounds": args.rounds, "dtype": args.dtype, "candidates": candidates,
-                                                 "keep_pages": args.keep_pages})
+    record = Record(
+        output, args.minutes * 60, {
+            "rounds": args.rounds, "dtype": args.dtype, "candidates": candidates,
+            "keep_pages": args.keep_pages
+        })
     for name in record.missing(args.workloads or list(known)):
         record.add(name, bench(name, known[name], candidates, args))
 

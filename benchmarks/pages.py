@@ -7,7 +7,8 @@ from typing import Any
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """Returns the markdown of a table; all columns but the first are numbers."""
-    return "\n".join("| " + " | ".join(r) + " |" for r in [head, ["---"] + ["---:"] * (len(head) - 1), *rows])
+    return "\n".join(
+        "| " + " | ".join(r) + " |" for r in [head, ["---"] + ["---:"] * (len(head) - 1), *rows])
 
 
 def figure(width: float, height: float) -> Any:

@@ -1,7 +1,9 @@
-"""Other libraries' ways to one clipped sum: `PEERS[name](model, x, y, clip)` gives a call that leaves it in `.grad`.
+"""Other libraries' ways to one clipped sum: `PEERS[name](model, x, y, clip)` gives a call that
+leaves it in `.grad`.
 
-Each takes a model of its own (a copy), a mean cross entropy, and adds the clipped per-example gradients: what `private.step`
-does. A library that cannot raises when it is made or first called; the benchmark writes down what it said.
+Each takes a model of its own (a copy), a mean cross entropy, and adds the clipped per-example
+gradients: what `private.step` does. A library that cannot raises when it is made or first called;
+the benchmark writes down what it said.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ Call = Callable[[], None]
 
 
 def _release(parameters: list[nn.Parameter], each: list[Tensor], clip: float) -> None:
-    """Leaves `sum_b min(1, clip / |g_b|) g_b` in `.grad`, from per-example gradients `[B, *shape]`."""
+    """Leaves `sum_b min(1, clip / |g_b|) g_b` in `.grad`, from per-example gradients `[B,
+    *shape]`.
+    """
     norms = torch.stack([g.flatten(1).norm(dim=1) for g in each]).norm(dim=0)
     factors = (clip / (norms + 1e-6)).clamp(max=1.0)
     for p, g in zip(parameters, each, strict=True):
@@ -28,7 +32,8 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def opacus_hooks(model: nn.Module, x: Tensor, y: Tensor, clip: float, *, functorch: bool = False) -> Call:
+def opacus_hooks(model: nn.Module, x: Tensor, y: Tensor, clip: float, *,
+                 functorch: bool = False) -> Call:
     from opacus import GradSampleModule
 
     wrapped = GradSampleModule(model, loss_reduction="mean", force_functorch=functorch)
@@ -47,9 +52,12 @@ def opacus_functorch(model: nn.Module, x: Tensor, y: Tensor, clip: float) -> Cal
 
 
 def opacus_ghost(model: nn.Module, x: Tensor, y: Tensor, clip: float) -> Call:
-    from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleModuleFastGradientClipping
+    from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import (
+        GradSampleModuleFastGradientClipping,
+    )
 
-    wrapped = GradSampleModuleFastGradientClipping(model, max_grad_norm=clip, use_ghost_clipping=True, loss_reduction="mean")
+    wrapped = GradSampleModuleFastGradientClipping(model, max_grad_norm=clip,
+                                                   use_ghost_clipping=True, loss_reduction="mean")
 
     def run() -> None:
         wrapped.zero_grad()
@@ -69,13 +77,15 @@ def _losses(output: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(output, target, reduction="none").reshape(len(target), -1).mean(1)
 
 
-def vmap_grad(model: nn.Module, x: Tensor, y: Tensor, clip: float, *, compiled: bool = False) -> Call:
+def vmap_grad(model: nn.Module, x: Tensor, y: Tensor, clip: float, *,
+              compiled: bool = False) -> Call:
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     rest = {n: t for n, t in [*model.named_parameters(), *model.named_buffers()] if n not in named}
     held = {n: p.detach() for n, p in named.items()}
 
     def loss(parameters: dict[str, Tensor], row: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(torch.func.functional_call(model, {**parameters, **rest}, (row[None],)), target[None])
+        return F.cross_entropy(
+            torch.func.functional_call(model, {**parameters, **rest}, (row[None], )), target[None])
 
     each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
     if compiled:
@@ -101,7 +111,8 @@ def expanded_weights(model: nn.Module, x: Tensor, y: Tensor, clip: float) -> Cal
         for p in parameters:
             p.grad_sample = None  # type: ignore[attr-defined]
         F.cross_entropy(call_for_per_sample_grads(model, loss_reduction="mean")(x), y).backward()
-        _release(parameters, [p.grad_sample for p in parameters], clip)  # type: ignore[attr-defined]
+        _release(parameters, [p.grad_sample for p in parameters],
+                 clip)  # type: ignore[attr-defined]
 
     return run
 
@@ -118,7 +129,8 @@ def backpack_norms(model: nn.Module, x: Tensor, y: Tensor, clip: float) -> Call:
         losses = _losses(extended(x), y)
         with backpack(BatchL2Grad(), retain_graph=True):
             losses.sum().backward(retain_graph=True)
-        norms = torch.stack([p.batch_l2 for p in parameters]).sum(0).sqrt()  # type: ignore[attr-defined]
+        norms = torch.stack([p.batch_l2 for p in parameters
+                             ]).sum(0).sqrt()  # type: ignore[attr-defined]
         extended.zero_grad()
         ((clip / (norms + 1e-6)).clamp(max=1.0) * losses).sum().backward()
 
@@ -126,14 +138,20 @@ def backpack_norms(model: nn.Module, x: Tensor, y: Tensor, clip: float) -> Call:
 
 
 PEERS: dict[str, Callable[[nn.Module, Tensor, Tensor, float], Call]] = {
-    "opacus hooks": opacus_hooks, "opacus ghost": opacus_ghost, "opacus functorch": opacus_functorch,
-    "torch.func vmap": vmap_grad, "vmap compiled": vmap_compiled, "expanded weights": expanded_weights,
+    "opacus hooks": opacus_hooks,
+    "opacus ghost": opacus_ghost,
+    "opacus functorch": opacus_functorch,
+    "torch.func vmap": vmap_grad,
+    "vmap compiled": vmap_compiled,
+    "expanded weights": expanded_weights,
     "backpack": backpack_norms,
 }
 
 
 def peer(name: str, model: nn.Module, x: Tensor, y: Tensor, clip: float) -> tuple[nn.Module, Call]:
-    """Returns (the copy of the model that the call writes to, the call). Nothing works in place there: hooks cannot bear it."""
+    """Returns (the copy of the model that the call writes to, the call). Nothing works in place
+    there: hooks cannot bear it.
+    """
     own = copy.deepcopy(model)
     for module in own.modules():
         if hasattr(module, "inplace"):

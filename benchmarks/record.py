@@ -25,7 +25,8 @@ class Record:
         if path.exists():
             found = json.loads(path.read_text())
             if found["settings"] != settings or found["torch"] != torch.__version__:
-                raise SystemExit(f"{path} was measured with other settings ({found['settings']}); move it away first")
+                raise SystemExit(f"{path} was measured with other settings ({found['settings']}); "
+                                 "move it away first")
             self.rows = found["rows"]
 
     def missing(self, keys: list[str]) -> Iterator[str]:
@@ -40,9 +41,12 @@ class Record:
 
     def add(self, key: str, row: Row) -> None:
         self.rows[key] = row
-        body = {"date": datetime.date.today().isoformat(), "torch": torch.__version__, "python": platform.python_version(),
-                "device": f"{platform.machine()}, {torch.get_num_threads()} threads", "settings": self.settings,
-                "rows": self.rows}
+        body = {
+            "date": datetime.date.today().isoformat(), "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": f"{platform.machine()}, {torch.get_num_threads()} "
+            "threads", "settings": self.settings, "rows": self.rows
+        }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(body, indent=1) + "\n")

@@ -1,9 +1,11 @@
-"""A table (markdown) and a picture (PNG) of what bench_step.py measured: ratios to the ordinary step, written beside the JSON.
+"""A table (markdown) and a picture (PNG) of what bench_step.py measured: ratios to the ordinary
+step, written beside the JSON.
 
     python benchmarks/step_report.py [results/cpu/step_float32.json ...]
 
-One group of bars a workload, one bar a candidate: `auto` first, then the backends, the strategies, the peers that ran. A
-short line over a group is its aim. What did not run has no bar; the table says so, and the notes below it why.
+One group of bars a workload, one bar a candidate: `auto` first, then the backends, the strategies,
+the peers that ran. A short line over a group is its aim. What did not run has no bar; the table
+says so, and the notes below it why.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ def write(path: Path) -> list[Path]:
 
 
 def candidates(rows: dict[str, Row]) -> list[str]:
-    """Every candidate but the ordinary step that any row names: `auto`, backends, strategies, then peers as they come."""
+    """Every candidate but the ordinary step that any row names: `auto`, backends, strategies, then
+    peers as they come.
+    """
     found = dict.fromkeys(c for row in rows.values() for c in row["candidates"] if c != BASE)
     known = [c for c in (*FIRST, *STRATEGIES) if c in found]
     return known + [c for c in found if c not in known]
@@ -49,15 +53,19 @@ def ratio(row: Row, name: str, clock: str = "ratio") -> float | None:
 
 def _head(body: Row) -> str:
     s = body["settings"]
-    return (f"# The private step over the ordinary one, {s['dtype']}\n\n{body['date']}, {body['device']}, torch {body['torch']}, "
-            f"medians of {s['rounds']} interleaved rounds; wall time, in brackets CPU time. The ordinary step is eager: "
-            "forward and backward, no privacy.")
+    return (f"# The private step over the ordinary one, {s['dtype']}\n\n{body['date']}, "
+            f"{body['device']}, torch {body['torch']}, medians of {s['rounds']} interleaved "
+            "rounds; wall time, in brackets CPU time. The ordinary step is eager: forward and "
+            "backward, no privacy.")
 
 
 def _table(rows: dict[str, Row]) -> str:
     names = candidates(rows)
-    lines = [[key, str(row["rows"]), f"{1e3 * row['candidates'][BASE]['seconds']:.3g}", f"{row['aim']:g}",
-              *(_cell(row, n) for n in names)] for key, row in rows.items()]
+    lines = [[
+        key,
+        str(row["rows"]), f"{1e3 * row['candidates'][BASE]['seconds']:.3g}", f"{row['aim']:g}",
+        *(_cell(row, n) for n in names)
+    ] for key, row in rows.items()]
     return table(["workload", "rows", "ordinary, ms", "aim", *names], lines)
 
 
@@ -80,21 +88,27 @@ def _figure(body: Row) -> Any:
     rows = body["rows"]
     names = [n for n in candidates(rows) if any(ratio(r, n) is not None for r in rows.values())]
     others = [n for n in names if n not in OURS]
-    colors = OURS | {n: colormaps["turbo"]((i + 0.5) / max(len(others), 1)) for i, n in enumerate(others)}
+    colors = OURS | {
+        n: colormaps["turbo"]((i + 0.5) / max(len(others), 1))
+        for i, n in enumerate(others)
+    }
     drawing = figure(max(8.0, 1.5 + len(rows) * (0.6 + 0.16 * len(names))), 5)
     axes = drawing.subplots()
     width = 0.8 / max(len(names), 1)
     for i, name in enumerate(names):
         found = [(x, ratio(row, name)) for x, row in enumerate(rows.values())]
         bars = [(x - 0.4 + (i + 0.5) * width, v) for x, v in found if v is not None]
-        drawn = axes.bar([x for x, _ in bars], [v for _, v in bars], 0.92 * width, color=colors[name], label=name)
-        axes.bar_label(drawn, fmt="%.2f", fontsize=6, padding=2, rotation=90 if len(names) > 3 else 0)
+        drawn = axes.bar([x for x, _ in bars], [v for _, v in bars], 0.92 * width,
+                         color=colors[name], label=name)
+        axes.bar_label(drawn, fmt="%.2f", fontsize=6, padding=2,
+                       rotation=90 if len(names) > 3 else 0)
     _lines(axes, rows)
     _scale(axes, [v for row in rows.values() for n in names if (v := ratio(row, n)) is not None])
     axes.set(ylabel="times the ordinary step, wall")
     axes.set_title(f"{body['device']}, torch {body['torch']}, {body['settings']['dtype']}")
     axes.set_xticks(range(len(rows)), labels=list(rows), rotation=25, ha="right", fontsize=8)
-    drawing.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=8, fontsize=8)
+    drawing.legend(*axes.get_legend_handles_labels(), loc="outside lower "
+                                                          "center", ncols=8, fontsize=8)
     return drawing
 
 

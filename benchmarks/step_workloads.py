@@ -1,4 +1,6 @@
-"""The models of the step benchmark, at the sizes each device can run: `cpu()` and `cuda()` give them by name."""
+"""The models of the step benchmark, at the sizes each device can run: `cpu()` and `cuda()` give
+them by name.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from workloads import Batch, Recurrent, group_norm, images, toy
 
 @dataclass(frozen=True)
 class Step:
-    """`make()` gives the model, `batch(rows)` its inputs and targets; `aim` is the ratio to the ordinary step to reach, `peer`
-    the best ratio of another library measured elsewhere (CPU, two threads, torch 2.15), None where none is known."""
+    """`make()` gives the model, `batch(rows)` its inputs and targets; `aim` is the ratio to the
+    ordinary step to reach, `peer` the best ratio of another library measured elsewhere (CPU, two
+    threads, torch 2.15), None where none is known."""
 
     make: Callable[[], nn.Module]
     batch: Callable[[int], Batch]
@@ -31,13 +34,16 @@ def tokens(length: int, vocabulary: int, *, each: bool) -> Callable[[int], Batch
     """Token ids `[rows, length]`; a target for each of them, or one of two classes."""
     def make(rows: int) -> Batch:
         shape = (rows, length)
-        return torch.randint(0, vocabulary, shape), torch.randint(0, vocabulary, shape) if each else torch.randint(0, 2, (rows,))
+        return torch.randint(
+            0, vocabulary,
+            shape), torch.randint(0, vocabulary, shape) if each else torch.randint(0, 2, (rows, ))
 
     return make
 
 
 def mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10))
+    return nn.Sequential(nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(),
+                         nn.Linear(1024, 10))
 
 
 class Encoder(nn.Module):
@@ -45,7 +51,8 @@ class Encoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layer = nn.TransformerEncoderLayer(256, 4, 1024, dropout=0.0, batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(256, 4, 1024, dropout=0.0, batch_first=True,
+                                           norm_first=True)
         self.layers = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
         self.head = nn.Linear(256, 10)
 
@@ -54,7 +61,9 @@ class Encoder(nn.Module):
 
 
 class Logits(nn.Module):
-    """A `transformers` model as one from ids to logits `[B, classes]`, or `[B, classes, T]` where each token has its own."""
+    """A `transformers` model as one from ids to logits `[B, classes]`, or `[B, classes, T]` where
+    each token has its own.
+    """
 
     def __init__(self, model: nn.Module, **options: Any) -> None:
         super().__init__()
@@ -68,14 +77,16 @@ class Logits(nn.Module):
 def gpt2_small() -> nn.Module:
     import transformers
 
-    config = transformers.GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False, attn_implementation="sdpa")
+    config = transformers.GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+                                     use_cache=False, attn_implementation="sdpa")
     return Logits(transformers.GPT2LMHeadModel(config), use_cache=False)
 
 
 def bert_base() -> nn.Module:
     import transformers
 
-    config = transformers.BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="sdpa")
+    config = transformers.BertConfig(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+                                     attn_implementation="sdpa")
     return Logits(transformers.BertForSequenceClassification(config))
 
 
@@ -84,10 +95,14 @@ def lora_llama() -> nn.Module:
     import peft
     import transformers
 
-    config = transformers.LlamaConfig(vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22,
-                                      num_attention_heads=32, num_key_value_heads=4, use_cache=False, attn_implementation="sdpa")
-    adapter = peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
-    return Logits(peft.get_peft_model(transformers.LlamaForCausalLM(config), adapter), use_cache=False)
+    config = transformers.LlamaConfig(vocab_size=32000, hidden_size=2048, intermediate_size=5632,
+                                      num_hidden_layers=22, num_attention_heads=32,
+                                      num_key_value_heads=4, use_cache=False,
+                                      attn_implementation="sdpa")
+    adapter = peft.LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0,
+                              target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+    return Logits(peft.get_peft_model(transformers.LlamaForCausalLM(config), adapter),
+                  use_cache=False)
 
 
 def cpu() -> dict[str, Step]:
@@ -102,11 +117,14 @@ def cpu() -> dict[str, Step]:
         "resnet18_32px": Step(resnet, images(32), 16, 1.3, 1.65),
         "resnet18_64px": Step(resnet, images(64), 16, 1.3, 1.69),
         "alexnet_64px": Step(lambda: models.alexnet(dropout=0.0), images(64, 1000), 8, 1.05, 1.00),
-        "vgg16_32px": Step(lambda: models.vgg16(dropout=0.0, num_classes=10), images(32), 8, 1.05, 1.12),
+        "vgg16_32px": Step(lambda: models.vgg16(dropout=0.0, num_classes=10), images(32), 8, 1.05,
+                           1.12),
         "toy_r1.5_l3_k3_32px": Step(lambda: toy(3, 1.5, 3, 32), images(32), 16, 1.15, 1.24),
         "toy_r2_l4_k5_32px": Step(lambda: toy(4, 2.0, 5, 32), images(32), 16, 1.15, 1.56),
         "toy_r1_l3_k3_256px": Step(lambda: toy(3, 1.0, 3, 256), images(256), 8, 1.15, 1.09),
-        "lstm": Step(Recurrent, lambda rows: (torch.randint(0, 1000, (rows, 16)), torch.randint(0, 10, (rows,))), 32, 1.15),
+        "lstm": Step(
+            Recurrent, lambda rows:
+            (torch.randint(0, 1000, (rows, 16)), torch.randint(0, 10, (rows, ))), 32, 1.15),
     }
 
 
@@ -121,11 +139,14 @@ def cuda() -> dict[str, Step]:
         "vgg16_256px": Step(lambda: models.vgg16(dropout=0.0), images(256, 1000), 8, 1.10),
         "resnet18_224px": Step(resnet(models.resnet18), images(224, 1000), 64, 1.10),
         "resnet50_224px": Step(resnet(models.resnet50), images(224, 1000), 64, 1.10),
-        "convnext_tiny_224px": Step(lambda: models.convnext_tiny(stochastic_depth_prob=0.0), images(224, 1000), 64, 1.10),
+        "convnext_tiny_224px": Step(lambda: models.convnext_tiny(stochastic_depth_prob=0.0),
+                                    images(224, 1000), 64, 1.10),
         "vit_b_16_224px": Step(models.vit_b_16, images(224, 1000), 64, 1.10),
         "gpt2_small_t1024": Step(gpt2_small, tokens(1024, 50257, each=True), 16, 1.10),
         "bert_base_t512": Step(bert_base, tokens(512, 30522, each=False), 32, 1.10),
-        "lstm": Step(Recurrent, lambda rows: (torch.randint(0, 1000, (rows, 16)), torch.randint(0, 10, (rows,))), 256, 1.15),
+        "lstm": Step(
+            Recurrent, lambda rows:
+            (torch.randint(0, 1000, (rows, 16)), torch.randint(0, 10, (rows, ))), 256, 1.15),
         "lora_llama_1b_t512": Step(lora_llama, tokens(512, 32000, each=True), 4, 1.15),
         "toy_r1.5_l3_k3_256px": Step(lambda: toy(3, 1.5, 3, 256), images(256), 32, 1.15),
     }

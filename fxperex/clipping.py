@@ -234,7 +234,8 @@ class Function(Clip):
                               f"above its declared bound {self.bound}")
 
     def __repr__(self) -> str:
-        return f"Function({getattr(self.call, '__qualname__', type(self.call).__name__)}, bound={self.bound})"
+        return (f"Function({getattr(self.call, '__qualname__', type(self.call).__name__)}, "
+                f"bound={self.bound})")
 
     @property
     def sensitivity(self) -> float:
@@ -266,7 +267,8 @@ class Adaptive(Clip):
         self.bound = float(start)
 
     def __repr__(self) -> str:
-        return f"Adaptive(start={self.start}, quantile={self.quantile}, rate={self.rate}, count_noise={self.count_noise})"
+        return (f"Adaptive(start={self.start}, quantile={self.quantile}, rate={self.rate}, "
+                f"count_noise={self.count_noise})")
 
     @property
     def sensitivity(self) -> float:

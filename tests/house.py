@@ -1,7 +1,8 @@
 """Figures of the package's readability, counted on its source: `python -m tests.house` prints them.
 
-Each figure is counted with Python's own parser over all files of `fxperex/`, so that nobody has to guess
-whether names, lengths and layers got better or worse. `tests/test_house.py` holds what was reached.
+Each figure is counted with Python's own parser over all files of `fxperex/`, so that nobody has to
+guess whether names, lengths and layers got better or worse. `tests/test_house.py` holds what was
+reached.
 """
 
 from __future__ import annotations

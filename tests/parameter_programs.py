@@ -1,7 +1,8 @@
-"""Programs of parameters alone, as a model computes its weights: one matrix in, one matrix out, drawn and composed.
+"""Programs of parameters alone, as a model computes its weights: one matrix in, one matrix out,
+drawn and composed.
 
-They go where a gradient is easily lost: complex numbers, rounding to integers and back, views, writes in place, several
-results, decompositions.
+They go where a gradient is easily lost: complex numbers, rounding to integers and back, views,
+writes in place, several results, decompositions.
 """
 
 from __future__ import annotations
@@ -49,11 +50,14 @@ def _filled(w: Tensor) -> Tensor:
 
 
 STEPS: dict[str, Step] = {
-    "complex view": lambda w: (torch.view_as_complex(w.contiguous().view(N, 2, 2)) ** 2).real.repeat(1, 2),
-    "complex product": lambda w: torch.view_as_real(torch.complex(w, w.t()) @ torch.complex(w, w))[..., 1],
+    "complex view": lambda w:
+    (torch.view_as_complex(w.contiguous().view(N, 2, 2))**2).real.repeat(1, 2),
+    "complex product": lambda w: torch.view_as_real(torch.complex(w, w.t()) @ torch.complex(w, w))[
+        ..., 1],
     "imaginary part": lambda w: (w * (1 + 2j)).conj().imag,
     "phase": lambda w: torch.polar(w, w.t()).real,
-    "modulus": lambda w: torch.complex(w, w.t() + 1).abs(),
+    "modulus": lambda w: torch.complex(w,
+                                       w.t() + 1).abs(),
     "fourier": _spectral,
     "rounded": lambda w: w.round() + w,
     "through integers": lambda w: w.long().to(w.dtype) * 0.1 + w,
@@ -102,13 +106,15 @@ DEAD = {"not at all", "as integers only", "its shape"}
 
 
 class Weights(nn.Module):
-    """`count` parameters, each through its own program of up to `longest` STEPS; the sum of what they make is applied."""
+    """`count` parameters, each through its own program of up to `longest` STEPS; the sum of what
+    they make is applied.
+    """
 
     def __init__(self, programs: list[tuple[str, ...]]) -> None:
         super().__init__()
         self.programs = programs
-        self.weights = nn.ParameterList(
-            0.5 * torch.randn(N, N, dtype=torch.float64) + torch.eye(N, dtype=torch.float64) for _ in programs)
+        self.weights = nn.ParameterList(0.5 * torch.randn(N, N, dtype=torch.float64) +
+                                        torch.eye(N, dtype=torch.float64) for _ in programs)
 
     def forward(self, x: Tensor) -> Tensor:
         made = []
@@ -128,4 +134,6 @@ def single() -> list[tuple[str, ...]]:
 def drawn(seed: int, count: int, longest: int = 3) -> list[tuple[str, ...]]:
     """Returns `count` programs drawn from `seed`."""
     choice = random.Random(seed)
-    return [tuple(choice.choices(sorted(STEPS), k=choice.randint(2, longest))) for _ in range(count)]
+    return [
+        tuple(choice.choices(sorted(STEPS), k=choice.randint(2, longest))) for _ in range(count)
+    ]

@@ -28,7 +28,9 @@ def curved(model: nn.Module, *batch: Tensor) -> Tensor:
 
 def under(model: nn.Module, batch: tuple[Tensor, ...], forward: Callable[..., Tensor], clip: float,
           names: Iterable[str]) -> Iterator[tuple[str, PerExampleModule]]:
-    """Yields (strategy, private step): `fxperex.transform` under each strategy, captured and proved once."""
+    """Yields (strategy, private step): `fxperex.transform` under each strategy, captured and proved
+    once.
+    """
     return steps(model, batch, forward, ((name, clip) for name in names))
 
 
@@ -45,14 +47,17 @@ def steps(model: nn.Module, batch: tuple[Tensor, ...], forward: Callable[..., Te
         yield name, PerExampleModule(model, batch, captured, analysis, plan, as_rule(clip), "eager")
 
 
-# A norm that is read from one float32 product covers the rounding of two, `2 T 2^-24 S`: with T of 30 and
-# S of 4 norms, as in some samples of convolutions, it is 1.3e-5 above the true one by design.
+# A norm that is read from one float32 product covers the rounding of two, `2 T 2^-24 S`: with T of
+# 30 and S of 4 norms, as in some samples of convolutions, it is 1.3e-5 above the true one by
+# design.
 TIGHT = {"fused": 2}
 
 
 def against_the_loop(model: nn.Module, batch: tuple[Tensor, ...], names: Iterable[str] = ("auto",),
                      forward: Callable[..., Tensor] = curved) -> list[PerExampleModule]:
-    """Asserts norms, clipped sums and per-example gradients against the float64 loop; returns the steps."""
+    """Asserts norms, clipped sums and per-example gradients against the float64 loop; returns the
+    steps.
+    """
     limit = LIMIT[next(model.parameters()).dtype]
     truth = loop(model, forward, batch)
     # A clip below most norms, so that the factors matter.

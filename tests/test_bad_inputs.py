@@ -1,4 +1,6 @@
-"""Bad input: a clear error of the family, and nothing lost; a bad example: nothing of it, all of the others."""
+"""Bad input: a clear error of the family, and nothing lost; a bad example: nothing of it, all of
+the others.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,14 @@ from torch import Tensor, nn
 
 import fxperex
 from fxperex import clipping, errors
-from fxperex.errors import CaptureError, ConfigError, CoverageError, FxperexError, ShapeError, StateError
+from fxperex.errors import (
+    CaptureError,
+    ConfigError,
+    CoverageError,
+    FxperexError,
+    ShapeError,
+    StateError,
+)
 from fxperex.testing import clipped, error, loop
 
 B = 4
@@ -53,32 +62,46 @@ def _elsewhere() -> nn.Module:
     return _Held(nn.Parameter(torch.ones(2, device="meta")))
 
 
-def _go(model: nn.Module, batch: Any = None, loss: Any = F.cross_entropy, **options: Any) -> fxperex.PerExampleModule:
-    return fxperex.transform(model, _batch() if batch is None else batch, loss, backend="eager", **options)
+def _go(model: nn.Module, batch: Any = None, loss: Any = F.cross_entropy,
+        **options: Any) -> fxperex.PerExampleModule:
+    return fxperex.transform(model,
+                             _batch() if batch is None else batch, loss, backend="eager", **options)
 
 
 Row = tuple[Callable[[], nn.Module], Callable[[nn.Module], object], type[FxperexError], str]
 ROWS: dict[str, Row] = {
-    "sizes differ": (_model, lambda m: _go(m, (torch.randn(4, 5), torch.zeros(3).long())), ShapeError, "numbers of examples"),
+    "sizes differ": (_model, lambda m: _go(m, (torch.randn(4, 5), torch.zeros(3).long())),
+                     ShapeError, "numbers of examples"),
     "a list": (_model, lambda m: _go(m, list(_batch())), ShapeError, "tuple of tensors"),
-    "no tensor": (_model, lambda m: _go(m, (torch.randn(4, 5), [1])), ShapeError, "tuple of tensors"),
-    "frozen": (lambda: _model().requires_grad_(False), _go, CoverageError, "no trainable parameter"),
-    "loss without model": (_model, lambda m: _go(m, None, lambda p, y: y.float()), CoverageError, "does not depend"),
+    "no tensor": (_model, lambda m: _go(m,
+                                        (torch.randn(4, 5), [1])), ShapeError, "tuple of tensors"),
+    "frozen": (lambda: _model().requires_grad_(False), _go, CoverageError,
+               "no trainable parameter"),
+    "loss without model": (_model, lambda m: _go(m, None, lambda p, y: y.float()), CoverageError,
+                           "does not depend"),
     "nan clip": (_model, lambda m: _go(m, clip=float("nan")), ConfigError, "clip must be"),
     "infinite clip": (_model, lambda m: _go(m, clip=float("inf")), ConfigError, "clip must be"),
     "zero clip": (_model, lambda m: _go(m, clip=0), ConfigError, "clip must be"),
     "negative clip": (_model, lambda m: _go(m, clip=-1.0), ConfigError, "clip must be"),
-    "unknown strategy": (_model, lambda m: _go(m, strategy="fast"), ConfigError, "unknown strategy 'fast'.*ghost"),
-    "illegal strategy": (_model, lambda m: _go(m, strategy={"0.weight": "naive"}), ConfigError, "naive"),
+    "unknown strategy": (_model, lambda m: _go(m, strategy="fast"), ConfigError,
+                         "unknown strategy 'fast'.*ghost"),
+    "illegal strategy": (_model, lambda m: _go(m, strategy={"0.weight": "naive"}), ConfigError,
+                         "naive"),
     "glob": (_model, lambda m: _go(m, strategy={"conv*": "ghost"}), ConfigError, "conv"),
-    "backend": (_model, lambda m: fxperex.transform(m, _batch(), F.cross_entropy, backend="x"), ConfigError, "backend"),
+    "backend": (_model, lambda m: fxperex.transform(m, _batch(), F.cross_entropy, backend="x"),
+                ConfigError, "backend"),
     "devices": (_elsewhere, _go, ConfigError, "meta"),
     "complex": (_complex, _go, CoverageError, "complex64"),
-    "control flow": (lambda: _Branch(5, 3), _go, CaptureError, r"test_bad_inputs.py:\d+.*x.sum\(\) > 0"),
-    "batch size": (lambda: _Fixed(5, 3), lambda m: _go(m, _batch(6)), CaptureError, r"test_bad_inputs.py:\d+"),
-    "step shape": (_model, lambda m: _go(m).step(torch.randn(4, 6), torch.zeros(4).long()), ShapeError, "made for"),
-    "step dtype": (_model, lambda m: _go(m).step(torch.randn(4, 5).double(), torch.zeros(4).long()), ShapeError, "float64"),
-    "step sizes": (_model, lambda m: _go(m).step(torch.randn(4, 5), torch.zeros(3).long()), ShapeError, "numbers of"),
+    "control flow": (lambda: _Branch(5, 3), _go, CaptureError,
+                     r"test_bad_inputs.py:\d+.*x.sum\(\) > 0"),
+    "batch size": (lambda: _Fixed(5, 3), lambda m: _go(m, _batch(6)), CaptureError,
+                   r"test_bad_inputs.py:\d+"),
+    "step shape": (_model, lambda m: _go(m).step(torch.randn(4, 6),
+                                                 torch.zeros(4).long()), ShapeError, "made for"),
+    "step dtype": (_model, lambda m: _go(m).step(torch.randn(4, 5).double(),
+                                                 torch.zeros(4).long()), ShapeError, "float64"),
+    "step sizes": (_model, lambda m: _go(m).step(torch.randn(4, 5),
+                                                 torch.zeros(3).long()), ShapeError, "numbers of"),
     "step count": (_model, lambda m: _go(m).step(torch.randn(4, 5)), ShapeError, "takes 2 tensors"),
 }
 
@@ -109,8 +132,11 @@ def _replace(model: nn.Module) -> None:
 
 
 CHANGES: dict[str, Callable[[nn.Module], object]] = {
-    "replaced": _replace, "cast": lambda m: m.double(), "frozen": lambda m: m[0].requires_grad_(False),  # type: ignore[index]
-    "evaluating": lambda m: m.eval(), "added": lambda m: m.append(nn.Linear(3, 3)),  # type: ignore[operator]
+    "replaced": _replace,
+    "cast": lambda m: m.double(),
+    "frozen": lambda m: m[0].requires_grad_(False),  # type: ignore[index]
+    "evaluating": lambda m: m.eval(),
+    "added": lambda m: m.append(nn.Linear(3, 3)),  # type: ignore[operator]
 }
 
 
@@ -127,7 +153,8 @@ def test_a_model_changed_after_transform(name: str) -> None:
 @pytest.mark.parametrize("strategy", ["auto", "naive", "multi", "crb", "unfold", "ghost", "vmap"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_bad_example_adds_exactly_nothing(strategy: str, bad: float) -> None:
-    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.GroupNorm(1, 3), nn.Tanh(), nn.Flatten(), nn.Linear(9, 3))
+    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.GroupNorm(1, 3), nn.Tanh(), nn.Flatten(),
+                          nn.Linear(9, 3))
     x, y = torch.randn(B, 2, 5), torch.randint(3, (B,))
     private = _go(model, (x, y), strategy=strategy, clip=0.5)
     x[1, 0, 2] = bad
@@ -135,7 +162,8 @@ def test_a_bad_example_adds_exactly_nothing(strategy: str, bad: float) -> None:
     found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     assert result.dropped == 1 and float(result.factors[1]) == 0.0
     keep = torch.tensor([0, 2, 3])
-    total, _ = clipped(loop(model, lambda m, a, b: F.cross_entropy(m(a), b), (x[keep], y[keep])), 0.5)
+    total, _ = clipped(loop(model, lambda m, a, b: F.cross_entropy(m(a), b), (x[keep], y[keep])),
+                       0.5)
     assert all(torch.isfinite(g).all() for g in found.values())
     for name, g in found.items():
         assert error(g, total[name], 1e-2) <= 1e-5, name
@@ -143,7 +171,8 @@ def test_a_bad_example_adds_exactly_nothing(strategy: str, bad: float) -> None:
     x[1] = 0.3  # what the bad row held must not matter: weight zero in either case
     x[1, 0, 2] = -bad
     private.step(x, y)
-    assert all(torch.equal(found[n], p.grad) for n, p in model.named_parameters() if p.grad is not None)
+    assert all(
+        torch.equal(found[n], p.grad) for n, p in model.named_parameters() if p.grad is not None)
 
 
 def test_no_grad_blocks_keep_their_meaning() -> None:
@@ -165,21 +194,37 @@ class _Lengthless:
     """Neither a number nor a name nor a function: nothing has a use for it."""
 
 
-ODD: list[Any] = [None, 3, -1, 2.5, float("nan"), "", "x", b"x", [], [1], {}, {1: "ghost"}, {"*": 3}, (), (1,), _Lengthless(),
-                  object, torch.float32, torch.device("cpu"), torch.randn(3), torch.randn(4, 5).to_sparse(), nn.ReLU()]
+ODD: list[Any] = [
+    None, 3, -1, 2.5,
+    float("nan"), "", "x", b"x", [], [1], {}, {1: "ghost"}, {"*": 3}, (), (1, ),
+    _Lengthless(), object, torch.float32,
+    torch.device("cpu"),
+    torch.randn(3),
+    torch.randn(4, 5).to_sparse(),
+    nn.ReLU()
+]
 PUBLIC: dict[str, Callable[[Any], object]] = {
     "model": lambda v: fxperex.transform(v, _batch(), F.cross_entropy, backend="eager"),
-    "batch": lambda v: _go(_model(), v), "batch[0]": lambda v: _go(_model(), (v, torch.zeros(4).long())),
-    "batch[1]": lambda v: _go(_model(), (torch.randn(4, 5), v)), "loss": lambda v: _go(_model(), loss=v),
+    "batch": lambda v: _go(_model(), v),
+    "batch[0]": lambda v: _go(_model(), (v, torch.zeros(4).long())),
+    "batch[1]": lambda v: _go(_model(), (torch.randn(4, 5), v)),
+    "loss": lambda v: _go(_model(), loss=v),
     "forward": lambda v: fxperex.transform(_model(), _batch(), forward=v, backend="eager"),
-    "clip": lambda v: _go(_model(), clip=v), "strategy": lambda v: _go(_model(), strategy=v),
-    "memory": lambda v: _go(_model(), memory=v), "physical_batch": lambda v: _go(_model(), physical_batch=v),
+    "clip": lambda v: _go(_model(), clip=v),
+    "strategy": lambda v: _go(_model(), strategy=v),
+    "memory": lambda v: _go(_model(), memory=v),
+    "physical_batch": lambda v: _go(_model(), physical_batch=v),
     "autocast": lambda v: _go(_model(), autocast=v),
     "backend": lambda v: fxperex.transform(_model(), _batch(), F.cross_entropy, backend=v),
-    "fix": fxperex.fix, "load": lambda v: fxperex.load(v, _model()), "load for": lambda v: fxperex.load("no/such/file", v),
-    "Automatic": lambda v: clipping.Automatic(v), "Normalised": lambda v: clipping.Normalised(1.0, v),
-    "PerLayer": lambda v: clipping.PerLayer(v), "PerGroup": lambda v: clipping.PerGroup(v),
-    "Function": lambda v: clipping.Function(v, 1.0), "Adaptive": lambda v: clipping.Adaptive(1.0, v),
+    "fix": fxperex.fix,
+    "load": lambda v: fxperex.load(v, _model()),
+    "load for": lambda v: fxperex.load("no/such/file", v),
+    "Automatic": lambda v: clipping.Automatic(v),
+    "Normalised": lambda v: clipping.Normalised(1.0, v),
+    "PerLayer": lambda v: clipping.PerLayer(v),
+    "PerGroup": lambda v: clipping.PerGroup(v),
+    "Function": lambda v: clipping.Function(v, 1.0),
+    "Adaptive": lambda v: clipping.Adaptive(1.0, v),
 }
 
 
@@ -213,8 +258,10 @@ def test_odd_arguments_of_an_engine() -> None:
 
     private = _go(_model())
     usual = {"expected_batch": 2, "epochs": 1, "delta": 1e-5, "noise_multiplier": 1.0}
-    names = [*usual, "epsilon", "budget", "relation", "sampling", "noise", "account", "secure", "seed", "folder",
-             "checkpoint_every", "workers", "counter"]
+    names = [
+        *usual, "epsilon", "budget", "relation", "sampling", "noise", "account", "secure", "seed",
+        "folder", "checkpoint_every", "workers", "counter"
+    ]
     odd = [v for v in ODD if v is not None and not isinstance(v, int | str)] + ["no such", -3]
     for name in names:
         for value in odd:
@@ -226,19 +273,26 @@ def test_odd_arguments_of_an_engine() -> None:
             except FxperexError as refusal:
                 assert len(str(refusal)) > 20, name
     for args in ((None, optimizer, _batch()), (private, None, _batch()), (private, optimizer, None),
-                 (private, optimizer, (1, 2)), (private, optimizer, 3), (_model(), optimizer, _batch())):
+                 (private, optimizer, (1, 2)), (private, optimizer, 3), (_model(), optimizer,
+                                                                         _batch())):
         with pytest.raises(FxperexError):
             PrivacyEngine(*args, **usual)  # type: ignore[arg-type]
 
 
 def test_a_batch_of_another_dtype_than_the_model() -> None:
-    with pytest.raises(ShapeError, match=r"aten\.linear.*torch.float64 and torch.float32.*batch\[0\] is torch.float64"):
+    with pytest.raises(ShapeError, match=r"aten\.linear.*torch.float64 and "
+                                         r"torch.float32.*batch\[0\] is torch.float64"):
         _go(_model(), (torch.randn(4, 5).double(), torch.zeros(4).long()))
 
 
 def test_every_error_is_reached_from_the_package() -> None:
-    named = {n for n, e in vars(errors).items() if isinstance(e, type) and issubclass(e, FxperexError | Warning)}
-    assert named <= set(fxperex.__all__) and all(getattr(fxperex, n) is vars(errors)[n] for n in named)
+    named = {
+        n
+        for n, e in vars(errors).items()
+        if isinstance(e, type) and issubclass(e, FxperexError | Warning)
+    }
+    assert named <= set(fxperex.__all__) and all(
+        getattr(fxperex, n) is vars(errors)[n] for n in named)
 
 
 class _Own(nn.Linear):
@@ -247,7 +301,8 @@ class _Own(nn.Linear):
 
 
 def test_a_users_own_error_is_told_by_class_words_and_line_and_chained() -> None:
-    with pytest.raises(CaptureError, match=r'test_bad_inputs.py:\d+ "raise LookupError.*LookupError: the user.s own') as caught:
+    with pytest.raises(CaptureError, match=r'test_bad_inputs.py:\d+ "raise '
+                                           r'LookupError.*LookupError: the user.s own') as caught:
         _go(_Own(5, 3))
     assert isinstance(caught.value.__cause__, LookupError) and "batch size" not in str(caught.value)
 
@@ -274,9 +329,11 @@ def test_trainable_tensors_outside_the_model_are_refused() -> None:
     warm, free = Warm(), torch.ones(3, requires_grad=True)
     for model, loss in ((_model(), warm), (_model(), lambda s, y: F.cross_entropy(s * free, y)),
                         (Derived(False), F.cross_entropy), (Derived(True), F.cross_entropy)):
-        with pytest.raises(CoverageError, match=r"test_bad_inputs.py:\d+ and is no parameter of the model"):
+        with pytest.raises(CoverageError, match=r"test_bad_inputs.py:\d+ and is no parameter of "
+                                                r"the model"):
             _go(model, None, loss)
     _go(_model(), None, lambda s, y: F.cross_entropy(s * free.detach(), y))
     whole = nn.ModuleDict({"model": _model(), "loss": warm})
-    private = fxperex.transform(whole, _batch(), forward=lambda m, x, y: m["loss"](m["model"](x), y), backend="eager")
+    private = fxperex.transform(whole, _batch(), forward=lambda m, x, y: m["loss"]
+                                (m["model"](x), y), backend="eager")
     assert "loss.heat" in private.parameters and not private._analysis.unused

@@ -1,4 +1,6 @@
-"""Buffers that forward writes: as the model would, once per step; refused where they would hold the batch."""
+"""Buffers that forward writes: as the model would, once per step; refused where they would hold the
+batch.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class Averaged(nn.Module):
 
 
 class Spectral(nn.Module):
-    """Two layers under spectral normalisation: power iterations in training mode, of the weights alone."""
+    """Two layers under spectral normalisation: power iterations in training mode, of the weights
+    alone.
+    """
 
     def __init__(self, old: bool) -> None:
         super().__init__()
@@ -74,10 +78,13 @@ def _made(name: str, training: bool = True) -> tuple[nn.Module, nn.Module]:
 @pytest.mark.parametrize("strategy", ["auto", "naive"])
 @pytest.mark.parametrize("name", MODELS)
 def test_buffers_are_updated_as_by_one_forward(name: str, strategy: str) -> None:
-    """For any number of rows, several physical batches included; gradients are those of that one forward."""
+    """For any number of rows, several physical batches included; gradients are those of that one
+    forward.
+    """
     model, twin = _made(name)
     x = torch.randn(7, 4, dtype=torch.float64)
-    private = fxperex.transform(model, (x[:3],), forward=_loss, strategy=strategy, clip=1e6, backend="eager")
+    private = fxperex.transform(model, (x[:3], ), forward=_loss, strategy=strategy, clip=1e6,
+                                backend="eager")
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers(), strict=True))
     for rows in (3, 7, 1, 0):
         model.zero_grad()
@@ -87,7 +94,8 @@ def test_buffers_are_updated_as_by_one_forward(name: str, strategy: str) -> None
         for key, value in twin.named_buffers():
             assert torch.allclose(model.get_buffer(key), value, rtol=1e-12, atol=0), (key, rows)
         for key, p in twin.named_parameters():
-            assert error(model.get_parameter(key).grad, p.grad, 1e-6) <= 1e-10, (key, rows)  # type: ignore[arg-type]
+            assert error(model.get_parameter(key).grad, p.grad,
+                         1e-6) <= 1e-10, (key, rows)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -111,7 +119,8 @@ def test_spectral_norm_evaluating_writes_nothing(name: str) -> None:
 
 
 class Writing(nn.Module):
-    def __init__(self, write: Callable[[nn.Module, Tensor], object], shape: tuple[int, ...] = ()) -> None:
+    def __init__(self, write: Callable[[nn.Module, Tensor], object],
+                 shape: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.layer, self.write = nn.Linear(4, 3), write
         self.register_buffer("kept", torch.zeros(shape, dtype=torch.float64))
@@ -128,17 +137,28 @@ def _codebook(model: nn.Module, h: Tensor) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], type[FxperexError], str]] = {
-    "mean of activations": (lambda: Writing(lambda m, h: m.kept.add_(h.mean(0)), (3,)), BatchMixingError, "mean"),
-    "largest activation": (lambda: Writing(lambda m, h: m.kept.copy_(h.abs().max())), BatchMixingError, "max"),
-    "the activations themselves": (lambda: Writing(lambda m, h: m.kept.copy_(h), (6, 3)), FxperexError, "kept|batch"),
-    "number of examples": (lambda: Writing(lambda m, h: m.kept.add_(len(h))), BatchMixingError, "batch size"),
-    "codebook of nearest centres": (lambda: Writing(_codebook, (5, 3)), BatchMixingError, "matmul|mm"),
-    "batch norm, affine frozen": (lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3).requires_grad_(False)),
-                                  BatchMixingError, "GroupNorm"),
-    "observer of ranges": (lambda: Writing(lambda m, h: m.kept.copy_(torch.maximum(m.kept, h.amax())), ()), BatchMixingError,
-                           "amax"),
-    "its parameter": (lambda: Writing(lambda m, h: m.layer.weight.detach().mul_(0.5)), MutationError, "layer.weight"),
-    "its input": (lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3)), MutationError, "its input"),
+    "mean of activations": (lambda: Writing(lambda m, h: m.kept.add_(h.mean(0)),
+                                            (3, )), BatchMixingError, "mean"),
+    "largest activation": (lambda: Writing(lambda m, h: m.kept.copy_(h.abs().max())),
+                           BatchMixingError, "max"),
+    "the activations "
+    "themselves": (lambda: Writing(lambda m, h: m.kept.copy_(h),
+                                   (6, 3)), FxperexError, "kept|batch"),
+    "number of examples": (lambda: Writing(lambda m, h: m.kept.add_(len(h))), BatchMixingError,
+                           "batch size"),
+    "codebook of nearest "
+    "centres": (lambda: Writing(_codebook, (5, 3)), BatchMixingError, "matmul|mm"),
+    "batch norm, affine "
+    "frozen": (lambda: nn.Sequential(nn.Linear(4, 3),
+                                     nn.BatchNorm1d(3).requires_grad_(False)), BatchMixingError,
+               "GroupNorm"),
+    "observer of ranges": (
+        lambda: Writing(lambda m, h: m.kept.copy_(torch.maximum(m.kept, h.amax())),
+                        ()), BatchMixingError, "amax"),
+    "its parameter": (lambda: Writing(lambda m, h: m.layer.weight.detach().mul_(0.5)),
+                      MutationError, "layer.weight"),
+    "its input": (lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3)), MutationError,
+                  "its input"),
 }
 
 
@@ -148,5 +168,6 @@ def test_what_would_keep_data_is_refused(name: str) -> None:
     model = make().double()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(kind, match=words):
-        fxperex.transform(model, (torch.randn(6, 4, dtype=torch.float64),), forward=_loss, backend="eager")
+        fxperex.transform(model, (torch.randn(6, 4, dtype=torch.float64), ), forward=_loss,
+                          backend="eager")
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

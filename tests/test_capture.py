@@ -1,4 +1,6 @@
-"""Programs that export alone would get wrong or give up on: sizes fixed in silence, masks compared, tensors without elements."""
+"""Programs that export alone would get wrong or give up on: sizes fixed in silence, masks compared,
+tensors without elements.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ from fxperex.layers.products import spelled
 class Appended(nn.Module):
     """Keys of `[B, T, 4, 3]`, the batch second, and one learnt one after them.
 
-    At 3 examples the strides are those of a tensor that a product may fold: the decomposition of `linear` asks, and the
-    answer fixes the batch size.
+    At 3 examples the strides are those of a tensor that a product may fold: the decomposition of
+    `linear` asks, and the answer fixes the batch size.
     """
 
     def __init__(self) -> None:
@@ -32,9 +34,11 @@ class Appended(nn.Module):
 
 
 @pytest.mark.parametrize("shown", [None, 3])
-def test_a_size_that_decomposition_fixes_in_silence(shown: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_size_that_decomposition_fixes_in_silence(shown: int | None,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     if shown:  # as many examples as the strides are of
-        monkeypatch.setattr(importlib.import_module("fxperex.capture.program"), "distinct", lambda *_: shown)
+        monkeypatch.setattr(importlib.import_module("fxperex.capture.program"), "distinct",
+                            lambda *_: shown)
     (private,) = against_the_loop(Appended(), (torch.randn(3, 5, 4, 3),))
     assert private._capture.symbolic == (shown is None)
     assert private.step(torch.randn(7, 5, 4, 3)).norms.shape == (7,)
@@ -55,18 +59,23 @@ def test_as_many_examples_as_positions(layer: nn.Module) -> None:
     assert private._capture.symbolic
 
 
-@pytest.mark.parametrize("mask", [torch.ones(3, 3).triu(1).bool(), torch.tensor([False, True, False]).expand(3, 3)])
+@pytest.mark.parametrize(
+    "mask", [torch.ones(3, 3).triu(1).bool(),
+             torch.tensor([False, True, False]).expand(3, 3)])
 def test_masks_of_transformers_are_taken_as_they_stand(mask: Tensor) -> None:
     compares = transformer._detect_is_causal_mask
     layer = nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True)
-    against_the_loop(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double(), (torch.randn(3, 3, 4).double(),),
-                     forward=lambda model, x: model(x, mask).square().flatten(1).sum(1))
+    against_the_loop(
+        nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double(),
+        (torch.randn(3, 3, 4).double(), ),
+        forward=lambda model, x: model(x, mask).square().flatten(1).sum(1))
     assert transformer._detect_is_causal_mask is compares
 
 
 def test_examples_without_tokens() -> None:
     ids = torch.zeros(4, 0, dtype=torch.long)
-    private = fxperex.transform(nn.Embedding(3, 2), (ids,), forward=lambda m, x: m(x).flatten(1).sum(1), backend="eager")
+    private = fxperex.transform(nn.Embedding(3, 2), (ids, ),
+                                forward=lambda m, x: m(x).flatten(1).sum(1), backend="eager")
     assert torch.equal(private.gradients(ids)["weight"], torch.zeros(4, 3, 2))
     assert torch.equal(private.step(ids).norms, torch.zeros(4).double())
 
@@ -78,8 +87,10 @@ def test_examples_without_tokens() -> None:
     ("bd...,dk", [3, 2], (["bda", "dk"], "abk")),
     ("a...->a", [2], (["ab"], "a")),
 ])
-def test_ellipses_of_einsum_are_spelled_out(equation: str, ranks: list[int], terms: tuple[list[str], str]) -> None:
+def test_ellipses_of_einsum_are_spelled_out(equation: str, ranks: list[int],
+                                            terms: tuple[list[str], str]) -> None:
     found = spelled(equation, ranks)
     assert found == terms
     operands = [torch.rand([2 + "abcdk".index(k) for k in term]) for term in terms[0]]
-    torch.testing.assert_close(torch.einsum(equation, *operands), torch.einsum(",".join(found[0]) + "->" + found[1], *operands))
+    torch.testing.assert_close(torch.einsum(equation, *operands),
+                               torch.einsum(",".join(found[0]) + "->" + found[1], *operands))

@@ -1,4 +1,6 @@
-"""No compiled step is trusted: planted miscompilations are caught, other roundings are not, and what was wrong runs eagerly."""
+"""No compiled step is trusted: planted miscompilations are caught, other roundings are not, and
+what was wrong runs eagerly.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ from fxperex.errors import BackendWarning, MemoryLimitError
 
 Outputs = list[Tensor]
 B = 6
-NAMES = ["losses", "norms", "factors", "one.weight", "one.bias", "two.weight", "two.bias", "out.weight", "out.bias", "count"]
+NAMES = [
+    "losses", "norms", "factors", "one.weight", "one.bias", "two.weight", "two.bias", "out.weight",
+    "out.bias", "count"
+]
 ONE, TWO, BIAS, COUNT = 3, 5, 6, 9  # outputs
 
 
@@ -42,15 +47,19 @@ def _go(backend: str, rows: int = B, **options: Any) -> fxperex.PerExampleModule
 
 
 class Bench:
-    """One step graph, the check of it and the rows it is tried on: made once, since making it takes its time."""
+    """One step graph, the check of it and the rows it is tried on: made once, since making it takes
+    its time.
+    """
 
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.private = _go("eager")
         self.check = Check(self.private.step_graph, NAMES, 3)
-        self.tries = tries(self.check, _shown(), B, lambda rows, mask: [*self.private._inputs(rows), mask])
+        self.tries = tries(self.check, _shown(), B,
+                           lambda rows, mask: [*self.private._inputs(rows), mask])
         names = [key for _, key in self.private._capture.inputs.values()]
-        self.x, self.y, self.count, self.weight = names.index(0), names.index(1), names.index("count"), names.index("one.weight")
+        self.x, self.y, self.count, self.weight = names.index(0), names.index(1), names.index(
+            "count"), names.index("one.weight")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +72,9 @@ PLANTS: dict[str, tuple[Wrong, str]] = {}
 
 
 def plant(words: str) -> Callable[[Wrong], Wrong]:
-    """A compiler's fault: from the inputs and the right outputs to the wrong ones; `words` are of the message it must raise."""
+    """A compiler's fault: from the inputs and the right outputs to the wrong ones; `words` are of
+    the message it must raise.
+    """
     def add(wrong: Wrong) -> Wrong:
         PLANTS[wrong.__name__.strip("_").replace("_", " ")] = wrong, words
         return wrong
@@ -133,12 +144,14 @@ def wrong_without_rows(b: Bench, inputs: list[Tensor], o: Outputs, s: dict[str, 
 
 
 @plant("one.weight")
-def scale_off_by_a_thousandth(b: Bench, inputs: list[Tensor], o: Outputs, s: dict[str, Any]) -> Outputs:
+def scale_off_by_a_thousandth(b: Bench, inputs: list[Tensor], o: Outputs, s: dict[str,
+                                                                                  Any]) -> Outputs:
     return _with(o, ONE, o[ONE] * (1 + 2.0**-10))
 
 
 @plant("one.weight")
-def sum_rounded_to_bfloat16(b: Bench, inputs: list[Tensor], o: Outputs, s: dict[str, Any]) -> Outputs:
+def sum_rounded_to_bfloat16(b: Bench, inputs: list[Tensor], o: Outputs, s: dict[str,
+                                                                                Any]) -> Outputs:
     return _with(o, ONE, o[ONE].bfloat16().float())
 
 
@@ -175,7 +188,8 @@ def batch_overwritten(b: Bench, inputs: list[Tensor], o: Outputs, s: dict[str, A
 
 
 @plant("out.bias.*masked")
-def wrong_for_partial_masks(b: Bench, inputs: list[Tensor], o: Outputs, s: dict[str, Any]) -> Outputs:
+def wrong_for_partial_masks(b: Bench, inputs: list[Tensor], o: Outputs, s: dict[str,
+                                                                                Any]) -> Outputs:
     return o if inputs[-1].all() or not inputs[-1].any() else _with(o, 8, 1.01 * o[8])
 
 
@@ -185,17 +199,20 @@ def wrong_for_equal_rows(b: Bench, inputs: list[Tensor], o: Outputs, s: dict[str
 
 
 @plant("two.bias.*large rows")
-def wrong_for_large_values(b: Bench, inputs: list[Tensor], o: Outputs, s: dict[str, Any]) -> Outputs:
+def wrong_for_large_values(b: Bench, inputs: list[Tensor], o: Outputs, s: dict[str,
+                                                                               Any]) -> Outputs:
     return _with(o, BIAS, 1.01 * o[BIAS]) if inputs[b.x].abs().max() > 50 else o
 
 
 @plant("two.bias.*small rows")
-def wrong_for_small_values(b: Bench, inputs: list[Tensor], o: Outputs, s: dict[str, Any]) -> Outputs:
+def wrong_for_small_values(b: Bench, inputs: list[Tensor], o: Outputs, s: dict[str,
+                                                                               Any]) -> Outputs:
     return _with(o, BIAS, 1.01 * o[BIAS]) if inputs[b.x].abs().max() < 0.01 else o
 
 
 @plant("one.weight.*masked")
-def wrong_on_the_second_call(b: Bench, inputs: list[Tensor], o: Outputs, s: dict[str, Any]) -> Outputs:
+def wrong_on_the_second_call(b: Bench, inputs: list[Tensor], o: Outputs, s: dict[str,
+                                                                                 Any]) -> Outputs:
     s["calls"] = s.get("calls", 0) + 1
     return _with(o, ONE, -o[ONE]) if s["calls"] == 2 else o
 
@@ -242,7 +259,9 @@ def test_a_planted_miscompilation_is_caught(bench: Bench, name: str) -> None:
     assert found
     with pytest.raises(AssertionError, match=words):
         raise AssertionError(found)
-    assert all(torch.equal(a, b) for a, b in zip(state, bench.private.model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(state,
+                                          bench.private.model.state_dict().values(), strict=True))
 
 
 def test_there_are_twenty_plants_and_more() -> None:
@@ -250,18 +269,23 @@ def test_there_are_twenty_plants_and_more() -> None:
 
 
 class _Rounds(fx.Interpreter):
-    """Another compiler's arithmetic: every operation's result is off by a unit of rounding, up or down."""
+    """Another compiler's arithmetic: every operation's result is off by a unit of rounding, up or
+    down.
+    """
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if n.op != "call_function" or not isinstance(value, Tensor) or not value.dtype.is_floating_point or not value.numel():
+        if n.op != "call_function" or not isinstance(
+                value, Tensor) or not value.dtype.is_floating_point or not value.numel():
             return value
         u = max(torch.finfo(value.dtype).eps, 2.0**-24) / 2
         return value * (1 + u * (2.0 * (torch.rand(value.shape) < 0.5).to(value.dtype) - 1))
 
 
 def rounded(graph: fx.GraphModule) -> backends.Step:
-    """Returns a step of `graph` that rounds otherwise in every operation, and draws what it draws."""
+    """Returns a step of `graph` that rounds otherwise in every operation, and draws what it
+    draws.
+    """
     def run(*inputs: Tensor) -> Sequence[Any]:
         with torch.no_grad():
             return _Rounds(graph).run(*inputs)
@@ -276,9 +300,12 @@ def test_another_rounding_is_no_difference(bench: Bench) -> None:
 
 
 def test_a_sum_that_cancels_to_nothing_may_round_to_anything() -> None:
-    """The loss is constant but for rounding (squares of a normalised output): eager sums are rounding errors alone."""
+    """The loss is constant but for rounding (squares of a normalised output): eager sums are
+    rounding errors alone.
+    """
     model = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8, eps=0.0))
-    private = fxperex.transform(model, (torch.randn(4, 5),), forward=lambda m, v: m(v).square().sum(1), backend="eager")
+    private = fxperex.transform(model, (torch.randn(4, 5), ),
+                                forward=lambda m, v: m(v).square().sum(1), backend="eager")
     check = Check(private.step_graph, (), 3)
     on = tries(check, (torch.randn(4, 5),), 4, lambda rows, mask: [*private._inputs(rows), mask])
     first, second = (rounded(private.step_graph)(*on[0][1])[3] for _ in range(2))
@@ -288,11 +315,15 @@ def test_a_sum_that_cancels_to_nothing_may_round_to_anything() -> None:
 
 def test_rows_that_stand_in_are_legal_and_of_every_kind(bench: Bench) -> None:
     kinds = {kind: inputs for kind, inputs in bench.tries}
-    assert list(kinds) == ["ordinary rows", "rows of which some are masked", "no row", "equal rows", "large rows", "small rows",
-                           "other ordinary rows"]
+    assert list(kinds) == [
+        "ordinary rows", "rows of which some are "
+        "masked", "no row", "equal rows", "large rows", "small rows", "other ordinary rows"
+    ]
     for inputs in kinds.values():
-        assert int(inputs[bench.y].min()) >= 1 and int(inputs[bench.y].max()) <= 4 and inputs[bench.x].std() > 0
-    assert kinds["large rows"][bench.x].abs().max() > 1e3 and kinds["small rows"][bench.x].abs().max() < 0.01
+        assert int(inputs[bench.y].min()) >= 1 and int(
+            inputs[bench.y].max()) <= 4 and inputs[bench.x].std() > 0
+    assert kinds["large rows"][bench.x].abs().max() > 1e3 and kinds["small rows"][
+        bench.x].abs().max() < 0.01
     assert [int(inputs[-1].sum()) for inputs in kinds.values()] == [6, 3, 0, 6, 6, 6, 6]
 
 
@@ -307,18 +338,24 @@ def test_numbers_that_become_indices_are_only_shuffled() -> None:
 
     shown = torch.randint(1, 5, (3, 2)).float()
     private = fxperex.transform(Looks(), (shown,), backend="eager")
-    found = tries(Check(private.step_graph, (), 3), (shown,), 3, lambda rows, mask: [*private._inputs(rows), mask])
-    assert [kind for kind, _ in found] == ["ordinary rows", "rows of which some are masked", "no row", "equal rows",
+    found = tries(Check(private.step_graph, (), 3), (shown, ), 3,
+                  lambda rows, mask: [*private._inputs(rows), mask])
+    assert [kind for kind, _ in found] == ["ordinary rows", "rows of which some are "
+                                                            "masked", "no row", "equal rows",
                                            "other ordinary rows"]
     rows = {tuple(r) for r in shown.tolist()}
     assert all({tuple(r) for r in inputs[-2].tolist()} <= rows for _, inputs in found)
 
 
-def _planted(monkeypatch: pytest.MonkeyPatch, wrong: Callable[[list[Tensor], Outputs], Outputs]) -> list[int]:
-    """Inductor replaced by the graph itself and a fault; returns the list that its calls are counted in."""
+def _planted(monkeypatch: pytest.MonkeyPatch, wrong: Callable[[list[Tensor], Outputs],
+                                                              Outputs]) -> list[int]:
+    """Inductor replaced by the graph itself and a fault; returns the list that its calls are
+    counted in.
+    """
     calls: list[int] = []
 
-    def compiled(graph: fx.GraphModule, inputs: list[Tensor], fixed: Sequence[bool]) -> backends.Step:
+    def compiled(graph: fx.GraphModule, inputs: list[Tensor],
+                 fixed: Sequence[bool]) -> backends.Step:
         def run(*args: Tensor) -> Sequence[Any]:
             calls.append(1)
             with torch.no_grad():
@@ -342,7 +379,8 @@ def _same_step(one: fxperex.PerExampleModule, batch: tuple[Tensor, ...]) -> bool
 
 def test_a_lost_write_is_named_and_the_step_runs_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = _planted(monkeypatch, lambda inputs, o: _with(o, 8, torch.zeros_like(o[8])))
-    with pytest.warns(BackendWarning, match=r"by inductor is not the eager one, it runs eagerly: the sum of 'out.bias' \(node .*"
+    with pytest.warns(BackendWarning, match=r"by inductor is not the eager one, it runs eagerly: "
+                                            r"the sum of 'out.bias' \(node .*"
                                             "site .*on ordinary rows, and rounding explains"):
         private = _go("inductor")
     assert private.backend == "eager"
@@ -350,23 +388,31 @@ def test_a_lost_write_is_named_and_the_step_runs_eagerly(monkeypatch: pytest.Mon
     assert _same_step(private, _shown()) and not calls
 
 
-def test_what_only_real_rows_show_is_seen_on_the_first_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Right on all that stood in for data, wrong for a number that only data have: caught before anything is written."""
-    calls = _planted(monkeypatch, lambda inputs, o: [*o[:3], *(v * 2 for v in o[3:])] if (inputs[7] == 3.25).any() else o)
+def test_what_only_real_rows_show_is_seen_on_the_first_of_them(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right on all that stood in for data, wrong for a number that only data have: caught before
+    anything is written.
+    """
+    calls = _planted(
+        monkeypatch, lambda inputs, o: [*o[:3], *(v * 2 for v in o[3:])]
+        if (inputs[7] == 3.25).any() else o)
     private = _go("inductor")
     assert private.backend == "inductor"
     private.step(*(t[:0] for t in _shown()))  # no row is no batch yet
     private.model.zero_grad()
     x, y = _shown()
     x[0, 0] = 3.25
-    with pytest.warns(BackendWarning, match="it runs eagerly from here on: the sum of 'one.weight'.*on the first batch"):
+    with pytest.warns(BackendWarning, match="it runs eagerly from here on: the sum of "
+                                            "'one.weight'.*on the first batch"):
         result = private.step(x, y)
-    assert private.backend == "eager" and float(private.model.count) == 2, "buffers are written once a step"
+    assert private.backend == "eager" and float(
+        private.model.count) == 2, "buffers are written once a step"
     calls.clear()
     grads = [p.grad.clone() for p in private.model.parameters()]
     private.model.zero_grad()
     assert torch.equal(private.step(x, y).norms, result.norms) and not calls
-    assert all(torch.equal(a, p.grad) for a, p in zip(grads, private.model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, p.grad) for a, p in zip(grads, private.model.parameters(), strict=True))
 
 
 def test_the_first_batch_is_compared_once_and_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,11 +428,14 @@ def test_the_first_batch_is_compared_once_and_drawn_once(monkeypatch: pytest.Mon
         found.append(step.step(x).norms)
         after.append(torch.get_rng_state())
     assert len(calls) == 2, "once with the eager step beside it, once alone"
-    assert all(torch.equal(found[0], f) and torch.equal(after[0], a) for f, a in zip(found, after, strict=True))
+    assert all(
+        torch.equal(found[0], f) and torch.equal(after[0], a)
+        for f, a in zip(found, after, strict=True))
     assert not torch.equal(private.step(x).norms, found[0]), "another draw"
 
 
-def test_a_remembered_choice_is_compared_in_every_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_remembered_choice_is_compared_in_every_process(monkeypatch: pytest.MonkeyPatch,
+                                                          tmp_path: Path) -> None:
     monkeypatch.setenv("FXPEREX_CACHE", str(tmp_path))
     monkeypatch.setattr(backend_cache, "recall", lambda *_: "inductor")
     _planted(monkeypatch, lambda inputs, o: _with(o, 1, 0.9 * o[1]))
@@ -394,12 +443,15 @@ def test_a_remembered_choice_is_compared_in_every_process(monkeypatch: pytest.Mo
         assert _go("auto").backend == "eager"
 
 
-def test_auto_does_not_take_the_fastest_of_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_auto_does_not_take_the_fastest_of_what_is_wrong(monkeypatch: pytest.MonkeyPatch,
+                                                         tmp_path: Path) -> None:
     monkeypatch.setenv("FXPEREX_CACHE", str(tmp_path))
     _planted(monkeypatch, lambda inputs, o: _with(o, 1, 0.9 * o[1]))
     monkeypatch.setattr(backends, "channels_last", lambda graph, fixed: graph)
     timed: list[str] = []
-    monkeypatch.setattr(backends, "_seconds", lambda runs, inputs: timed.extend(runs) or dict(zip(runs, (1.0, 0.5), strict=True)))
+    monkeypatch.setattr(
+        backends, "_seconds",
+        lambda runs, inputs: timed.extend(runs) or dict(zip(runs, (1.0, 0.5), strict=True)))
     with pytest.warns(BackendWarning, match="by inductor is not the eager one"):
         assert _go("auto").backend == backends.CHANNELS_LAST
     assert timed == ["eager", backends.CHANNELS_LAST]
@@ -410,7 +462,8 @@ def test_memory_that_ends_while_compiling_is_said_so(monkeypatch: pytest.MonkeyP
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(backends, "_inductor", ends)
-    with pytest.raises(MemoryLimitError, match=r"plan for 6 rows.*Nothing was written.*physical_batch=3"):
+    with pytest.raises(MemoryLimitError, match=r"plan for 6 rows.*Nothing was "
+                                               r"written.*physical_batch=3"):
         _go("inductor")
 
 

@@ -10,9 +10,12 @@ from fxperex.cost_model.nodes import node_cost
 
 @pytest.mark.parametrize("name", ["efficient", "flash", "cudnn"])
 def test_fused_attention_on_a_gpu_is_its_products(name: str) -> None:
-    """Two forward and five backward, also where one tensor is query, key and value, and beside a mask."""
+    """Two forward and five backward, also where one tensor is query, key and value, and beside a
+    mask.
+    """
     q, k = torch.empty(2, 3, 7, 8, device="meta"), torch.empty(2, 3, 5, 8, device="meta")
-    aten, mask, at = torch.ops.aten, torch.empty(2, 3, 7, 5, device="meta"), torch.empty(2, 3, 7, device="meta")
+    aten, mask, at = torch.ops.aten, torch.empty(2, 3, 7, 5, device="meta"), torch.empty(
+        2, 3, 7, device="meta")
     forward = getattr(aten, f"_scaled_dot_product_{name}_attention").default
     backward = getattr(aten, f"_scaled_dot_product_{name}_attention_backward").default
     graph = torch.fx.Graph()

@@ -17,7 +17,8 @@ def test_digits() -> None:
     data = load("digits")
     (x, y), (held_x, held_y) = data.train, data.test
     assert (x.shape, held_x.shape) == ((1437, 1, 8, 8), (360, 1, 8, 8))
-    assert (data.shape, data.classes, x.dtype, y.dtype) == ((1, 8, 8), 10, torch.float32, torch.int64)
+    assert (data.shape, data.classes, x.dtype, y.dtype) == ((1, 8, 8), 10, torch.float32,
+                                                            torch.int64)
     assert x.min() == 0 and x.max() == 1 and standardise(x).aminmax() == (-1, 1)
     assert held_y.bincount().min() >= 34 and held_y.bincount().max() <= 38
     again = load("digits")
@@ -37,9 +38,11 @@ def test_nothing_is_downloaded(kind: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("kind", "made", "pixels", "shape"), [
-    ("mnist", "MNIST", torch.full((4, 28, 28), 255, dtype=torch.uint8), (1, 28, 28)),
-    ("cifar10", "CIFAR10", torch.full((4, 32, 32, 3), 255, dtype=torch.uint8).numpy(), (3, 32, 32))])
+@pytest.mark.parametrize(("kind", "made", "pixels", "shape"),
+                         [("mnist", "MNIST", torch.full(
+                             (4, 28, 28), 255, dtype=torch.uint8), (1, 28, 28)),
+                          ("cifar10", "CIFAR10", torch.full(
+                              (4, 32, 32, 3), 255, dtype=torch.uint8).numpy(), (3, 32, 32))])
 def test_vision_layout(kind: str, made: str, pixels: object, shape: tuple[int, ...],
                        monkeypatch: pytest.MonkeyPatch) -> None:
     found = SimpleNamespace(data=pixels, targets=[0, 1, 2, 3])

@@ -1,4 +1,6 @@
-"""Profiles: measured, kept, checked when read; a shipped one so that nothing needs measuring first."""
+"""Profiles: measured, kept, checked when read; a shipped one so that nothing needs measuring
+first.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from fxperex.devices import Profile, calibrate, device_name, heap, keep_pages, profile, profile_files, target
+from fxperex.devices import (
+    Profile,
+    calibrate,
+    device_name,
+    heap,
+    keep_pages,
+    profile,
+    profile_files,
+    target,
+)
 from fxperex.devices.calibrate import _todo
 from fxperex.devices.interpolate import Surface
 from fxperex.devices.kernel_classes import KERNELS
@@ -44,7 +55,8 @@ def test_json_round_trip(measured: Profile) -> None:
     assert again.device == measured.device and again.samples.keys() == measured.samples.keys()
     for kernel, by in measured.samples.items():
         for dtype, rows in by.items():
-            for (shape, rate), (shape_again, rate_again) in zip(rows, again.samples[kernel][dtype], strict=True):
+            for (shape, rate), (shape_again, rate_again) in zip(rows, again.samples[kernel][dtype],
+                                                                strict=True):
                 assert shape == shape_again and math.isclose(rate, rate_again, rel_tol=1e-3)
 
 
@@ -56,7 +68,8 @@ def test_shipped_profiles_read_and_say_where_they_are_from(path: Path) -> None:
     assert all(set(by) >= {"float32"} for by in found.samples.values())
 
 
-def test_the_first_profile_is_shipped_and_nothing_is_measured(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_profile_is_shipped_and_nothing_is_measured(
+        cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "ones", None)  # every measurement begins with it
     assert profile(CPU).device.startswith("cpu-") and not list(cache.iterdir())
 
@@ -67,10 +80,12 @@ def test_a_measured_profile_is_kept_and_found(cache: Path, measured: Profile) ->
 
 
 @pytest.mark.parametrize("spoil", [
-    lambda t: t.replace(f'"version": {VERSION}', '"version": 1'), lambda t: t[: len(t) // 2], lambda t: "[]", lambda t: "",
-    lambda t: t.replace('"mm"', '"nn"'), lambda t: t.replace('"torch": "', '"torch": "0.'),
-    lambda t: t.replace('[[[1], ', '[[[1], -')], ids=["version", "cut", "list", "empty", "kernel", "torch", "negative"])
-def test_a_broken_or_foreign_profile_is_passed_over_with_a_warning(cache: Path, measured: Profile, spoil: object) -> None:
+    lambda t: t.replace(f'"version": {VERSION}', '"version": 1'), lambda t: t[:len(t) // 2],
+    lambda t: "[]", lambda t: "", lambda t: t.replace('"mm"', '"nn"'),
+    lambda t: t.replace('"torch": "', '"torch": "0.'), lambda t: t.replace('[[[1], ', '[[[1], -')
+], ids=["version", "cut", "list", "empty", "kernel", "torch", "negative"])
+def test_a_broken_or_foreign_profile_is_passed_over_with_a_warning(cache: Path, measured: Profile,
+                                                                   spoil: object) -> None:
     text = measured.to_json()
     broken = spoil(text)  # type: ignore[operator]
     assert broken != text
@@ -97,7 +112,8 @@ def test_a_surface_is_close_where_measured_and_between_elsewhere() -> None:
     shapes = ((8, 8), (64, 8), (8, 64), (64, 64), (512, 512))
     surface = Surface(shapes, (1e9, 2e9, 2e9, 4e9, 5e9))
     for shape, rate in zip(shapes, surface.rates, strict=True):
-        assert math.isclose(surface.rate(shape), rate, rel_tol=0.1)  # what a measurement is trusted for
+        assert math.isclose(surface.rate(shape), rate,
+                            rel_tol=0.1)  # what a measurement is trusted for
     assert 1e9 < surface.rate((24, 24)) < 4e9
     assert surface.rate((10**6, 10**6)) == surface.rate((512, 512))  # flat beyond what was measured
 
@@ -106,36 +122,47 @@ def test_a_surface_follows_a_law_where_only_some_corners_were_measured() -> None
     def law(m: int, k: int, n: int) -> float:
         return 3e11 / (1 + 40 / m + 20 / k + 40 / n)
 
-    shapes = [(m, k, n) for m in (8, 64, 512) for k in (8, 64, 512) for n in (8, 64, 512) if m * k * n <= 512 * 512 * 64]
+    shapes = [(m, k, n)
+              for m in (8, 64, 512)
+              for k in (8, 64, 512)
+              for n in (8, 64, 512)
+              if m * k * n <= 512 * 512 * 64]
     surface = Surface(tuple(shapes), tuple(law(*s) for s in shapes))
     assert surface.leave_one_out() < 0.2
-    assert math.isclose(surface.rate((512, 512, 512)), law(512, 512, 512), rel_tol=0.35)  # the corner that was too large
+    assert math.isclose(surface.rate((512, 512, 512)), law(512, 512, 512),
+                        rel_tol=0.35)  # the corner that was too large
 
 
 def test_seconds_add_up_and_grow_with_the_work() -> None:
     rates = profile(CPU)
     one = Work("mm", (256, 512, 256), 2.0 * 256 * 512 * 256)
     assert math.isclose(rates.seconds(Cost((one, one), launches=0)), 2 * rates.of(one))
-    assert rates.of(Work("mm", (256, 512, 256), one.amount, calls=3)) == pytest.approx(3 * rates.of(one))
+    assert rates.of(Work("mm", (256, 512, 256), one.amount,
+                         calls=3)) == pytest.approx(3 * rates.of(one))
     assert rates.seconds(Cost((one,), bytes=1e9)) > rates.seconds(Cost((one,))) + 1e-3
     assert rates.error(Cost((one,))) > 0
 
 
 def test_every_shape_of_every_kernel_is_measured_once() -> None:
     for name, kernel in KERNELS.items():
-        given = [shape for found, _, dtype, shape in _todo() if found == name and dtype == torch.float32]
-        assert sorted(given) == sorted(set(kernel.shapes)) and len(kernel.shapes) == len(set(kernel.shapes))
+        given = [
+            shape for found, _, dtype, shape in _todo() if found == name and dtype == torch.float32
+        ]
+        assert sorted(given) == sorted(set(kernel.shapes)) and len(kernel.shapes) == len(
+            set(kernel.shapes))
 
 
-@pytest.mark.parametrize("how", ["None", "pages.keep_pages() or None", "heap.reserve(240 * 2**20)"])
+@pytest.mark.parametrize("how", ["None", "heap.keep_pages() or None", "heap.reserve(240 * 2**20)"])
 def test_kept_pages_are_not_faulted_in_again(how: str) -> None:
     code = ("import resource, torch; from fxperex.devices import heap\n"
             f"kept = {how}\n"
             "for _ in range(5):\n"  # until the heap has its shape
             "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
             "    [torch.empty(10 * 2**20).fill_(1.0) for _ in range(3)]\n"
-            "print(int(kept is not None), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)")
-    told = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout
+            "print(int(kept is not None), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - "
+            "before)")
+    told = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE,
+                          text=True).stdout
     done, faults = map(int, told.split())
     pages, glibc = 3 * 40 * 2**20 / resource.getpagesize(), platform.libc_ver()[0] == "glibc"
     assert done == (how != "None" and glibc)
@@ -149,7 +176,8 @@ def test_plans_do_not_pay_for_touching_pages_that_are_kept(monkeypatch: pytest.M
     before = rates.touching(large), rates.of(Work("fresh", (int(large),), large)), rates.of(patches)
     assert before[0] == before[1] > 0
     monkeypatch.setattr(heap, "_asked", [True])
-    assert rates.touching(large) == rates.of(Work("fresh", (int(large),), large)) == 0 < rates.of(patches) < before[2]
+    assert rates.touching(large) == rates.of(Work("fresh", (int(large), ),
+                                                  large)) == 0 < rates.of(patches) < before[2]
 
 
 def test_what_cannot_be_reserved_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""Models that DDP, fully_shard or DTensor hold: named before anything touches them, and left whole."""
+"""Models that DDP, fully_shard or DTensor hold: named before anything touches them, and left
+whole.
+"""
 
 from __future__ import annotations
 

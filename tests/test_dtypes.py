@@ -1,4 +1,6 @@
-"""Parameters of 16 bits and autocast: every strategy agrees with the ordinary backward of the same precision."""
+"""Parameters of 16 bits and autocast: every strategy agrees with the ordinary backward of the same
+precision.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,11 @@ def _twice() -> nn.Module:
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "convolutions": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.Tanh(), nn.Conv2d(8, 4, 2),
-                                           nn.Flatten(), nn.Linear(16, 5)), (3, 3, 3)),
-    "positions": (lambda: nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.LayerNorm(6), nn.Linear(6, 5)), (7, 6)),
+    "convolutions": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(
+        2, 8), nn.Tanh(), nn.Conv2d(8, 4, 2), nn.Flatten(), nn.Linear(16, 5)), (3, 3, 3)),
+    "positions": (
+        lambda: nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.LayerNorm(6), nn.Linear(6, 5)), (7,
+                                                                                              6)),
     "one layer twice": (_twice, (7, 6)),
 }
 
@@ -39,8 +43,10 @@ def test_parameters_of_16_bits(name: str, dtype: torch.dtype, strategy: str) -> 
     make, shape = MODELS[name]
     model, x = make().to(dtype), torch.randn(4, *shape).to(dtype)
     total, norms = clipped(loop(model, _loss, (x,)), 1.0)
-    result = fxperex.transform(model, (x,), forward=_loss, strategy=strategy, backend="eager").step(x)
-    # Three layers forward and back, each rounding its result once to `eps / 2`, and the spread of a few such errors.
+    result = fxperex.transform(model, (x, ), forward=_loss, strategy=strategy,
+                               backend="eager").step(x)
+    # Three layers forward and back, each rounding its result once to `eps / 2`, and the spread of a
+    # few such errors.
     limit = 8 * torch.finfo(dtype).eps
     assert error(result.norms, norms) <= limit
     for key, p in model.named_parameters():

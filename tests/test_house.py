@@ -1,4 +1,6 @@
-"""What the package's readability has reached is kept; `python -m tests.house` prints every figure."""
+"""What the package's readability has reached is kept; `python -m tests.house` prints every
+figure.
+"""
 
 from __future__ import annotations
 

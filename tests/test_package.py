@@ -26,7 +26,8 @@ from fxperex.testing import clipped, error, loop
 
 def _net() -> nn.Sequential:
     torch.manual_seed(1)
-    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(64, 3))
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(),
+                         nn.Linear(64, 3))
 
 
 def _loss(model: nn.Module, x: Tensor) -> Tensor:
@@ -38,7 +39,8 @@ def _loss(model: nn.Module, x: Tensor) -> Tensor:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file, made once: compiling takes its time."""
     path = tmp_path_factory.mktemp("package") / "deep" / "step.pt2"
-    private = fxperex.transform(_net(), (torch.randn(4, 2, 6, 6),), forward=_loss, clip=0.5, backend="eager")
+    private = fxperex.transform(_net(), (torch.randn(4, 2, 6, 6), ), forward=_loss, clip=0.5,
+                                backend="eager")
     assert private.save(path) == path
     return path
 
@@ -49,7 +51,9 @@ def test_a_loaded_step_equals_the_loop(saved: Path) -> None:
     assert private.backend == "package" and "0.weight" in private.explain()
     for rows in (4, 0, 1, 6):
         x = torch.randn(rows, 2, 6, 6)
-        total, norms = clipped(loop(model, lambda m, v: (m(v) * torch.tensor([1.0, 2.0, 3.0])).square().sum(1), (x,)), 0.5)
+        total, norms = clipped(
+            loop(model, lambda m, v: (m(v) * torch.tensor([1.0, 2.0, 3.0])).square().sum(1), (x, )),
+            0.5)
         model.zero_grad()
         result = private.step(x)
         assert error(result.norms, norms) <= 1e-5
@@ -82,8 +86,13 @@ def _parts(path: Path) -> dict[str, bytes]:
 
 
 def _put(path: Path, **parts: bytes) -> None:
-    """Writes the file anew with other parts (manifest, constants, recorded, step), every sum right."""
-    names = {"manifest": "manifest.json", "constants": "constants.pt", "recorded": "recorded.pt", "step": "step.pt2"}
+    """Writes the file anew with other parts (manifest, constants, recorded, step), every sum
+    right.
+    """
+    names = {
+        "manifest": "manifest.json", "constants": "constants.pt", "recorded": "recorded.pt",
+        "step": "step.pt2"
+    }
     changed = _parts(path) | {names[n]: data for n, data in parts.items()}
     with zipfile.ZipFile(path, "w") as archive:
         for name, part in changed.items():
@@ -91,7 +100,9 @@ def _put(path: Path, **parts: bytes) -> None:
 
 
 def _all(path: Path, **changes: Any) -> None:
-    """What someone does who knows the format: manifest changed, and the recorded part made to belong to it."""
+    """What someone does who knows the format: manifest changed, and the recorded part made to
+    belong to it.
+    """
     _change(path, **changes)
     parts = _parts(path)
     recorded = torch.load(io.BytesIO(parts["recorded.pt"]), weights_only=True)
@@ -133,10 +144,14 @@ def _flip(path: Path) -> None:
 
 
 DAMAGE: list[tuple[Callable[[Path], None], str]] = [
-    (_cut, "damaged"), (_flip, "damaged"), (lambda p: p.write_bytes(b""), "damaged"), (lambda p: p.unlink(), "no saved step at"),
+    (_cut, "damaged"),
+    (_flip, "damaged"),
+    (lambda p: p.write_bytes(b""), "damaged"),
+    (lambda p: p.unlink(), "no saved step at"),
     (lambda p: _change(p, torch="2.0.0"), "torch 2.0.0; here"),
     (lambda p: _change(p, device="cuda"), "device cuda; here it is cpu"),
-    (lambda p: _change(p, machine="sparc"), "machine sparc"), (lambda p: _change(p, gpu="H300"), "gpu H300"),
+    (lambda p: _change(p, machine="sparc"), "machine sparc"),
+    (lambda p: _change(p, gpu="H300"), "gpu H300"),
     (lambda p: _change(p, format=99), "format 99"),
     # One part changed apart from the others: what the account rests on must be what the code does.
     (lambda p: _change(p, clip=_flat(0.001)), "manifest is not the one"),
@@ -144,24 +159,34 @@ DAMAGE: list[tuple[Callable[[Path], None], str]] = [
     # All parts changed: the code itself is asked.
     (lambda p: _all(p, clip=_flat(0.001)), r"Flat\(bound=0.001\), and its code clips otherwise"),
     (lambda p: _all(p, clip=_flat(2.0)), r"Flat\(bound=2.0\), and its code"),
-    (lambda p: _all(p, clip={"rule": "Automatic", "settings": {"bound": 0.5, "gamma": 0.01}}), "Automatic.* clips otherwise"),
+    (lambda p: _all(p, clip={"rule": "Automatic", "settings": {"bound": 0.5, "gamma": 0.01}}),
+     "Automatic.* clips otherwise"),
     (lambda p: _all(p, order=ORDER[::-1]), "sum of another shape than parameter '4.bias'"),
     (lambda p: _all(p, rows=2), "recorded with 4 rows, its manifest says 2"),
     # Everything that is not as it must be is one kind of error.
-    (lambda p: _change(p, rows=0), "entry 'rows'"), (lambda p: _change(p, rows="4"), "no legal entry 'rows'"),
+    (lambda p: _change(p, rows=0), "entry 'rows'"),
+    (lambda p: _change(p, rows="4"), "no legal entry 'rows'"),
     (lambda p: _change(p, clip={"rule": "torch", "settings": {}}), "manifest"),
-    (lambda p: _all(p, clip={"rule": "torch", "settings": {}}), "damaged or no saved step .KeyError: 'torch'"),
-    (lambda p: _all(p, clip={"rule": "Flat", "settings": {"limit": 1}}), "damaged or no saved step .TypeError"),
-    (lambda p: _drop(p, "inputs"), "no legal entry 'inputs'"), (lambda p: _drop(p, "format"), "damaged.*KeyError"),
-    (lambda p: _change(p, order=["5.weight"]), "names parameters, buffers or inputs that there are not"),
-    (lambda p: _put(p, manifest=b"[1, 2]"), "damaged.*TypeError"), (lambda p: _put(p, manifest=b"{"), "damaged.*JSON"),
+    (lambda p: _all(p, clip={"rule": "torch", "settings": {}}), "damaged or no saved step "
+     ".KeyError: 'torch'"),
+    (lambda p: _all(p, clip={"rule": "Flat", "settings": {"limit": 1}}), "damaged or no saved "
+     "step .TypeError"),
+    (lambda p: _drop(p, "inputs"), "no legal entry "
+     "'inputs'"),
+    (lambda p: _drop(p, "format"), "damaged.*KeyError"),
+    (lambda p: _change(p, order=["5.weight"]), "names parameters, buffers or inputs that there "
+     "are not"),
+    (lambda p: _put(p, manifest=b"[1, 2]"), "damaged.*TypeError"),
+    (lambda p: _put(p, manifest=b"{"), "damaged.*JSON"),
     (lambda p: _put(p, step=b"junk"), "damaged.*RuntimeError"),
     (lambda p: _put(p, constants=pickle.dumps(_Code(), protocol=2)), "damaged.*Unpickling"),
-    (lambda p: _put(p, recorded=b""), "damaged.*EOFError")]
+    (lambda p: _put(p, recorded=b""), "damaged.*EOFError")
+]
 
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGE, ids=[w for _, w in DAMAGE])
-def test_a_file_that_does_not_fit_here(saved: Path, tmp_path: Path, damage: Callable[[Path], None], words: str) -> None:
+def test_a_file_that_does_not_fit_here(saved: Path, tmp_path: Path, damage: Callable[[Path], None],
+                                       words: str) -> None:
     path = tmp_path / "step.pt2"
     shutil.copy(saved, path)
     damage(path)
@@ -187,7 +212,9 @@ FAULTS: dict[str, Callable[[list[Tensor]], list[Tensor]]] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_saved_step_that_is_miscompiled_does_not_load(saved: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_saved_step_that_is_miscompiled_does_not_load(saved: Path,
+                                                        monkeypatch: pytest.MonkeyPatch,
+                                                        name: str) -> None:
     from torch._inductor import aoti_load_package
 
     def wrong(path: str) -> Callable[..., list[Tensor]]:
@@ -200,14 +227,18 @@ def test_a_saved_step_that_is_miscompiled_does_not_load(saved: Path, monkeypatch
 
 
 def test_no_row_of_the_data_is_in_the_file(saved: Path) -> None:
-    """What is recorded is drawn from a seed; of the rows that transform was shown the file knows the range alone."""
+    """What is recorded is drawn from a seed; of the rows that transform was shown the file knows
+    the range alone.
+    """
     recorded = torch.load(io.BytesIO(_parts(saved)["recorded.pt"]), weights_only=True)
     assert len(recorded["batch"]) == 1 and len(recorded["batch"][0]) == 2
     assert not any(x.shape[1:] == (2, 6, 6) for kind in recorded["outputs"] for x in kind)
 
 
 def test_a_step_on_a_gpu_takes_tensors_of_that_gpu() -> None:
-    """A device without a number means the one GPU there is: a loaded step refused every batch on it."""
+    """A device without a number means the one GPU there is: a loaded step refused every batch on
+    it.
+    """
     one, two = torch.device("cuda", 0), torch.device("cuda", 1)
     assert same_device(torch.device("cuda"), one) and same_device(one, one)
     assert not same_device(one, two) and not same_device(torch.device("cuda"), torch.device("cpu"))
@@ -235,7 +266,8 @@ def test_another_model(saved: Path, make: Callable[[], nn.Module], words: str) -
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_a_loaded_step_without_memory_names_its_peak(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loaded_step_without_memory_names_its_peak(saved: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     def ends(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
@@ -243,7 +275,8 @@ def test_a_loaded_step_without_memory_names_its_peak(saved: Path, monkeypatch: p
     x = torch.randn(4, 2, 6, 6)
     peak = fxperex.transform(_net(), (x,), forward=_loss, clip=0.5, backend="eager").peak
     model = _net()
-    with pytest.raises(MemoryLimitError, match=f"plan for 4 rows expected a peak of {peak / 2**20:.2f}MiB"):
+    with pytest.raises(MemoryLimitError, match="plan for 4 rows expected a peak of "
+                                               f"{peak / 2**20:.2f}MiB"):
         fxperex.load(saved, model).step(x)
     assert all(p.grad is None for p in model.parameters())
 
@@ -252,7 +285,8 @@ class Odd(Flat):
     """A rule the library does not know."""
 
 
-def test_what_cannot_be_saved_leaves_the_old_file(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_saved_leaves_the_old_file(saved: Path, tmp_path: Path,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "step.pt2"
     path.write_text("old")
     x = torch.randn(4, 2, 6, 6)

@@ -1,4 +1,6 @@
-"""The planner: budgets, rows, foreign plans, measured choices; peak memory against the graph that really runs."""
+"""The planner: budgets, rows, foreign plans, measured choices; peak memory against the graph that
+really runs.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,15 @@ LOSS = nn.CrossEntropyLoss()
 
 
 def net(width: int = 12) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, 16, 3, stride=2), nn.GELU(),
-                         nn.Flatten(), nn.Linear(16 * 9, 40), nn.GELU(), nn.Linear(40, 10))
+    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.GELU(),
+                         nn.Conv2d(width, 16, 3, stride=2), nn.GELU(), nn.Flatten(),
+                         nn.Linear(16 * 9, 40), nn.GELU(), nn.Linear(40, 10))
 
 
 def twice() -> nn.Module:
     shared = nn.Linear(192, 192)
-    return nn.Sequential(nn.Flatten(), shared, nn.GELU(), shared, nn.LayerNorm(192), nn.Linear(192, 10))
+    return nn.Sequential(nn.Flatten(), shared, nn.GELU(), shared, nn.LayerNorm(192),
+                         nn.Linear(192, 10))
 
 
 def batch(rows: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,7 +59,8 @@ def test_liveness_by_hand() -> None:
              Instruction("c", {"c": 1.0}, ("b",)), Instruction("d", {"d": 1.0}, ("c", "a")))
     found = peak(Listing(steps, 10.0, frozenset({"d"})))
     assert (found.bytes, found.at) == (10.0 + 4 + 2 + 5, "b")
-    assert found.live == (("b", 5.0), ("a", 4.0), ("b", 2.0))  # b needs 5 beside its 2 while it is made
+    assert found.live == (
+        ("b", 5.0), ("a", 4.0), ("b", 2.0))  # b needs 5 beside its 2 while it is made
 
 
 @pytest.mark.parametrize("strategy", ["auto", "unfold", "crb", "ghost", "vmap", "multi"])
@@ -70,16 +75,22 @@ def test_what_hands_values_out_is_no_read_of_the_step() -> None:
     made = drafted()
     frame = trace_frame(made.capture, made.analysis, 8)
     assert frame.listing.instructions[-1].makes  # the last gradient, not a name of one
-    assert frame.reads["2.weight"][0] and not frame.reads["2.bias"][0]  # a bias needs the output's gradient alone
+    assert frame.reads["2.weight"][0] and not frame.reads["2.bias"][
+        0]  # a bias needs the output's gradient alone
 
 
-@pytest.mark.parametrize("peaks, moved", [
-    ({"": (10, "a"), "ab": (9, "a"), "b": (7, "")}, "b"),  # within the limit together, better without the one that sets it
-    ({"": (10, "a"), "ab": (9, "a"), "b": (9, "")}, "ab"),
-    ({"": (10, "a"), "ab": (9, ""), "b": (7, "")}, "ab"),
-    ({"": (10, "a"), "ab": (11, "b"), "b": (12, "b"), "a": (9, "")}, "a"),
-    ({"": (10, "a"), "ab": (11, "b"), "b": (12, "b"), "a": (11, "")}, "")])
-def test_norms_are_moved_where_the_peak_does_not_grow(peaks: dict[str, tuple[float, str]], moved: str) -> None:
+@pytest.mark.parametrize(
+    "peaks, moved",
+    [
+        ({"": (10, "a"), "ab": (9, "a"), "b": (7, "")
+          }, "b"),  # within the limit together, better without the one that sets it
+        ({"": (10, "a"), "ab": (9, "a"), "b": (9, "")}, "ab"),
+        ({"": (10, "a"), "ab": (9, ""), "b": (7, "")}, "ab"),
+        ({"": (10, "a"), "ab": (11, "b"), "b": (12, "b"), "a": (9, "")}, "a"),
+        ({"": (10, "a"), "ab": (11, "b"), "b": (12, "b"), "a": (11, "")}, "")
+    ])
+def test_norms_are_moved_where_the_peak_does_not_grow(peaks: dict[str, tuple[float, str]],
+                                                      moved: str) -> None:
     chosen, found = raised("ab", {"a", "b"}, lambda some: peaks["".join(some)])
     assert ("".join(chosen), found) == (moved, peaks[moved][0])
 
@@ -89,9 +100,11 @@ def test_peak_of_the_step_graph_is_what_torch_allocates() -> None:
     private = fxperex.transform(net(), (x, y), LOSS, strategy="unfold", backend="eager")
     inputs = [*private._inputs((x, y)), torch.ones(8, dtype=torch.bool)]
     private._step(*inputs)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU],
+                                profile_memory=True) as record:
         private._step(*inputs)
-    events = sorted((e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    events = sorted((e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"),
+                    key=lambda e: e.start_ns())
     most = max(itertools.accumulate(e.nbytes() for e in events))
     made = listing(private.step_graph.graph)[0]
     assert abs(most / (peak(made).bytes - made.inputs) - 1) < 0.05
@@ -103,7 +116,8 @@ def test_frames_between_two_sizes_are_a_straight_line() -> None:
     exact, line = trace_frame(made.capture, made.analysis, 32), frames.at(32)
     assert peak(line.listing).bytes == pytest.approx(peak(exact.listing).bytes, rel=0.01)
     rates = profile(CPU)
-    assert sum(map(rates.seconds, line.costs)) == pytest.approx(sum(map(rates.seconds, exact.costs)), rel=0.02)
+    assert sum(map(rates.seconds,
+                   line.costs)) == pytest.approx(sum(map(rates.seconds, exact.costs)), rel=0.02)
 
 
 def _all_plans(frame: Frame, plan: Plan) -> list[tuple[float, float]]:
@@ -122,7 +136,9 @@ def _all_plans(frame: Frame, plan: Plan) -> list[tuple[float, float]]:
 def test_budget_against_every_assignment() -> None:
     small = nn.Sequential(*list(net())[:5], nn.Linear(16 * 9, 10))
     made = outline(small, batch(16), LOSS)
-    plan = replace(made.plan, choices=tuple(c.using(min(c.times, key=c.times.__getitem__)) for c in made.plan.choices))
+    plan = replace(
+        made.plan,
+        choices=tuple(c.using(min(c.times, key=c.times.__getitem__)) for c in made.plan.choices))
     frame = trace_frame(made.capture, made.analysis, 16)
     every = _all_plans(frame, plan)
     low, high = min(p for _, p in every), plan_peak(frame, plan.choices).bytes
@@ -149,8 +165,8 @@ def test_the_running_sum_is_the_peak_of_the_walk(make: Callable[[], nn.Module]) 
 
 
 def test_a_budget_is_kept_and_its_price_told() -> None:
-    model, data = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.GELU(), nn.Conv2d(32, 64, 3), nn.Flatten(),
-                                nn.Linear(64 * 36, 10)).double(), batch(16)
+    model, data = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.GELU(), nn.Conv2d(32, 64, 3),
+                                nn.Flatten(), nn.Linear(64 * 36, 10)).double(), batch(16)
     data = (data[0].double(), data[1])
     free = fxperex.transform(model, data, LOSS, backend="eager", strategy={"*": "vmap"})
     slim = fxperex.transform(model, data, LOSS, backend="eager", memory=int(0.7 * free.peak))
@@ -180,20 +196,24 @@ def test_rows_are_chosen_within_memory() -> None:
     tight = drafted(64, physical_batch="auto", memory=int(0.2 * free.peak)).plan
     assert tight.rows < 64 and tight.peak is not None and tight.peak <= 0.2 * free.peak
     x, y = batch(64)
-    private = fxperex.transform(net(), (x, y), LOSS, physical_batch="auto", memory=int(0.2 * free.peak), backend="eager")
+    private = fxperex.transform(net(), (x, y), LOSS, physical_batch="auto",
+                                memory=int(0.2 * free.peak), backend="eager")
     assert private.step(x, y).norms.shape == (64,)
 
 
-@pytest.mark.parametrize("memory", ["lots", "0", "0GiB", "-1GiB", "1.2.3MB", "16 parsecs", -5, 0, True, "", "GiB"])
+@pytest.mark.parametrize(
+    "memory", ["lots", "0", "0GiB", "-1GiB", "1.2.3MB", "16 parsecs", -5, 0, True, "", "GiB"])
 def test_a_budget_that_is_no_size_is_refused(memory: object) -> None:
     with pytest.raises(ConfigError, match="memory must be"):
         parse_memory(memory)  # type: ignore[arg-type]
 
 
 def test_sizes_read_and_write() -> None:
-    assert parse_memory("4GiB") == 4 * 2**30 and parse_memory("1.5 MB") == 1_500_000 and parse_memory(7) == 7
+    assert parse_memory("4GiB") == 4 * 2**30 and parse_memory(
+        "1.5 MB") == 1_500_000 and parse_memory(7) == 7
     for count in (900, 5000, 3 * 2**20 + 1, 7.77 * 2**30):
-        assert count <= parse_memory(budget_text(count)) <= 1.1 * count + 103  # type: ignore[operator]
+        assert count <= parse_memory(
+            budget_text(count)) <= 1.1 * count + 103  # type: ignore[operator]
 
 
 def test_thresholds_are_three_and_kept_apart() -> None:
@@ -203,7 +223,8 @@ def test_thresholds_are_three_and_kept_apart() -> None:
 
 def test_a_plan_goes_through_json_and_back_into_transform() -> None:
     model, data = net(), batch()
-    plan = fxperex.transform(model, data, LOSS, strategy={"2.weight": "crb", "5.weight": "unfold"}, backend="eager").plan
+    plan = fxperex.transform(model, data, LOSS, strategy={"2.weight": "crb", "5.weight": "unfold"},
+                             backend="eager").plan
     again = Plan.from_json(plan.to_json())
     assert again == plan
     private = fxperex.transform(model, data, LOSS, strategy=again, backend="eager")
@@ -213,7 +234,8 @@ def test_a_plan_goes_through_json_and_back_into_transform() -> None:
 
 
 @pytest.mark.parametrize(("other", "words"), [
-    (lambda: net(13), r"node conv2d \(0.weight.*shape \(13, 3, 3, 3\) here, and \(12, 3, 3, 3\) in the plan"),
+    (lambda: net(13), r"node conv2d \(0.weight.*shape \(13, 3, 3, 3\) here, and \(12, 3, 3, 3\) "
+                      r"in the plan"),
     (lambda: nn.Sequential(*list(net())[:-1]), "this model does not have it"),
     (lambda: nn.Sequential(*net(), nn.Linear(10, 10)), "the plan does not have it"),
     (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), "node linear")])
@@ -223,13 +245,15 @@ def test_a_foreign_plan_is_refused_by_the_node_that_differs(other: object, words
         outline(other(), batch(), LOSS, strategy=plan)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"version": 9}', "null", '{"version": 1, "sites": 3}'])
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"version": 9}', "null", '{"version": 1, '
+                                                                             '"sites": 3}'])
 def test_what_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="plan"):
         Plan.from_json(text)
 
 
-def test_measuring_asks_only_where_the_model_cannot_tell(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+def test_measuring_asks_only_where_the_model_cannot_tell(monkeypatch: pytest.MonkeyPatch,
+                                                         tmp_path: object) -> None:
     monkeypatch.setenv("FXPEREX_CACHE", str(tmp_path))
     plan = drafted(strategy="measure").plan
     rates = profile(CPU)
@@ -252,15 +276,21 @@ def test_measuring_asks_only_where_the_model_cannot_tell(monkeypatch: pytest.Mon
 def test_equal_sites_are_timed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setenv("FXPEREX_CACHE", str(tmp_path))
     asked: list[tuple[str, str]] = []
-    monkeypatch.setattr("fxperex.planner.trial.Trial.measure", lambda self, site, name: asked.append((site.name, name)) or 1e-3)
-    model = nn.Sequential(*(m for _ in range(3) for m in (nn.Linear(16, 16), nn.Tanh())), nn.Linear(16, 16, bias=False))
+    monkeypatch.setattr("fxperex.planner.trial.Trial.measure",
+                        lambda self, site, name: asked.append((site.name, name)) or 1e-3)
+    model = nn.Sequential(*(m for _ in range(3) for m in (nn.Linear(16, 16), nn.Tanh())),
+                          nn.Linear(16, 16, bias=False))
     plan = outline(model, (torch.randn(4, 16),), forward=curved, strategy="measure").plan
     measured = [c for c in plan.choices if c.measured and c.site.kind == "linear"]
     assert [c.site.name for c in measured] == ["0.weight", "2.weight", "4.weight", "6.weight"]
     timed = [name for name, _ in asked if name.endswith("weight")]
     assert set(timed) == {"0.weight"} and len(timed) == len(measured[0].measured)
-    again = [c.times for c in outline(model, (torch.randn(4, 16),), forward=curved, strategy="measure").plan.choices]
-    assert again == [c.times for c in plan.choices] and len(timed) == len([n for n, _ in asked if n.endswith("weight")])
+    again = [
+        c.times for c in outline(model, (
+            torch.randn(4, 16), ), forward=curved, strategy="measure").plan.choices
+    ]
+    assert again == [c.times for c in plan.choices] and len(timed) == len(
+        [n for n, _ in asked if n.endswith("weight")])
 
 
 class _Tied(nn.Module):
@@ -295,11 +325,16 @@ def test_tied_groups_are_planned_as_sums() -> None:
 
 
 def test_the_product_beside_an_embedding_is_counted() -> None:
-    """A table that is also the output layer: `direct` looks up the one gradient and multiplies for the other."""
+    """A table that is also the output layer: `direct` looks up the one gradient and multiplies for
+    the other.
+    """
     table, ids = torch.nn.Embedding(50, 8), torch.randint(50, (3, 6))
-    made = outline(table, (ids,), forward=lambda m, i: (m(i) @ m.weight.t()).square().sum((1, 2)), strategy="direct").plan
+    made = outline(table, (ids, ), forward=lambda m, i: (m(i) @ m.weight.t()).square().sum((1, 2)),
+                   strategy="direct").plan
     (choice,) = made.choices
-    assert choice.strategy == "direct" and {use.kind for use in choice.site.parts} == {"embedding", "linear"}
+    assert choice.strategy == "direct" and {use.kind
+                                            for use in choice.site.parts
+                                            } == {"embedding", "linear"}
     assert sum(w.amount for w in choice.cost.work if w.kernel == "bmm") == 2 * 3 * 6 * 8 * 50
 
 
@@ -316,12 +351,16 @@ def test_joined_uses_are_planned_as_one_site() -> None:
 
 def test_alternatives_are_each_strategy_alone() -> None:
     made = drafted()
-    found = {a.name: a for a in alternatives(made.plan, trace_frames(made.capture, made.analysis), profile(CPU))}
+    found = {
+        a.name: a
+        for a in alternatives(made.plan, trace_frames(made.capture, made.analysis), profile(CPU))
+    }
     assert found["this plan"].seconds == pytest.approx(made.plan.seconds)
     for name, one in found.items():
         assert one.legal <= one.sites == len(made.plan.choices)
         if name not in {"naive", "this plan"}:
-            assert one.seconds == pytest.approx(made.plan.single(name)) and one.seconds >= 0.999 * made.plan.seconds
+            assert one.seconds == pytest.approx(
+                made.plan.single(name)) and one.seconds >= 0.999 * made.plan.seconds
     assert found["naive"].peak < found["multi"].peak
 
 
@@ -334,7 +373,9 @@ def test_planning_needs_neither_weights_nor_device() -> None:
     on_gpu = outline(model, data, LOSS, device=torch.device("cuda")).plan
     assert "not-measured" in on_gpu.device or torch.cuda.is_available()
     weights = [c for c in on_gpu.choices if c.site.dims is not None]
-    assert weights and all("fused_stored" in c.costs for c in weights), "Triton kernels are planned for a GPU that is not here"
+    assert weights and all(
+        "fused_stored" in c.costs
+        for c in weights), "Triton kernels are planned for a GPU that is not here"
 
 
 def test_a_plan_for_a_gpu_does_not_run_on_a_cpu() -> None:

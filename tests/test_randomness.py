@@ -1,7 +1,9 @@
-"""Random draws: each example its own, repeatable, blind to the other examples; the gradient is that of what was drawn.
+"""Random draws: each example its own, repeatable, blind to the other examples; the gradient is that
+of what was drawn.
 
-The drawn mask is read off a gradient: with the loss `<v, out>` and `out = mask * h`, the gradient at a bias of h is
-`v * mask`. All other gradients, the losses and the norms must then be those of a float64 loop given this mask.
+The drawn mask is read off a gradient: with the loss `<v, out>` and `out = mask * h`, the gradient
+at a bias of h is `v * mask`. All other gradients, the losses and the norms must then be those of a
+float64 loop given this mask.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ Draw = Callable[[Tensor], Tensor]
 
 
 class Noisy(nn.Module):
-    """Two layers, a bias, then `draw`, which multiplies by random numbers; or, given them, a product with those."""
+    """Two layers, a bias, then `draw`, which multiplies by random numbers; or, given them, a
+    product with those.
+    """
 
     def __init__(self, draw: Draw) -> None:
         super().__init__()
@@ -58,25 +62,29 @@ DRAWS: dict[str, tuple[Draw, tuple[float, ...]]] = {
     "dropout of channels": (lambda h: F.dropout1d(h[:, :, None], 0.5)[:, :, 0], (0.0, 2.0)),
     "stochastic depth, rows": (lambda h: _depth("row")(h), (0.0, 2.0)),
     "bernoulli in place": (lambda h: h * torch.empty_like(h).bernoulli_(0.3), (0.0, 1.0)),
-    "bernoulli of a given chance": (lambda h: h * torch.bernoulli(torch.full_like(h, 0.4)), (0.0, 1.0)),
+    "bernoulli of a given "
+    "chance": (lambda h: h * torch.bernoulli(torch.full_like(h, 0.4)), (0.0, 1.0)),
     "rand by rows": (lambda h: h * torch.rand(len(h), 1, dtype=h.dtype), ()),
     "normal": (lambda h: h * torch.randn_like(h), ()),
     "uniform in place": (lambda h: h * torch.empty_like(h).uniform_(0.5, 1.5), ()),
     "exponential in place": (lambda h: h * torch.empty_like(h).exponential_(), ()),
-    "a distribution": (lambda h: h * torch.distributions.Normal(torch.zeros_like(h), 1.0, validate_args=False).rsample(), ()),
+    "a distribution": (lambda h: h * torch.distributions.Normal(torch.zeros_like(h), 1.0,
+                                                                validate_args=False).rsample(), ()),
     "attention with dropout": (_attended, ()),
 }
 
 
 ORDINARY = {"dropout", "stochastic depth, rows", "exponential in place", "attention with dropout"}
-CASES = [(name, "auto") for name in DRAWS] + [("dropout", "naive"), ("dropout", "ghost"), ("attention with dropout", "vmap")]
+CASES = [(name, "auto") for name in DRAWS] + [("dropout", "naive"), ("dropout", "ghost"),
+                                              ("attention with dropout", "vmap")]
 
 
 @pytest.mark.parametrize(("name", "strategy"), CASES)
 def test_the_gradient_is_that_of_the_drawn_mask(name: str, strategy: str) -> None:
     draw, values = DRAWS[name]
     model, x = Noisy(draw).double(), torch.randn(B, 5, dtype=torch.float64)
-    private = fxperex.transform(model, (x,), forward=_loss, strategy=strategy, clip=0.5, backend="eager")
+    private = fxperex.transform(model, (x, ), forward=_loss, strategy=strategy, clip=0.5,
+                                backend="eager")
     torch.manual_seed(5)
     grads = private.gradients(x)
     mask = grads["bias"] / V
@@ -85,7 +93,8 @@ def test_the_gradient_is_that_of_the_drawn_mask(name: str, strategy: str) -> Non
         assert error(grads[key], want) <= 1e-10, key
     if values:
         assert all(min(abs(float(m) - v) for v in values) <= 1e-12 for m in mask.flatten())
-    assert len({tuple(row.tolist()) for row in mask.round(decimals=9)}) > 1, "all examples share one draw"
+    assert len({tuple(row.tolist())
+                for row in mask.round(decimals=9)}) > 1, "all examples share one draw"
     # The step draws what `gradients` drew: norms, factors and sums belong to one mask.
     torch.manual_seed(5)
     result = private.step(x)
@@ -96,7 +105,8 @@ def test_the_gradient_is_that_of_the_drawn_mask(name: str, strategy: str) -> Non
         assert error(model.get_parameter(key).grad, want) <= 1e-10, key  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", [n if n in ORDINARY else pytest.param(n, marks=pytest.mark.nightly) for n in DRAWS])
+@pytest.mark.parametrize(
+    "name", [n if n in ORDINARY else pytest.param(n, marks=pytest.mark.nightly) for n in DRAWS])
 def test_draws_repeat_under_a_seed_and_see_no_other_example(name: str) -> None:
     model, x = Noisy(DRAWS[name][0]).double(), torch.randn(B, 5, dtype=torch.float64)
     private = fxperex.transform(model, (x,), forward=_loss, backend="eager")
@@ -111,7 +121,9 @@ def test_draws_repeat_under_a_seed_and_see_no_other_example(name: str) -> None:
 
 
 def test_draws_come_as_often_as_they_should() -> None:
-    """64 rows of 8, kept with chance 0.75, over ten steps: within five standard deviations of 0.75."""
+    """64 rows of 8, kept with chance 0.75, over ten steps: within five standard deviations of
+    0.75.
+    """
     model, x = Noisy(DRAWS["dropout"][0]).double(), torch.randn(64, 5, dtype=torch.float64)
     private = fxperex.transform(model, (x,), forward=_loss, backend="eager")
     kept = torch.stack([(private.gradients(x)["bias"] != 0).double() for _ in range(10)])
@@ -121,7 +133,8 @@ def test_draws_come_as_often_as_they_should() -> None:
 
 def test_a_draw_that_depends_on_its_own_example() -> None:
     """The chance is a function of the example: `bernoulli(sigmoid(h))` and Gumbel noise."""
-    for draw in (lambda h: h * torch.bernoulli(h.sigmoid()), lambda h: F.gumbel_softmax(h, hard=True) * h):
+    for draw in (lambda h: h * torch.bernoulli(h.sigmoid()),
+                 lambda h: F.gumbel_softmax(h, hard=True) * h):
         model, x = Noisy(draw).double(), torch.randn(B, 5, dtype=torch.float64)
         private = fxperex.transform(model, (x,), forward=_loss, backend="eager")
 
@@ -149,7 +162,8 @@ SHARED: dict[str, tuple[Draw, str]] = {
 def test_shared_draws_are_refused(name: str) -> None:
     draw, words = SHARED[name]
     with pytest.raises(BatchMixingError, match=words):
-        fxperex.transform(Noisy(draw).double(), (torch.randn(B, 5).double(),), forward=_loss, backend="eager")
+        fxperex.transform(
+            Noisy(draw).double(), (torch.randn(B, 5).double(), ), forward=_loss, backend="eager")
 
 
 def test_a_dropped_weight_is_refused() -> None:
@@ -159,5 +173,7 @@ def test_a_dropped_weight_is_refused() -> None:
 
     x = torch.randn(B, 5)
     with pytest.raises(BatchMixingError, match="share what it drew"):
-        fxperex.transform(DropConnect(5, 3), (x,), forward=lambda m, x: m(x).sum(1), backend="eager")
-    fxperex.transform(DropConnect(5, 3).eval(), (x,), forward=lambda m, x: m(x).sum(1), backend="eager")
+        fxperex.transform(DropConnect(5, 3), (x, ), forward=lambda m, x: m(x).sum(1),
+                          backend="eager")
+    fxperex.transform(
+        DropConnect(5, 3).eval(), (x, ), forward=lambda m, x: m(x).sum(1), backend="eager")

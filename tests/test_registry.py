@@ -1,4 +1,6 @@
-"""Every layer kind x strategy x sample x dtype against the float64 loop; a new rule is tested the moment it exists."""
+"""Every layer kind x strategy x sample x dtype against the float64 loop; a new rule is tested the
+moment it exists.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ CASES = [(k, i) for k, kind in KINDS.items() for i in range(len(kind.samples()))
 TRITON = {"fused", "fused_stored", "affine"}
 
 
-def _sample(kind: str, index: int, dtype: torch.dtype) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
+def _sample(kind: str, index: int,
+            dtype: torch.dtype) -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
     torch.manual_seed(7)
     model, batch = KINDS[kind].samples()[index]
     model = copy.deepcopy(model).to(dtype)
@@ -46,7 +49,11 @@ def test_every_strategy_is_legal_at_a_sample() -> None:
         wanted -= TRITON  # tests/kernels runs them under Triton's interpreter
     for kind in KINDS:
         model, batch = _sample(kind, 0, torch.float64)
-        wanted -= {name for c in outline(model, batch, forward=curved).plan.choices for name in c.costs}
+        wanted -= {
+            name
+            for c in outline(model, batch, forward=curved).plan.choices
+            for name in c.costs
+        }
     assert not wanted, "no first sample of a kind allows these"
 
 

@@ -1,4 +1,6 @@
-"""The running step: any number of rows, tied and re-parametrised weights, and nothing touched but `.grad`."""
+"""The running step: any number of rows, tied and re-parametrised weights, and nothing touched but
+`.grad`.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def _net() -> nn.Module:
 
 def _check(model: nn.Module, x: Tensor, strategy: str = "auto", clip: float = 1.0) -> None:
     total, norms = clipped(loop(model, _loss, (x,)), clip)
-    private = fxperex.transform(model, (x,), forward=_loss, clip=clip, strategy=strategy, backend="eager")
+    private = fxperex.transform(model, (x, ), forward=_loss, clip=clip, strategy=strategy,
+                                backend="eager")
     assert error(private.step(x).norms, norms) <= 1e-9
     for name, p in model.named_parameters():
         if p.requires_grad:
@@ -36,7 +39,8 @@ def _check(model: nn.Module, x: Tensor, strategy: str = "auto", clip: float = 1.
 @pytest.mark.parametrize("strategy", ["auto", "naive"])
 def test_any_number_of_rows(strategy: str) -> None:
     model = _net()
-    private = fxperex.transform(model, (torch.randn(4, 5).double(),), forward=_loss, strategy=strategy, backend="eager")
+    private = fxperex.transform(model, (torch.randn(4, 5).double(), ), forward=_loss,
+                                strategy=strategy, backend="eager")
     for rows in (3, 0, 1, 9, 4):
         x = torch.randn(rows, 5).double()
         total, norms = clipped(loop(model, _loss, (x,)), 1.0)
@@ -74,7 +78,10 @@ def test_grad_accumulates_and_dropout_repeats() -> None:
         results.append(private.step(x))
         first = first or [p.grad.clone() for p in model.parameters() if p.grad is not None]
     assert torch.equal(results[0].norms, results[1].norms)
-    assert all(torch.equal(p.grad, 2 * g) for p, g in zip(model.parameters(), first, strict=True) if p.grad is not None)
+    assert all(
+        torch.equal(p.grad, 2 * g)
+        for p, g in zip(model.parameters(), first, strict=True)
+        if p.grad is not None)
 
 
 class _Tied(nn.Module):
@@ -133,24 +140,28 @@ def test_frozen_and_unused_parameters() -> None:
 
     model = Plain().double()
     _check(model, torch.randn(4, 5).double())
-    assert model.net[0].weight.grad is None and model.spare.grad is not None and not model.spare.grad.any()
+    assert model.net[
+        0].weight.grad is None and model.spare.grad is not None and not model.spare.grad.any()
 
 
 def test_automatic_clipping() -> None:
     model, x = _net(), torch.randn(4, 5).double()
     truth = loop(model, _loss, (x,))
     _, norms = clipped(truth, 1.0)
-    result = fxperex.transform(model, (x,), forward=_loss, clip=Automatic(0.5, 0.1), backend="eager").step(x)
+    result = fxperex.transform(model, (x, ), forward=_loss, clip=Automatic(0.5, 0.1),
+                               backend="eager").step(x)
     factors = 0.5 / (norms + 0.1)
     assert error(result.factors, factors) <= 1e-10
     for name, p in model.named_parameters():
-        assert p.grad is not None and error(p.grad, torch.einsum("b,b...->...", factors, truth[name])) <= 1e-10
+        assert p.grad is not None and error(p.grad, torch.einsum("b,b...->...", factors,
+                                                                 truth[name])) <= 1e-10
 
 
 def test_the_norm_of_forty_million_entries() -> None:
     model = nn.Linear(8000, 5000, bias=False)
     x = torch.randn(1, 8000)
-    private = fxperex.transform(model, (x,), forward=lambda m, v: F.gelu(m(v)).sum(1), backend="eager")
+    private = fxperex.transform(model, (x, ), forward=lambda m, v: F.gelu(m(v)).sum(1),
+                                backend="eager")
     result = private.step(x)
     y = (x.double() @ model.weight.detach().double().t()).requires_grad_()
     g = torch.autograd.grad(F.gelu(y).sum(), y)[0]
@@ -165,10 +176,11 @@ def test_cancelling_tokens_stay_within_the_bound(seed: int) -> None:
     signs = torch.tensor([1.0, -1.0]).repeat(32)[:, None]
     x = (signs * torch.randn(1, 1, 32) + 1e-3 * torch.randn(1, 64, 32))
     model, weights = nn.Linear(32, 16, bias=False), torch.randn(16)
-    private = fxperex.transform(model, (x,), forward=lambda m, v: 1e3 * (m(v) * weights).sum((1, 2)), clip=1.0,
-                                strategy="ghost", backend="eager")
+    private = fxperex.transform(model, (x, ), forward=lambda m, v: 1e3 * (m(v) * weights).sum(
+        (1, 2)), clip=1.0, strategy="ghost", backend="eager")
     private.step(x)
-    assert model.weight.grad is not None and float(model.weight.grad.double().norm()) <= 1 + 2.0**-20
+    assert model.weight.grad is not None and float(
+        model.weight.grad.double().norm()) <= 1 + 2.0**-20
 
 
 def test_norms_write_nothing() -> None:
@@ -179,7 +191,9 @@ def test_norms_write_nothing() -> None:
 
 
 def _counted(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
-    """Ids and labels that count from 1, as many data sets have them: zero is no legal value of either."""
+    """Ids and labels that count from 1, as many data sets have them: zero is no legal value of
+    either.
+    """
     return F.cross_entropy(model(ids - 1).flatten(1), labels - 1)
 
 
@@ -187,11 +201,13 @@ def _counted(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
 def test_an_empty_batch_is_filled_with_a_row_that_was_shown(strategy: str) -> None:
     model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, 3))
     ids, labels = torch.randint(1, 6, (4, 3)), torch.randint(1, 4, (4,))
-    private = fxperex.transform(model, (ids, labels), forward=_counted, strategy=strategy, backend="eager")
+    private = fxperex.transform(model, (ids, labels), forward=_counted, strategy=strategy,
+                                backend="eager")
     shown = [x.clone() for x in (ids, labels)]
     ids.zero_()  # the row is the module's own
     result = private.step(ids[:0], labels[:0])
-    assert result.norms.shape == (0,) and all(p.grad is not None and not p.grad.any() for p in model.parameters())
+    assert result.norms.shape == (0, ) and all(p.grad is not None and not p.grad.any()
+                                               for p in model.parameters())
     assert private.norms(ids[:0], labels[:0]).shape == (0,)
     for rows in (3, 1):
         assert torch.isfinite(private.step(shown[0][:rows], shown[1][:rows]).norms).all()
@@ -214,7 +230,8 @@ class _Counting(nn.Module):
         return self.out(self.embed(ids))
 
 
-def _refused(act: Callable[[], object], model: nn.Module, kind: type[FxperexError], words: str) -> None:
+def _refused(act: Callable[[], object], model: nn.Module, kind: type[FxperexError],
+             words: str) -> None:
     """`act` raises, and parameters, buffers and `.grad` are as they were, bit for bit."""
     before = [v.clone() for v in model.state_dict().values()]
     grads = [(p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
@@ -232,7 +249,8 @@ def test_what_raises_inside_a_step_leaves_everything_as_it_was() -> None:
     assert float(model.count) == 1
     bad = ids.clone()
     bad[5] = 9  # in the third physical batch
-    _refused(lambda: private.step(bad), model, DataError, r"\[2, 2\] int64 in aten.embedding.*test_runtime.py:\d+.*embed")
+    _refused(lambda: private.step(bad), model, DataError, r"\[2, 2\] int64 in "
+             r"aten.embedding.*test_runtime.py:\d+.*embed")
     _refused(lambda: private.sums(bad), model, DataError, "Nothing was written")
     _refused(lambda: private.gradients(bad), model, DataError, "ids")
     model.out.bias.grad = torch.zeros(1).expand(3)  # not to be added to
@@ -242,8 +260,10 @@ def test_what_raises_inside_a_step_leaves_everything_as_it_was() -> None:
 BATCHES: dict[str, tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], str]] = {
     "sparse": (lambda x, y: (x.to_sparse(), y), "sparse_coo tensor.*to_dense"),
     "compressed": (lambda x, y: (x.to_sparse_csr(), y), "sparse_csr tensor.*to_dense"),
-    "nested": (lambda x, y: (torch.nested.nested_tensor(list(x), layout=torch.jagged), y), "nested tensor.*to_padded_tensor"),
-    "labels": (lambda x, y: (x, y + 3), r"cross_entropy_loss.*test_runtime.py:\d+.*out of bounds.*labels"),
+    "nested": (lambda x, y: (torch.nested.nested_tensor(list(x), layout=torch.jagged), y),
+               "nested tensor.*to_padded_tensor"),
+    "labels": (lambda x, y: (x, y + 3), r"cross_entropy_loss.*test_runtime.py:\d+.*out of "
+               r"bounds.*labels"),
 }
 
 
@@ -252,15 +272,19 @@ BATCHES: dict[str, tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], str]
 def test_a_batch_that_a_step_cannot_take_is_refused(name: str) -> None:
     change, words = BATCHES[name]
     model, x, y = nn.Linear(5, 3), torch.randn(4, 5), torch.randint(0, 3, (4,))
-    private = fxperex.transform(model, (x, y), forward=lambda m, v, t: F.cross_entropy(m(v), t), backend="eager")
-    _refused(lambda: private.step(*change(x, y)), model, DataError if name == "labels" else ShapeError, words)
+    private = fxperex.transform(model, (x, y), forward=lambda m, v, t: F.cross_entropy(m(v), t),
+                                backend="eager")
+    _refused(lambda: private.step(*change(x, y)), model,
+             DataError if name == "labels" else ShapeError, words)
 
 
 def test_a_batch_of_another_dtype_than_the_models_is_refused() -> None:
     model, x = nn.Linear(5, 3), torch.randn(4, 5).double()
-    with pytest.raises(ShapeError, match=r"test_runtime.py.*float64 and torch.float32; batch\[0\] is torch.float64"):
+    with pytest.raises(ShapeError, match=r"test_runtime.py.*float64 and torch.float32; batch\[0\] "
+                                         r"is torch.float64"):
         fxperex.transform(model, (x,), forward=_loss, backend="eager")
 
 
 def test_a_step_says_that_its_graph_was_proved() -> None:
-    assert fxperex.transform(_net(), (torch.randn(4, 5).double(),), forward=_loss, backend="eager").proved
+    assert fxperex.transform(_net(), (torch.randn(4, 5).double(), ), forward=_loss,
+                             backend="eager").proved

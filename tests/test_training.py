@@ -26,7 +26,10 @@ def test_digits_at_epsilon_3() -> None:
 
 
 def test_a_seed_repeats_and_another_does_not() -> None:
-    runs = [_one_thread(Job(epochs=0.5, noise_multiplier=1.0, seed=seed), plain=False) for seed in (0, 0, 1)]
+    runs = [
+        _one_thread(Job(epochs=0.5, noise_multiplier=1.0, seed=seed), plain=False)
+        for seed in (0, 0, 1)
+    ]
     assert runs[0] == runs[1] != runs[2]
 
 
@@ -37,8 +40,9 @@ def test_report_of_several_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert "mean of 2" in told and "delta 0.0001" in told
 
 
-@pytest.mark.parametrize("change", [{"batch": 0}, {"lr": 0.0}, {"clip": -1.0}, {"epsilon": 0.0}, {"delta": 1.0},
-                                    {"epochs": 0}, {"strategy": "magic"}, {"backend": "magic"}, {"data": "magic"}])
+@pytest.mark.parametrize(
+    "change", [{"batch": 0}, {"lr": 0.0}, {"clip": -1.0}, {"epsilon": 0.0}, {"delta": 1.0},
+               {"epochs": 0}, {"strategy": "magic"}, {"backend": "magic"}, {"data": "magic"}])
 def test_nonsense_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         run(Job(**change))  # type: ignore[arg-type]

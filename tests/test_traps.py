@@ -1,7 +1,7 @@
 """Silent wrongness found in other libraries, each by name: here it comes out right, or is refused.
 
-Traps of the engine (sampling, noise, accounts, resume) are in `tests/privacy`. Each trap can fail: what the peer released is
-computed too, and lies outside what the trap accepts.
+Traps of the engine (sampling, noise, accounts, resume) are in `tests/privacy`. Each trap can fail:
+what the peer released is computed too, and lies outside what the trap accepts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def _case(name: str) -> tuple[nn.Module, Batch, Grads, float]:
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_comes_out_right_and_within_the_bound(name: str) -> None:
-    """The sum is that of the truly clipped gradients; each example alone adds at most C (1 + 2^-20), in float32 too."""
+    """The sum is that of the truly clipped gradients; each example alone adds at most C (1 +
+    2^-20), in float32 too.
+    """
     model, batch, truth, clip = _case(name)
     wanted = scaled(truth, norms_of(truth), clip)
     single = copy.deepcopy(model).float()
@@ -43,13 +45,16 @@ def test_comes_out_right_and_within_the_bound(name: str) -> None:
         model.zero_grad()
         assert error(private.step(*batch).norms, norms_of(truth)) <= 1e-9, strategy
         for key, grads in wanted.items():
-            assert error(model.get_parameter(key).grad, grads.sum(0), clip * 1e-3) <= 1e-9, (strategy, key)
+            assert error(model.get_parameter(key).grad, grads.sum(0),
+                         clip * 1e-3) <= 1e-9, (strategy, key)
     rows = tuple(x.float() if x.is_floating_point() else x for x in batch)
     for strategy, private in under(single, rows, forward, clip, ("auto", "ghost")):
         for b in range(len(rows[0])):
             single.zero_grad()
             private.step(*(x[b:b + 1] for x in rows))
-            length = torch.cat([p.grad.double().flatten() for p in single.parameters() if p.grad is not None]).norm()
+            length = torch.cat([
+                p.grad.double().flatten() for p in single.parameters() if p.grad is not None
+            ]).norm()
             assert float(length) <= clip * BOUND, (strategy, b)
 
 
@@ -77,16 +82,21 @@ def test_is_refused(name: str) -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize(("what", "make"), [
-    ("class weights", lambda: nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 3.0]).double())),
-    ("ignore_index", lambda: nn.CrossEntropyLoss(ignore_index=1))])
-def test_a_normaliser_over_the_batch_becomes_the_examples_own(what: str, make: type[nn.Module]) -> None:
-    """Opacus: another example changes this one's gradient by 96 % (class weights) and 33 % (ignore_index)."""
+@pytest.mark.parametrize(
+    ("what", "make"),
+    [("class weights", lambda: nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 3.0]).double())),
+     ("ignore_index", lambda: nn.CrossEntropyLoss(ignore_index=1))])
+def test_a_normaliser_over_the_batch_becomes_the_examples_own(what: str,
+                                                              make: type[nn.Module]) -> None:
+    """Opacus: another example changes this one's gradient by 96 % (class weights) and 33 %
+    (ignore_index).
+    """
     model, lossy = nn.Linear(4, 3).double(), make()
     x, y = torch.randn(4, 4).double(), torch.tensor([0, 2, 2, 0])
     with pytest.warns(SemanticsWarning, match=what):
         private = fxperex.transform(model, (x, y), lossy, backend="eager")
-        for other in (0, 1, 2):  # the last example's class changes the total, not the first's gradient
+        for other in (0, 1,
+                      2):  # the last example's class changes the total, not the first's gradient
             y[3] = other
             alone = loop(model, as_forward(lossy), (x[:1], y[:1]))["weight"][0]
             assert error(private.gradients(x, y)["weight"][0], alone) <= 1e-10
@@ -94,23 +104,30 @@ def test_a_normaliser_over_the_batch_becomes_the_examples_own(what: str, make: t
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tokens_that_cancel(dtype: torch.dtype) -> None:
-    """A Gram norm in float32 let 1.21 C through; in bfloat16 it read 0 for a true norm of 5 (Opacus, FastDP)."""
+    """A Gram norm in float32 let 1.21 C through; in bfloat16 it read 0 for a true norm of 5
+    (Opacus, FastDP).
+    """
     signs = torch.tensor([1.0, -1.0]).repeat(128)[:, None]
     x = (signs * torch.randn(1, 1, 16) + 1e-2 * torch.randn(1, 256, 16)).to(dtype)
     model, weights = nn.Linear(16, 8, bias=False).to(dtype), torch.randn(8).to(dtype)
-    for _, private in under(model, (x,), lambda m, v: 1e2 * (m(v) * weights).sum((1, 2)), 1.0, ("ghost", "auto")):
+    for _, private in under(model, (x, ), lambda m, v: 1e2 * (m(v) * weights).sum((1, 2)), 1.0,
+                            ("ghost", "auto")):
         released = private.sums(x)[1][0]
         assert 0 < float(released.double().norm()) <= BOUND
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_squares_that_overflow(strategy: str) -> None:
-    """Gradients of 1e25: their squares are infinite in float32, which is no reason for NaN or for more than C."""
+    """Gradients of 1e25: their squares are infinite in float32, which is no reason for NaN or for
+    more than C.
+    """
     model, x = nn.Linear(5, 3), torch.randn(3, 5)
     x[1] *= 1e25
-    private = fxperex.transform(model, (x,), forward=lambda m, v: m(v).sin().sum(1), strategy=strategy, backend="eager")
+    private = fxperex.transform(model, (x, ), forward=lambda m, v: m(v).sin().sum(1),
+                                strategy=strategy, backend="eager")
     private.step(x[1:2])
-    grads = torch.cat([p.grad.double().flatten() for p in model.parameters()])  # type: ignore[union-attr]
+    grads = torch.cat([p.grad.double().flatten() for p in model.parameters()
+                       ])  # type: ignore[union-attr]
     assert torch.isfinite(grads).all() and float(grads.norm()) <= BOUND
     model.zero_grad()
     private.step(x[[0, 2]])
@@ -121,13 +138,17 @@ def test_squares_that_overflow(strategy: str) -> None:
 
 
 def test_norm_and_gradient_are_of_one_draw() -> None:
-    """Two-pass designs draw dropout anew: clipped by one mask's norm, released with another's gradient."""
-    model, x = nn.Sequential(nn.Linear(6, 20), nn.Dropout(0.5), nn.Linear(20, 3)).double(), torch.randn(1, 4, 6).double()
+    """Two-pass designs draw dropout anew: clipped by one mask's norm, released with another's
+    gradient.
+    """
+    model, x = nn.Sequential(nn.Linear(6, 20), nn.Dropout(0.5),
+                             nn.Linear(20, 3)).double(), torch.randn(1, 4, 6).double()
     for _, private in under(model, (x,), loss, 1e-3, STRATEGIES):
         for _ in range(3):
             model.zero_grad()
             private.step(x)
-            length = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()  # type: ignore[union-attr]
+            length = torch.cat([p.grad.flatten() for p in model.parameters()
+                                ]).norm()  # type: ignore[union-attr]
             assert abs(float(length) / 1e-3 - 1) <= 2.0**-20
 
 
@@ -141,7 +162,8 @@ def test_parts_of_a_batch_add_up_to_the_whole() -> None:
         model.zero_grad()
         for part in x.split(sizes):
             private.step(part)
-        assert all(error(p.grad, whole[n]) <= 1e-12 for n, p in model.named_parameters())  # type: ignore[arg-type]
+        assert all(error(p.grad, whole[n]) <= 1e-12
+                   for n, p in model.named_parameters())  # type: ignore[arg-type]
 
 
 def test_a_bad_example_does_not_poison_the_sum() -> None:
@@ -159,12 +181,14 @@ def test_a_bad_example_does_not_poison_the_sum() -> None:
 
 @pytest.mark.parametrize("change", ["eval", "unfreeze", "freeze"])
 def test_a_model_that_changed_its_state(change: str) -> None:
-    """Opacus ghost: IndexError in the middle of a run; parameters added later are released without noise (#439)."""
+    """Opacus ghost: IndexError in the middle of a run; parameters added later are released without
+    noise (#439).
+    """
     model, x = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)), torch.randn(4, 5)
     model[0].bias.requires_grad_(False)
     private = fxperex.transform(model, (x,), forward=loss, backend="eager")
-    {"eval": model.eval, "unfreeze": model.requires_grad_, "freeze": model[1].requires_grad_}[change](
-        *(() if change == "eval" else (change == "unfreeze",)))
+    {"eval": model.eval, "unfreeze": model.requires_grad_, "freeze": model[1].requires_grad_
+     }[change](*(() if change == "eval" else (change == "unfreeze", )))
     with pytest.raises(StateError, match="changed since transform"):
         private.step(x)
 
@@ -184,4 +208,6 @@ def test_another_length_is_another_step() -> None:
 def test_a_penalty_on_parameters_is_not_clipped_with_the_data() -> None:
     model, x = nn.Linear(5, 3), torch.randn(4, 5)
     with pytest.raises(fxperex.errors.CoverageError, match="weight_decay"):
-        fxperex.transform(model, (x,), forward=lambda m, v: m(v).square().mean() + m.weight.square().sum(), backend="eager")
+        fxperex.transform(model, (x, ),
+                          forward=lambda m, v: m(v).square().mean() + m.weight.square().sum(),
+                          backend="eager")

@@ -1,4 +1,6 @@
-"""What a captured graph does not hold is refused: Python state, draws outside torch, constants of the batch, hooks."""
+"""What a captured graph does not hold is refused: Python state, draws outside torch, constants of
+the batch, hooks.
+"""
 
 from __future__ import annotations
 
@@ -75,8 +77,12 @@ def _closure() -> Callable[[Tensor], Tensor]:
 
 # name: (words of the refusal, program)
 STATEFUL: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
-    "dict": ("COUNT", _dict), "helper": ("COUNT", lambda x: x * _helper()), "list": ("LIST", _list),
-    "object": ("SCHEDULE.steps", _object), "class": ("_Schedule.shared", _class), "global": ("STEPS", _global),
+    "dict": ("COUNT", _dict),
+    "helper": ("COUNT", lambda x: x * _helper()),
+    "list": ("LIST", _list),
+    "object": ("SCHEDULE.steps", _object),
+    "class": ("_Schedule.shared", _class),
+    "global": ("STEPS", _global),
     "closure": ("steps of an enclosing function", _closure()),
     "random": (r"Python's random.*torch\.rand", lambda x: x * random.random()),
     "layer drop": ("Python's random", lambda x: x.sin() if random.random() < 0.5 else x),
@@ -99,7 +105,8 @@ def test_what_forward_changes_is_refused_by_name(name: str) -> None:
     states = random.getstate(), repr(np.random.get_state()), repr(GENERATOR.bit_generator.state)
     with pytest.raises(CaptureError, match=words):
         _proved(program)
-    assert states == (random.getstate(), repr(np.random.get_state()), repr(GENERATOR.bit_generator.state))
+    assert states == (random.getstate(), repr(np.random.get_state()),
+                      repr(GENERATOR.bit_generator.state))
 
 
 def test_counters_are_put_back() -> None:
@@ -129,8 +136,10 @@ def test_a_module_that_counts_in_a_dict_is_refused_and_a_cache_of_tensors_is_not
     _proved(torch.sin, Counts(cached=True))
 
 
-@pytest.mark.parametrize("program", [lambda x: x * torch.tensor(float(len(x))), lambda x: x * x.new_tensor([len(x)])])
-def test_a_constant_that_holds_the_batch_size_is_refused(program: Callable[[Tensor], Tensor]) -> None:
+@pytest.mark.parametrize(
+    "program", [lambda x: x * torch.tensor(float(len(x))), lambda x: x * x.new_tensor([len(x)])])
+def test_a_constant_that_holds_the_batch_size_is_refused(
+        program: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(CaptureError, match=r"test_unwatched.py.*torch.tensor\(3.0\)"):
         _proved(program)
     _proved(lambda x: x * torch.tensor(3.0))
@@ -142,17 +151,20 @@ def _hooked(x: Tensor) -> Tensor:
 
 
 def test_a_hook_on_a_tensor_is_refused_at_its_line() -> None:
-    with pytest.raises(CoverageError, match=r"register_hook at .*test_unwatched.py.*x.register_hook"):
+    with pytest.raises(CoverageError, match=r"register_hook at "
+                                            r".*test_unwatched.py.*x.register_hook"):
         _proved(_hooked)
 
 
 @pytest.mark.parametrize("kind", ["full backward", "full backward pre", "parameter", "accumulated"])
 def test_a_hook_on_a_module_or_parameter_is_refused_by_name(kind: str) -> None:
     model = nn.Sequential(nn.Linear(3, 2))
-    {"full backward": lambda: model[0].register_full_backward_hook(lambda *_: None),
-     "full backward pre": lambda: model[0].register_full_backward_pre_hook(lambda *_: None),
-     "parameter": lambda: model[0].weight.register_hook(lambda g: g),
-     "accumulated": lambda: model[0].weight.register_post_accumulate_grad_hook(lambda p: None)}[kind]()
+    {
+        "full backward": lambda: model[0].register_full_backward_hook(lambda *_: None),
+        "full backward pre": lambda: model[0].register_full_backward_pre_hook(lambda *_: None),
+        "parameter": lambda: model[0].weight.register_hook(lambda g: g),
+        "accumulated": lambda: model[0].weight.register_post_accumulate_grad_hook(lambda p: None)
+    }[kind]()
     with pytest.raises(CoverageError, match=r"'0'|'0\.weight'"):
         _proved(torch.sin, model)
 
@@ -178,9 +190,12 @@ def test_the_ways_out_of_state_and_draws_are_accepted() -> None:
     _proved(lambda h: torch.where(torch.rand(len(h), 1) < 0.5, h.sin(), h), Warm())
 
 
-@pytest.mark.parametrize("divide", [lambda s, n: s / (n + 1), lambda s, n: s / (n - 1), lambda s, n: s * (n - 1),
-                                    lambda s, n: s / (n * n)])
-def test_a_sum_over_another_number_than_the_batch_is_no_mean(divide: Callable[[Tensor, int], Tensor]) -> None:
+@pytest.mark.parametrize("divide", [
+    lambda s, n: s / (n + 1), lambda s, n: s / (n - 1), lambda s, n: s * (n - 1), lambda s, n: s /
+    (n * n)
+])
+def test_a_sum_over_another_number_than_the_batch_is_no_mean(
+        divide: Callable[[Tensor, int], Tensor]) -> None:
     import fxperex
 
     with pytest.raises(FxperexError, match="batch size"):

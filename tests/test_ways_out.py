@@ -1,6 +1,8 @@
-"""Every refusal of a capture names its cause at the user's line and a way out; the way out is taken here, and is right.
+"""Every refusal of a capture names its cause at the user's line and a way out; the way out is taken
+here, and is right.
 
-Nothing is printed or logged meanwhile: torch shows partial graphs and tracebacks of its own before the line that helps.
+Nothing is printed or logged meanwhile: torch shows partial graphs and tracebacks of its own before
+the line that helps.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class Way:
 
 
 def _batch() -> tuple[Tensor, Tensor]:
-    """`x [B, T, 6]` and labels `y [B, T]`, of which -1 does not count; every row has one that does."""
+    """`x [B, T, 6]` and labels `y [B, T]`, of which -1 does not count; every row has one that
+    does.
+    """
     x, y = torch.randn(B, T, 6).double(), torch.randint(-1, 3, (B, T))
     y[:, 0] = 1
     return x, y
@@ -74,11 +78,13 @@ def _penalty(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _along(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return torch.func.jvp(lambda z: m(z).tanh(), (x,), (torch.ones_like(x),))[1].square().sum((1, 2))
+    return torch.func.jvp(lambda z: m(z).tanh(), (x, ), (torch.ones_like(x), ))[1].square().sum(
+        (1, 2))
 
 
 def _packed(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    rows = nn.utils.rnn.pack_padded_sequence(x, (y >= 0).sum(1), batch_first=True, enforce_sorted=False)
+    rows = nn.utils.rnn.pack_padded_sequence(x, (y >= 0).sum(1), batch_first=True,
+                                             enforce_sorted=False)
     return m(rows)[1][0].square().sum(1)
 
 
@@ -96,38 +102,51 @@ def _attended(attend: Callable[..., Tensor]) -> Forward:
 
 
 WAYS: dict[str, Way] = {
-    "ragged selection": Way(lambda m, x, y: F.cross_entropy(m(x)[y >= 0], y[y >= 0]), "how many entries.*sum", _masked),
-    "number of distinct": Way(lambda m, x, y: m(x).sum((1, 2)) / len(y.unique()), "how many entries it gives depends", None),
-    "branch": Way(lambda m, x, y: m(x if x.sum() > 0 else -x).square().sum((1, 2)), r"torch\.where\(condition, a, b\)",
-                  lambda m, x, y: m(torch.where(x.sum((1, 2), True) > 0, x, -x)).square().sum((1, 2))),
-    "check of values": Way(_checked, "check of values.*taken out", lambda m, x, y: m(x).square().sum((1, 2))),
+    "ragged selection": Way(lambda m, x, y: F.cross_entropy(m(x)[y >= 0], y[y >= 0]),
+                            "how many entries.*sum", _masked),
+    "number of distinct": Way(lambda m, x, y: m(x).sum((1, 2)) / len(y.unique()),
+                              "how many entries it gives depends", None),
+    "branch": Way(
+        lambda m, x, y: m(x if x.sum() > 0 else -x).square().sum(
+            (1, 2)), r"torch\.where\(condition, a, b\)",
+        lambda m, x, y: m(torch.where(x.sum((1, 2), True) > 0, x, -x)).square().sum((1, 2))),
+    "check of values": Way(_checked, "check of values.*taken out",
+                           lambda m, x, y: m(x).square().sum((1, 2))),
     "distribution": Way(_normal(None), "validate_args=False", _normal(False)),
-    "gaussian nll": Way(lambda m, x, y: F.gaussian_nll_loss(m(x)[..., 0], y.to(x.dtype), m(x)[..., 1].exp()),
-                        r"0\.5 \* \(var\.log", _own_nll),
+    "gaussian nll": Way(
+        lambda m, x, y: F.gaussian_nll_loss(m(x)[..., 0], y.to(x.dtype),
+                                            m(x)[..., 1].exp()), r"0\.5 \* \(var\.log", _own_nll),
     "gradient penalty": Way(_penalty, r"torch\.func\.jvp", _along),
-    "data": Way(lambda m, x, y: (m(x) * m.weight.data.sum()).sum((1, 2)), r"for \.data write \.detach",
-                lambda m, x, y: (m(x) * m.weight.detach().sum()).sum((1, 2))),
-    "packed": Way(_packed, r"o\[torch\.arange\(len\(o\)\), n - 1\]", _padded, lambda: nn.GRU(6, 3, batch_first=True)),
+    "data": Way(lambda m, x, y: (m(x) * m.weight.data.sum()).sum((1, 2)), r"for \.data write "
+                r"\.detach", lambda m, x, y: (m(x) * m.weight.detach().sum()).sum((1, 2))),
+    "packed": Way(_packed, r"o\[torch\.arange\(len\(o\)\), n "
+                  r"- 1\]", _padded, lambda: nn.GRU(6, 3, batch_first=True)),
     "flex attention": Way(_attended(flex_attention), "scaled_dot_product_attention",
                           _attended(F.scaled_dot_product_attention), lambda: nn.Linear(6, 16)),
-    "nested": Way(lambda m, x, y: m(torch.nested.nested_tensor(list(x), layout=torch.jagged)).to_padded_tensor(0).sum((1, 2)),
-                  "Pad the examples to one length", _masked),
-    "numpy": Way(lambda m, x, y: (m(x) * torch.from_numpy(y.numpy())[..., None]).sum((1, 2)), "hand the array in",
-                 lambda m, x, y: (m(x) * y[..., None]).sum((1, 2))),
+    "nested": Way(
+        lambda m, x, y: m(torch.nested.nested_tensor(list(x), layout=torch.jagged)).
+        to_padded_tensor(0).sum((1, 2)), "Pad the examples to one length", _masked),
+    "numpy": Way(lambda m, x, y: (m(x) * torch.from_numpy(y.numpy())[..., None]).sum((1, 2)),
+                 "hand the array in", lambda m, x, y: (m(x) * y[..., None]).sum((1, 2))),
     "item": Way(lambda m, x, y: m(x).sum((1, 2)) * y.float().mean().item(), "Keep it a tensor",
                 lambda m, x, y: m(x).sum((1, 2)) * y.to(x.dtype).mean(1)),
-    "hard-coded size": Way(lambda m, x, y: m(x.view(B, -1, 6)).square().sum((1, 2)), r"hard-code its batch size.*x\.view\(len",
+    "hard-coded size": Way(lambda m, x, y: m(x.view(B, -1, 6)).square().sum(
+        (1, 2)), r"hard-code its batch size.*x\.view\(len",
                            lambda m, x, y: m(x.view(len(x), -1, 6)).square().sum((1, 2))),
-    "a script": Way(lambda m, x, y: m(x).square().sum((1, 2)), "scripted or traced from",
-                    None, lambda: torch.jit.trace(nn.Linear(6, 3).double(), torch.randn(2, 6).double())),
-    "shapes that do not fit": Way(lambda m, x, y: m(x[..., :5]).square().sum((1, 2)), "RuntimeError.*reduction dim", None),
+    "a script": Way(lambda m, x, y: m(x).square().sum((1, 2)), "scripted or traced from", None,
+                    lambda: torch.jit.trace(nn.Linear(6, 3).double(),
+                                            torch.randn(2, 6).double())),
+    "shapes that do "
+    "not fit": Way(lambda m, x, y: m(x[..., :5]).square().sum((1, 2)),
+                   "RuntimeError.*reduction dim", None),
 }
 SIZED = {"hard-coded size"}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("name", WAYS)
-def test_is_refused_in_silence_and_the_way_out_is_right(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_is_refused_in_silence_and_the_way_out_is_right(name: str,
+                                                        capfd: pytest.CaptureFixture[str]) -> None:
     way, batch = WAYS[name], _batch()
     model = way.model().double()
     with pytest.raises(CaptureError, match=way.words) as caught:
@@ -140,8 +159,12 @@ def test_is_refused_in_silence_and_the_way_out_is_right(name: str, capfd: pytest
         assert error(result.norms, clipped(loop(model, way.instead, batch), 1.0)[1]) <= 1e-9
 
 
-def test_silence_ends_with_the_capture_and_is_torchs_alone(capfd: pytest.CaptureFixture[str]) -> None:
-    loggers = [logging.getLogger(n) for n in ("torch", "torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")]
+def test_silence_ends_with_the_capture_and_is_torchs_alone(
+        capfd: pytest.CaptureFixture[str]) -> None:
+    loggers = [
+        logging.getLogger(n)
+        for n in ("torch", "torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+    ]
     levels = [x.level for x in loggers]
 
     def forward(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""Traps that must be refused: programs that a peer accepts although examples meet, or data is kept without noise."""
+"""Traps that must be refused: programs that a peer accepts although examples meet, or data is kept
+without noise.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ Batch = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Refused:
-    """`seen`: where; `make() -> (model, batch)`; the error's class and words of its message; `options` of transform."""
+    """`seen`: where; `make() -> (model, batch)`; the error's class and words of its message;
+    `options` of transform.
+    """
 
     seen: str
     make: Callable[[], tuple[nn.Module, Batch]]
@@ -33,7 +37,8 @@ def _layer(program: Callable[[Tensor], Tensor]) -> Callable[[], tuple[nn.Module,
 
 
 def _module(make: Callable[[], nn.Module], *shape: int) -> Callable[[], tuple[nn.Module, Batch]]:
-    return lambda: (nn.Sequential(nn.Linear(shape[-1], shape[-1]), make()), (torch.randn(B, *shape),))
+    return lambda: (nn.Sequential(nn.Linear(shape[-1], shape[-1]), make()),
+                    (torch.randn(B, *shape), ))
 
 
 def _table(**options: object) -> Callable[[], tuple[nn.Module, Batch]]:
@@ -73,42 +78,71 @@ def _ranges() -> nn.Module:
 
 
 REFUSED: dict[str, Refused] = {
-    "the batch's mean taken off": Refused("Opacus' validator: 0 errors", _layer(lambda x: x - x.mean(0)),
-                                          BatchMixingError, "mean"),
-    "batch norm as a function": Refused("Opacus' validator passes it, error 2", _layer(
-        lambda x: F.batch_norm(x, None, None, training=True)), BatchMixingError, "GroupNorm"),
-    "batch norm without parameters": Refused("the same", _module(lambda: nn.BatchNorm1d(D, affine=False), D), BatchMixingError,
-                                             "GroupNorm"),
-    "batch norm, frozen": Refused("Opacus: its statistics change, without noise", _module(
-        lambda: nn.BatchNorm1d(D).requires_grad_(False), D), BatchMixingError, "eval"),
-    "instance norm with running statistics": Refused("Opacus accepts it", _module(
-        lambda: nn.InstanceNorm1d(3, track_running_stats=True), 3, D), FxperexError, "running"),
-    "an observer of ranges": Refused("the same class: quantisation-aware training", _module(_ranges, D), FxperexError,
-                                     "batch|captured|reduces"),
-    "maximum over the batch": Refused("Opacus: error 1.6e12, validator silent", _layer(lambda x: x - x.max(0)[0]),
-                                      BatchMixingError, "max"),
-    "softmax over the batch": Refused("the same", _layer(lambda x: x.softmax(0)), BatchMixingError, "softmax"),
-    "sort over the batch": Refused("the same", _layer(lambda x: x.sort(0)[0]), BatchMixingError, "sort"),
-    "running sum over the batch": Refused("the same", _layer(lambda x: x.cumsum(0)), BatchMixingError, "cumsum"),
-    "rolled batch": Refused("the same", _layer(lambda x: x + x.roll(1, 0)), BatchMixingError, "roll"),
-    "batch joined to itself": Refused("the same", _layer(lambda x: torch.cat([x, x.flip(0)])), BatchMixingError, "flip|cat"),
-    "batch axis split": Refused("the same", _layer(lambda x: x.view(2, -1).cumsum(1)), FxperexError, "view|reshap"),
-    "experts with a capacity": Refused("vmap makes it another model, silently", _layer(_experts), BatchMixingError, "topk"),
-    "load balance loss": Refused("the same", _layer(lambda x: x * x.softmax(1).mean(0)), BatchMixingError, "mean"),
-    "contrastive loss": Refused("cross-example losses", _layer(_contrast), BatchMixingError, "matmul|arange|add up|pair"),
-    "triplets within the batch": Refused("the same", _layer(lambda x: F.triplet_margin_loss(
-        x, x.roll(1, 0), x.roll(2, 0), reduction="none")), BatchMixingError, "roll"),
+    "the batch's mean "
+    "taken off": Refused("Opacus' validator: 0 errors", _layer(lambda x: x - x.mean(0)),
+                         BatchMixingError, "mean"),
+    "batch norm as a function": Refused(
+        "Opacus' validator passes it, error 2",
+        _layer(lambda x: F.batch_norm(x, None, None, training=True)), BatchMixingError,
+        "GroupNorm"),
+    "batch norm without "
+    "parameters": Refused("the same", _module(lambda: nn.BatchNorm1d(D, affine=False), D),
+                          BatchMixingError, "GroupNorm"),
+    "batch norm, frozen": Refused("Opacus: its statistics change, without noise",
+                                  _module(lambda: nn.BatchNorm1d(D).requires_grad_(False), D),
+                                  BatchMixingError, "eval"),
+    "instance norm with running statistics": Refused(
+        "Opacus accepts it", _module(lambda: nn.InstanceNorm1d(3, track_running_stats=True), 3, D),
+        FxperexError, "running"),
+    "an observer of "
+    "ranges": Refused("the same class: quantisation-aware "
+                      "training", _module(_ranges, D), FxperexError, "batch|captured|reduces"),
+    "maximum over the "
+    "batch": Refused("Opacus: error 1.6e12, validator silent", _layer(lambda x: x - x.max(0)[0]),
+                     BatchMixingError, "max"),
+    "softmax over the "
+    "batch": Refused("the same", _layer(lambda x: x.softmax(0)), BatchMixingError, "softmax"),
+    "sort over the "
+    "batch": Refused("the same", _layer(lambda x: x.sort(0)[0]), BatchMixingError, "sort"),
+    "running sum over the "
+    "batch": Refused("the same", _layer(lambda x: x.cumsum(0)), BatchMixingError, "cumsum"),
+    "rolled batch": Refused("the same", _layer(lambda x: x + x.roll(1, 0)), BatchMixingError,
+                            "roll"),
+    "batch joined to "
+    "itself": Refused("the same", _layer(lambda x: torch.cat([x, x.flip(0)])), BatchMixingError,
+                      "flip|cat"),
+    "batch axis split": Refused("the same", _layer(lambda x: x.view(2, -1).cumsum(1)), FxperexError,
+                                "view|reshap"),
+    "experts with a "
+    "capacity": Refused("vmap makes it another model, "
+                        "silently", _layer(_experts), BatchMixingError, "topk"),
+    "load balance loss": Refused("the same", _layer(lambda x: x * x.softmax(1).mean(0)),
+                                 BatchMixingError, "mean"),
+    "contrastive loss": Refused("cross-example "
+                                "losses", _layer(_contrast), BatchMixingError, "matmul|arange|add "
+                                "up|pair"),
+    "triplets within the batch": Refused(
+        "the same",
+        _layer(lambda x: F.triplet_margin_loss(x, x.roll(1, 0), x.roll(2, 0), reduction="none")),
+        BatchMixingError, "roll"),
     "dice over the batch": Refused("the same", _layer(_dice), BatchMixingError, "batch"),
-    "embedding scaled by frequency": Refused("Opacus: error 0.70", _table(scale_grad_by_freq=True), BatchMixingError,
-                                             "scale_grad_by_freq"),
-    "embedding renormalised": Refused("Opacus: looked-up rows rewritten without noise", _table(max_norm=0.1), MutationError,
-                                      "max_norm"),
+    "embedding scaled by "
+    "frequency": Refused("Opacus: error 0.70", _table(scale_grad_by_freq=True), BatchMixingError,
+                         "scale_grad_by_freq"),
+    "embedding renormalised": Refused("Opacus: looked-up rows rewritten without "
+                                      "noise", _table(max_norm=0.1), MutationError, "max_norm"),
     "sparse gradients": Refused("no peer clips them", _table(sparse=True), FxperexError, "sparse"),
-    "packed sequences": Refused("several examples in one row", lambda: (Call(_packed, nn.LSTM(D, 3, batch_first=True)), (
-        torch.randn(B, 3, D),)), FxperexError, "packed|captured|batch"),
-    "a branch on the data": Refused("Opacus accepts it silently", _layer(_branch), CaptureError, "traps_refused.py"),
-    "no bound": Refused("Opacus: epsilon 4.2 for C = inf", _layer(torch.tanh), ConfigError, "clip must be",
+    "packed sequences": Refused(
+        "several examples in "
+        "one row", lambda: (Call(_packed, nn.LSTM(D, 3, batch_first=True)),
+                            (torch.randn(B, 3, D), )), FxperexError, "packed|captured|batch"),
+    "a branch on the "
+    "data": Refused("Opacus accepts it "
+                    "silently", _layer(_branch), CaptureError, "traps_refused.py"),
+    "no bound": Refused("Opacus: epsilon 4.2 for C "
+                        "= inf", _layer(torch.tanh), ConfigError, "clip must be",
                         {"clip": float("inf")}),
-    "a bound of zero": Refused("Opacus: accepted, standard deviation 0", _layer(torch.tanh), ConfigError, "clip must be",
+    "a bound of zero": Refused("Opacus: accepted, standard "
+                               "deviation 0", _layer(torch.tanh), ConfigError, "clip must be",
                                {"clip": 0.0}),
 }

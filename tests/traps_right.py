@@ -1,4 +1,5 @@
-"""Traps that must come out right: models on which a peer released a wrong gradient, or one longer than the bound.
+"""Traps that must come out right: models on which a peer released a wrong gradient, or one longer
+than the bound.
 
 `mistake` is what the peer released, per example; a library that makes it fails the trap.
 """
@@ -22,7 +23,9 @@ CLIP = 0.6  # of the least norm among the examples: every one is clipped
 
 @dataclass(frozen=True)
 class Trap:
-    """`seen`: where; `make() -> (model, batch)`; `mistake(model, batch, truth, clip)`: the contributions released there."""
+    """`seen`: where; `make() -> (model, batch)`; `mistake(model, batch, truth, clip)`: the
+    contributions released there.
+    """
 
     seen: str
     make: Callable[[], tuple[nn.Module, Batch]]
@@ -48,8 +51,11 @@ def norms_of(grads: Grads) -> Tensor:
 
 
 def forgets(function: Callable[..., Tensor]) -> Callable[[nn.Module, Batch, Grads, float], Grads]:
-    """The true gradients, clipped by the norms of another program: one that leaves a use of the weight out."""
-    return lambda model, batch, truth, clip: scaled(truth, norms_of(_other(model, function, batch)), clip)
+    """The true gradients, clipped by the norms of another program: one that leaves a use of the
+    weight out.
+    """
+    return lambda model, batch, truth, clip: scaled(truth, norms_of(_other(model, function, batch)),
+                                                    clip)
 
 
 def replaces(function: Callable[..., Tensor]) -> Callable[[nn.Module, Batch, Grads, float], Grads]:
@@ -66,7 +72,10 @@ def _other(model: nn.Module, function: Callable[..., Tensor], batch: Batch) -> G
 
 
 def _on_first(model: nn.Module, batch: Batch, truth: Grads, clip: float) -> Grads:
-    whole = {n: torch.cat([g.sum(0, keepdim=True), torch.zeros_like(g[1:])]) for n, g in truth.items()}
+    whole = {
+        n: torch.cat([g.sum(0, keepdim=True), torch.zeros_like(g[1:])])
+        for n, g in truth.items()
+    }
     return scaled(whole, norms_of(whole), clip)
 
 
@@ -84,7 +93,11 @@ def _positions_apart(model: nn.Module, batch: Batch, truth: Grads, clip: float) 
 
 
 def _each_parameter(model: nn.Module, batch: Batch, truth: Grads, clip: float) -> Grads:
-    return {n: g for name, one in truth.items() for n, g in scaled({name: one}, norms_of({name: one}), clip).items()}
+    return {
+        n: g
+        for name, one in truth.items()
+        for n, g in scaled({name: one}, norms_of({name: one}), clip).items()
+    }
 
 
 def _without(name: str) -> Callable[[nn.Module, Batch, Grads, float], Grads]:
@@ -113,7 +126,8 @@ def _padded(mode: str) -> tuple[nn.Module, Batch]:
 
 
 def _bag(**options: object) -> tuple[nn.Module, Batch]:
-    return Call(lambda m, ids: m(ids), nn.EmbeddingBag(7, 4, **options)), (IDS,)  # type: ignore[arg-type]
+    return Call(lambda m, ids: m(ids),
+                nn.EmbeddingBag(7, 4, **options)), (IDS, )  # type: ignore[arg-type]
 
 
 def _once(bag: nn.EmbeddingBag, ids: Tensor) -> Tensor:
@@ -127,52 +141,63 @@ X3 = (4, 3, 5)
 
 RIGHT: dict[str, Trap] = {
     "linear over four dimensions": Trap(
-        "Opacus ghost: takes 2 and 3; with 4 it reuses the last batch's norms",
-        lambda: (Call(lambda m, x: m(x), nn.Linear(5, 3)), (torch.randn(4, 2, 3, 5),)),
-        lambda m, b, truth, clip: scaled(truth, norms_of(truth).roll(1), clip)),
+        "Opacus ghost: takes 2 and 3; with 4 it reuses the last batch's norms", lambda:
+        (Call(lambda m, x: m(x), nn.Linear(5, 3)), (torch.randn(4, 2, 3, 5), )),
+        lambda m, b, truth, clip: scaled(truth,
+                                         norms_of(truth).roll(1), clip)),
     "weight used beside its module": Trap(
-        "Opacus hooks: x @ layer.weight, no error; ghost 5.90 C",
-        lambda: (Call(lambda m, x: m(x) + x @ m.weight.t(), nn.Linear(5, 3)), (torch.randn(*X3),)),
+        "Opacus hooks: x @ layer.weight, no error; ghost 5.90 C", lambda:
+        (Call(lambda m, x: m(x) + x @ m.weight.t(), nn.Linear(5, 3)), (torch.randn(*X3), )),
         forgets(lambda m, x: m(x) + x @ m.weight.detach().t())),
     "embedding tied by a function": Trap(
-        "Opacus ghost: F.linear(h, emb.weight), 1.46 C",
-        lambda: (Call(_embedded, nn.Embedding(7, 4)), (IDS,)),
+        "Opacus ghost: F.linear(h, emb.weight), 1.46 C", lambda:
+        (Call(_embedded, nn.Embedding(7, 4)), (IDS, )),
         forgets(lambda m, ids: F.linear(m(ids).tanh(), m.weight.detach()))),
     "embedding and linear of one parameter": Trap(
-        "FastDP, MixOpt and ghost: norm_sample overwritten, 2.20 C",
-        lambda: (Call(lambda m, ids: m.out(m.word(ids).tanh()), Tied()), (IDS,)),
+        "FastDP, MixOpt and ghost: norm_sample overwritten, 2.20 C", lambda:
+        (Call(lambda m, ids: m.out(m.word(ids).tanh()), Tied()), (IDS, )),
         forgets(lambda m, ids: m.out(F.embedding(ids, m.word.weight.detach()).tanh()))),
-    **{f"convolution, {mode} padding": Trap(
-        "Opacus hooks wrong by 0.3; ghost 2.08 C and 2.03 C", lambda mode=mode: _padded(mode),
-        replaces(lambda m, x: F.conv2d(x, m.weight, m.bias, padding=1))) for mode in ("circular", "reflect", "replicate")},
+    **{
+        f"convolution, {mode} padding": Trap(
+            "Opacus hooks wrong by 0.3; ghost 2.08 C and 2.03 C", lambda mode=mode: _padded(mode),
+            replaces(lambda m, x: F.conv2d(x, m.weight, m.bias, padding=1)))
+        for mode in ("circular", "reflect", "replicate")
+    },
     "grouped convolution": Trap(
-        "FastDP: gradient and norm wrong for groups",
-        lambda: (Call(lambda m, x: m(x), nn.Conv2d(4, 6, 3, groups=2)), (torch.randn(4, 4, 5, 4),)), _groups_added),
+        "FastDP: gradient and norm wrong for groups", lambda:
+        (Call(lambda m, x: m(x), nn.Conv2d(4, 6, 3, groups=2)),
+         (torch.randn(4, 4, 5, 4), )), _groups_added),
     "embedding with padding_idx": Trap(
-        "Opacus: error 1.16", lambda: (Call(lambda m, ids: m(ids), nn.Embedding(7, 4, padding_idx=2)), (IDS,)),
+        "Opacus: error "
+        "1.16", lambda: (Call(lambda m, ids: m(ids), nn.Embedding(7, 4, padding_idx=2)), (IDS, )),
         replaces(lambda m, ids: F.embedding(ids, m.weight))),
-    "bag with an id several times": Trap("Opacus: error 0.56", lambda: _bag(mode="sum"), replaces(_once)),
+    "bag with an id several "
+    "times": Trap("Opacus: error 0.56", lambda: _bag(mode="sum"), replaces(_once)),
     "bag of maxima": Trap("Opacus: error 1.0", lambda: _bag(mode="max"),
                           replaces(lambda m, ids: F.embedding_bag(ids, m.weight, mode="sum"))),
-    "bag with padding_idx": Trap("Opacus: error 0.56", lambda: _bag(mode="sum", padding_idx=2),
-                                 replaces(lambda m, ids: F.embedding_bag(ids, m.weight, mode="sum"))),
+    "bag with padding_idx": Trap(
+        "Opacus: error 0.56", lambda: _bag(mode="sum", padding_idx=2),
+        replaces(lambda m, ids: F.embedding_bag(ids, m.weight, mode="sum"))),
     "bias over positions": Trap(
-        "Opacus before PR 751, FlashNorm: vec(G)^T vec(G) for vec(G)^T 1",
-        lambda: (Call(lambda m, x: m(x), nn.Linear(5, 3)), (torch.randn(*X3),)), _positions_apart),
+        "Opacus before PR 751, FlashNorm: vec(G)^T vec(G) for vec(G)^T 1", lambda:
+        (Call(lambda m, x: m(x), nn.Linear(5, 3)), (torch.randn(*X3), )), _positions_apart),
     "a broadcast input": Trap(
-        "ExpandedWeights: position ids [1, T], all of it on example 0",
-        lambda: (Call(lambda m, x: x * m(torch.arange(3)[None]), nn.Embedding(3, 5)), (torch.randn(*X3),)), _on_first),
+        "ExpandedWeights: position ids [1, T], all of it on example 0", lambda:
+        (Call(lambda m, x: x * m(torch.arange(3)[None]), nn.Embedding(3, 5)),
+         (torch.randn(*X3), )), _on_first),
     "weight and bias clipped apart": Trap(
-        "FlashDP: sqrt(2) C", lambda: (Call(lambda m, x: m(x), nn.Linear(5, 3)), (torch.randn(*X3),)), _each_parameter),
+        "FlashDP: sqrt(2) C", lambda: (Call(lambda m, x: m(x), nn.Linear(5, 3)),
+                                       (torch.randn(*X3), )), _each_parameter),
     "a parameter of no known layer": Trap(
-        "FastDP: printed and left without a gradient",
-        lambda: (Call(lambda m, x: m(x), nn.Sequential(nn.Linear(5, 3), nn.PReLU(3))), (torch.randn(4, 5),)),
-        _without("module.1.weight")),
+        "FastDP: printed and left without a gradient", lambda:
+        (Call(lambda m, x: m(x), nn.Sequential(nn.Linear(5, 3), nn.PReLU(3))),
+         (torch.randn(4, 5), )), _without("module.1.weight")),
     "the bound that was asked for": Trap(
-        "Opacus PR 664: clipped at 1 whatever max_grad_norm", lambda: (nn.Sequential(nn.Linear(5, 3)), (torch.randn(4, 5),)),
+        "Opacus PR 664: clipped at 1 whatever "
+        "max_grad_norm", lambda: (nn.Sequential(nn.Linear(5, 3)), (torch.randn(4, 5), )),
         lambda m, b, truth, clip: scaled(truth, norms_of(truth), 3 * clip)),
     "a mean over the batch": Trap(
-        "Tramer et al. 2202.12219: a factor of the batch size",
-        lambda: (nn.Sequential(nn.Linear(5, 3)), (torch.randn(4, 5),)),
+        "Tramer et al. 2202.12219: a factor of the batch size", lambda:
+        (nn.Sequential(nn.Linear(5, 3)), (torch.randn(4, 5), )),
         lambda m, b, truth, clip: scaled(truth, 4 * norms_of(truth), clip), mean=True),
 }

@@ -36,7 +36,8 @@ def no_custom_backward(loss: Any) -> Any:
             continue
         visited.add(node)
         own = getattr(node, "_forward_cls", None) if isinstance(node, BackwardCFunction) else None
-        if own is not None and own.__module__ != "torch._library.autograd":  # a registered op takes its backward with it
+        # a registered op takes its backward with it
+        if own is not None and own.__module__ != "torch._library.autograd":
             raise CoverageError("the model uses the torch.autograd.Function "
                                 f"{own.__module__}.{own.__qualname__}, whose backward is Python "
                                 "that a captured graph does not hold: its gradients would be "
@@ -126,8 +127,8 @@ class NoHooks(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in {"register_hook", "register_post_accumulate_grad_hook"}:
             frames = [f for f in traceback.extract_stack() if is_users(f.filename)]
-            place = f' at {frames[-1].filename}:{frames[-1].lineno} "{frames[-1].line}"' if frames else ""
-            raise _hooked(f"forward calls {func.__name__}{place}")
+            lines = [f' at {f.filename}:{f.lineno} "{f.line}"' for f in frames[-1:]]
+            raise _hooked(f"forward calls {func.__name__}{''.join(lines)}")
         return func(*args, **(kwargs or {}))
 
 

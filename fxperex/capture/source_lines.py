@@ -94,4 +94,5 @@ def _traced(node: fx.Node) -> str:
         return ""
     place, code = own[-1]
     parts = place.split(", ")
-    return f'{parts[0].removeprefix("File ").strip(chr(34))}:{parts[1].removeprefix("line ")} "{code}"'
+    return (f'{parts[0].removeprefix("File ").strip(chr(34))}:{parts[1].removeprefix("line ")} '
+            f'"{code}"')

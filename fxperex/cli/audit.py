@@ -20,7 +20,8 @@ from fxperex.privacy.audit.one_run import dirac
 from fxperex.privacy.guarantee import versions
 from fxperex.report.explain import aligned
 
-HELP = "attack the guarantee itself: canaries in runs of the engine, epsilon's lower bound beside the claim"
+HELP = ("attack the guarantee itself: canaries in runs of the engine, epsilon's lower bound "
+        "beside the claim")
 HEAD = ("attack", "runs a side", "claimed epsilon", "at least", "bound", "verdict")
 ONE_RUN = "one run"
 

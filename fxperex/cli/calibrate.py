@@ -14,7 +14,8 @@ from fxperex.devices.profile_files import present, save
 from fxperex.errors import ConfigError
 
 WIDTH = max(map(len, KERNELS))
-DISTURBED = 0.6  # median of the kernels' errors: 0.15 on a machine at rest, 3 beside another program of two threads
+# median of the kernels' errors: 0.15 on a machine at rest, 3 beside another program of two threads
+DISTURBED = 0.6
 HELP = "measure this device's rates, in under two minutes, for the plans made on it"
 
 

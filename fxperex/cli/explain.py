@@ -9,7 +9,8 @@ from fxperex.planner.alternatives import explained
 from fxperex.report.draw import draw
 from fxperex.report.explain import full
 
-HELP = "print the plan of a model: sites, strategies, predicted time and memory, coverage of every parameter"
+HELP = ("print the plan of a model: sites, strategies, predicted time and memory, coverage of "
+        "every parameter")
 
 
 def options(parser: argparse.ArgumentParser) -> None:

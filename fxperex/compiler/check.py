@@ -23,7 +23,9 @@ from fxperex.compiler.out_of_memory import ended
 Step = Callable[..., Sequence[Any]]
 SLIGHT = 32.0  # units of rounding that no output needs an excuse for
 SAFETY = 8.0  # how much further than the perturbed runs' furthest an output may be
-TINY = 1e-10  # what a norm, and all else, may be off by in any case: shorter gradients may read as zero (`config`)
+# what a norm, and all else, may be off by in any case: shorter gradients may read as zero
+# (`config`)
+TINY = 1e-10
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Check:
         except Exception as error:  # compiled code fails in its own many ways
             if ended(error):
                 raise
-            return f"it raises {type(error).__name__} on {kind}, where the eager step does not: {error}", expected
+            return (f"it raises {type(error).__name__} on {kind}, which the eager step does not: "
+                    f"{error}"), expected
         finally:
             spoilt = [
                 i for i, (x, old) in enumerate(zip(inputs, before, strict=True))
@@ -87,7 +90,8 @@ class Check:
             return f"it has {len(found)} outputs, the eager step {len(want)}"
         for i, (a, b) in enumerate(zip(want, found, strict=True)):
             if a.shape != b.shape or a.dtype != b.dtype:
-                return f"{self._told(i)} is {b.dtype} {list(b.shape)} on {kind}, eagerly {a.dtype} {list(a.shape)}"
+                return (f"{self._told(i)} is {b.dtype} {list(b.shape)} on {kind}, eagerly "
+                        f"{a.dtype} {list(a.shape)}")
         far = [self._distance(i, a, b) for i, (a, b) in enumerate(zip(want, found, strict=True))]
         allowed = self._allowed_free(want)
         for draws in (range(0), range(DRAWS), range(DRAWS, DRAWS + MORE)):
@@ -178,7 +182,8 @@ class Check:
         node = outputs[i] if isinstance(outputs, tuple | list) else outputs
         name = self.names[i] if i < len(self.names) else f"output {i}"
         mark = _mark(node)
-        return f"{name} (node {node.name}{f', site {mark[0]}: {mark[1]} {mark[2]}' if mark else ''})"
+        return (
+            f"{name} (node {node.name}{f', site {mark[0]}: {mark[1]} {mark[2]}' if mark else ''})")
 
 
 def first_difference(check: Check, step: Step, tries: Iterable[tuple[str, list[Tensor]]]) -> str:
@@ -196,7 +201,8 @@ def first_difference(check: Check, step: Step, tries: Iterable[tuple[str, list[T
         ran += 1
         if text:
             return text
-    return "" if ran else "no rows are at hand that the eager step can run on, so it could not be compared"
+    return ("" if ran else "no rows are at hand that the eager step can run on, so it could not "
+                           "be compared")
 
 
 def _mark(node: fx.Node) -> Any:

@@ -18,7 +18,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fxperex.numerics.rounding import operands
 
-MOVED = 8.0  # units of rounding; a gate that rounding may open (ReLU, max) opens more often so, and its effect is seen
+# units of rounding; a gate that rounding may open (ReLU, max) opens more often so, and its effect
+# is seen
+MOVED = 8.0
 DRAWS, MORE = 2, 6  # perturbed runs; and before something is called wrong
 
 

@@ -38,7 +38,10 @@ def told(plan: Plan, peak: float, error: BaseException, device: torch.device | N
     the GPU it ran on, if any.
     """
     largest = max(plan.choices, key=lambda c: c.cost.held, default=None)
-    where = f", most of it for {largest.site.name} ({largest.strategy}: {_size(largest.cost.held)})" if largest else ""
+    where = ""
+    if largest:
+        held = f"{largest.strategy}: {_size(largest.cost.held)}"
+        where = f", most of it for {largest.site.name} ({held})"
     return (f"the step ran out of memory: {str(error).splitlines()[0]} The plan for {plan.rows} "
             f"rows expected a peak of {_size(peak)}{where}. Nothing was written to the model. "
             f"Transform again with memory=\"{_size(_budget(peak, device))}\", or with "
@@ -60,5 +63,6 @@ def _size(count: float) -> str:
 def ended(error: BaseException) -> bool:
     """True if `error` says that memory ran out."""
     # The CPU's allocator raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError | MemoryLimitError) or "can't allocate memory" in str(error) \
-        or "not enough memory" in str(error)
+    said = str(error)
+    return (isinstance(error, torch.OutOfMemoryError | MemoryLimitError)
+            or "can't allocate memory" in said or "not enough memory" in said)

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 Shape = tuple[int, ...]
 LIMIT = 6e8  # flop, or bytes, of the largest call of a whole grid
 LARGE = 2.5e9  # flop of the largest call of a grid of large ones
-DEEP = 2304  # positions up to which shapes of every kind are measured; beyond it some, of few channels
+# positions up to which shapes of every kind are measured; beyond it some, of few channels
+DEEP = 2304
 
 
 def float32_bytes(s: Shape) -> float:

@@ -21,7 +21,8 @@ from fxperex.memory.workspace import FRESH
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # `mallopt(3)`
 PIECE = 2**22  # bytes; reserved in pieces that glibc takes from the heap
 TRIES = 64
-GAPS = 1.5  # heap that so many bytes in use at once spread over; what is not reached is never touched
+# heap that so many bytes in use at once spread over; what is not reached is never touched
+GAPS = 1.5
 _asked: list[bool] = []  # what came of each call
 
 

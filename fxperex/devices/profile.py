@@ -18,7 +18,8 @@ from fxperex.registry import Cost, Work
 
 VERSION = 9
 WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a number
-UNMEASURED = 1.0  # relative error of figures that nobody measured: kernels reach half of a data sheet's peak, or less
+# relative error of figures that nobody measured: kernels reach half of a data sheet's peak, or less
+UNMEASURED = 1.0
 Samples = Mapping[str, Mapping[str, tuple[tuple[tuple[int, ...], float], ...]]]
 
 

@@ -106,7 +106,8 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda" and torch.cuda.is_available():
         kind = torch.cuda.get_device_name(device)
     else:
-        kind = f"{platform.machine()}-{torch.get_num_threads()}t" if device.type == "cpu" else "absent"
+        host = f"{platform.machine()}-{torch.get_num_threads()}t"
+        kind = host if device.type == "cpu" else "absent"
     return f"{device.type}-{kind}-torch{torch.__version__}-v{VERSION}".replace(" ", "_").replace(
         "/", "_")
 

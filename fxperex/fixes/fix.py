@@ -24,7 +24,8 @@ from torch.utils import _pytree as pytree
 from fxperex.errors import ConfigError, CoverageError
 from fxperex.fixes.replacements import after_the_norm, same_outputs
 
-GROUPS, LEAST = 32, 4  # at most so many groups, of at least so many channels: a group of one pixel has no variance
+# at most so many groups, of at least so many channels: a group of one pixel has no variance
+GROUPS, LEAST = 32, 4
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -115,7 +116,8 @@ def _group_norm(module: nn.Module, name: str, changes: list[Change]) -> nn.Modul
         raise _refused(module, name, "a BatchNorm over dimension 1, followed by the modules that "
                                      "it holds")
     norm = nn.GroupNorm(groups(module.num_features), module.num_features, module.eps, module.affine)
-    if module.affine:  # the very parameters, so that what they are tied to and whether they train stays so
+    # the very parameters, so that what they are tied to and whether they train stays so
+    if module.affine:
         norm.weight, norm.bias = module.weight, module.bias
     norm.train(module.training)
     after: nn.Module = norm

@@ -8,15 +8,15 @@ fxperex`.
 
 | op | returns | kernel |
 |---|---|---|
-| `linear_sq_norm`, `linear_gradients` | `sum |g_b^T a_b|^2` (on a CPU in cache-sized pieces), or stored | `gpu/linear.py` |
-| `conv_sq_norm`, `conv_gradients` | the same of a convolution, no im2col in memory | `gpu/conv.py`, `gpu/depthwise.py` |
+| `linear_sq_norm`, `linear_gradients` | `sum |g_b^T a_b|^2`, or stored | `gpu/linear.py` |
+| `conv_sq_norm`, `conv_gradients` | the same, no im2col | `gpu/conv.py`, `gpu/depthwise.py` |
 | `gram_sq_norm` | `<a_b a_b^T, g_b g_b^T>`, no T x T in memory | `gpu/gram.py` |
 | `embedding_sq_norm` | norms by sorted tokens, not T^2 | `gpu/embedding.py` |
 | `affine_gradients` | scale and shift of a normalisation, one pass | `gpu/affine.py` |
 | `weighted_sum` | `sum_b f_b grad_b`, one read, on a CPU too | `gpu/weighted.py` |
 | `product` | `g^T a` of scaled factors | none: looks for invalid examples once, on a CPU |
 | `chacha20` | the RFC 8439 key stream, for noise drawn on the device | `gpu/chacha.py` |
-| `patches`, `products_of_patches` | a convolution's patches, or their products in pieces | none: one strided copy everywhere |
+| `patches`, `products_of_patches` | a convolution's, or their products | none: a strided copy |
 """
 
 import torch

@@ -15,7 +15,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 OLDEST = (8, 0)  # compute capability: bfloat16, TF32 and asynchronous copies
-SMALL = 2**16  # bytes below which plain operations take no longer than an operation of this library takes to call
+# bytes below which plain operations take no longer than an operation of this library takes to call
+SMALL = 2**16
 ANY_STRIDES = (torch.Tag.flexible_layout,
                )  # of operations whose kernels read any: Inductor need not copy for them
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -13,7 +13,9 @@ from torch import Tensor
 from fxperex.kernels.device import ANY_STRIDES, runs
 from fxperex.numerics.norms import sq_norm
 
-STREAMED = 2**24  # bytes of gradients formed at a time where there is no kernel: a cache holds them until their norm is taken
+# bytes of gradients formed at a time where there is no kernel: a cache holds them until their norm
+# is taken
+STREAMED = 2**24
 
 
 @torch.library.custom_op("fxperex::linear_sq_norm", mutates_args=(), tags=ANY_STRIDES)

@@ -15,7 +15,17 @@ from torch import Tensor, fx
 from fxperex import kernels
 from fxperex.layers.joined import inner
 from fxperex.layers.shapes import clean, packet, scaled
-from fxperex.layers.windows import Geometry, by_channels, channels_last, geometry, gram, live, padded, unfold, whole_kernel
+from fxperex.layers.windows import (
+    Geometry,
+    by_channels,
+    channels_last,
+    geometry,
+    gram,
+    live,
+    padded,
+    unfold,
+    whole_kernel,
+)
 from fxperex.registry import BatchAxis, Dims, Uses, layer_kind
 
 # Up to this many positions an image is mostly padding to a convolution; a product over patches does

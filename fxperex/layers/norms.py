@@ -22,7 +22,8 @@ PLACES: dict[str, tuple[int, int | None]] = {
 }
 
 
-FEW = 8  # positions below which group norm's own backward, a loop over channels, is slower than products
+# positions below which group norm's own backward, a loop over channels, is slower than products
+FEW = 8
 
 
 @layer_kind("norm")

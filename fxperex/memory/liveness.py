@@ -19,7 +19,8 @@ from fxperex.memory.workspace import workspace
 # Sites whose norms run inside the backward -> (bytes of that step's peak, the site that sets it or
 # "").
 Trial = Callable[[list[str]], tuple[float, str]]
-SMALLEST_GROUP = 1 / 8  # of all sites: a smaller group that would raise the peak is not split further
+# of all sites: a smaller group that would raise the peak is not split further
+SMALLEST_GROUP = 1 / 8
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,12 @@ from torch import Tensor, fx
 
 from fxperex.layers.shapes import packet
 
-FRESH = 2**25 - 2**12  # bytes from which an allocator maps untouched memory every time: glibc's largest threshold, a page less
+# bytes from which an allocator maps untouched memory every time: glibc's largest threshold, a page
+# less
+FRESH = 2**25 - 2**12
 BLOCK = 16  # channels of a block; an input with fewer is read as it is
-ALONE = 512  # positions for one thread, below which every thread gets patches and partial results of its own
+# positions for one thread, below which every thread gets patches and partial results of its own
+ALONE = 512
 
 
 def workspace(node: fx.Node) -> float:

@@ -29,7 +29,8 @@ def sq_norm(x: Tensor) -> Tensor:
     if size == 0:
         return torch.zeros(rows, dtype=torch.float64, device=x.device)
     flat = permuted(x, memory_order(x)).reshape(rows, size)
-    if x.device.type == "cpu" and x.dtype == torch.float32 and x.nbytes >= LARGE and size >= BLOCK * LANES:
+    on_host = x.device.type == "cpu" and x.dtype == torch.float32
+    if on_host and x.nbytes >= LARGE and size >= BLOCK * LANES:
         return long_blocks(flat)
     block = _divisor(size)
     return _blocks(flat, block) if block >= min(size, BLOCK // 2) else _whole_blocks(flat, BLOCK)

@@ -75,7 +75,8 @@ def naive(site: Site, profile: Profile) -> Choice:
 def _reason(candidate: Any, site: Site) -> str | None:
     reason = candidate.illegal(site)
     if reason is None and not site.direct_norm and not candidate.stores:
-        return "the parameter has several uses (or a pull-back that changes norms): its gradients must be added first"
+        return ("the parameter has several uses (or a pull-back that changes norms): its "
+                "gradients must be added first")
     return reason
 
 

@@ -133,8 +133,9 @@ class Pools:
             while todo:
                 for b in todo.pop().reads:
                     source = self.maker.get(b)
-                    if source and source.name in pool and source.name not in unit and self.program.last.get(
-                            b, FORWARD) < late:
+                    if source is None or source.name not in pool or source.name in unit:
+                        continue
+                    if self.program.last.get(b, FORWARD) < late:
                         unit.add(source.name)
                         todo.append(source)
             yield sum(step.makes.values()), frozenset(unit)

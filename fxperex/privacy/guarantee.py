@@ -29,8 +29,10 @@ RESTS_ON = (
     "errors are not private",
     "no other engine spent on the same rows: what several spend adds up",
 )
-ROWS = "one row of the data set is one unit: a unit of several rows is not bounded (fxperex.privacy.Units bounds it)"
-UNITS = "one unit is all rows under one id, and the ids are right: {count} units, of each at most {most} rows take part"
+ROWS = ("one row of the data set is one unit: a unit of several rows is not bounded "
+        "(fxperex.privacy.Units bounds it)")
+UNITS = ("one unit is all rows under one id, and the ids are right: {count} units, of each at "
+         "most {most} rows take part")
 CUT = ("no records were cut off the ledger's end: a cut before the last checkpoint, which was at "
        "step {step}, is noticed; a later one only by a counter kept elsewhere (counter=)")
 LEFT_OUT = ("rows that the step raised for were left out of {count} steps: the parameters are as "
@@ -44,11 +46,13 @@ NOT_COVERED = (
 SUMS = ("rounding of the sum itself: each example adds at most the bound, but floating-point "
         "addition is not associative, so one example can move how the others' sum is rounded "
         "(arXiv 2207.10635)")
-FLOATING_POINT = "floating-point attacks on the noise (Mironov 2012): the noise is float64 on no grid; noise=\"discrete\" has one"
+FLOATING_POINT = ("floating-point attacks on the noise (Mironov 2012): the noise is float64 on no "
+                  "grid; noise=\"discrete\" has one")
 COINS = ("a machine whose exp() is wrong by more than a relative 2^-41: the discrete noise is "
          "exactly the discrete Gaussian with any better one")
 FAST = "an attacker who predicts Philox, which is not cryptographic"
-SEEDED = "anyone who knows or guesses the seed: the noise can be subtracted. This run is for science only"
+SEEDED = ("anyone who knows or guesses the seed: the noise can be subtracted. This run is for "
+          "science only")
 
 
 @dataclass(frozen=True)

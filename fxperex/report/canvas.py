@@ -86,12 +86,12 @@ def svg(canvas: Canvas) -> str:
 def _svg(s: Rect | Text | Arrow) -> str:
     if isinstance(s, Rect):
         title = f"<title>{escape(s.title)}</title>" if s.title else ""
-        return f'<rect x="{s.x:.1f}" y="{s.y:.1f}" width="{s.w:.1f}" height="{s.h:.1f}" rx="3" fill="{s.fill}" ' \
-               f'stroke="{s.stroke}">{title}</rect>'
+        return (f'<rect x="{s.x:.1f}" y="{s.y:.1f}" width="{s.w:.1f}" height="{s.h:.1f}" rx="3" '
+                f'fill="{s.fill}" stroke="{s.stroke}">{title}</rect>')
     if isinstance(s, Text):
         weight = ' font-weight="bold"' if s.bold else ""
-        return f'<text x="{s.x:.1f}" y="{s.y:.1f}" font-size="{s.size:g}" text-anchor="{s.anchor}" fill="{s.color}"{weight}>' \
-               f"{escape(s.text)}</text>"
+        return (f'<text x="{s.x:.1f}" y="{s.y:.1f}" font-size="{s.size:g}" '
+                f'text-anchor="{s.anchor}" fill="{s.color}"{weight}>{escape(s.text)}</text>')
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in s.points)
     return f'<polyline points="{points}" fill="none" stroke="{s.color}" marker-end="url(#tip)"/>'
 

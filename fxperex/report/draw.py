@@ -23,7 +23,8 @@ from fxperex.report.html import page, plan_html
 from fxperex.report.lanes import Lane, lanes
 
 TOP, HEIGHT, GAP = 128.0, 34.0, 12.0  # of the lanes
-LEFT, CAPTURED, PASS, NORMS, SUMS = 34.0, 330.0, 64.0, 460.0, 270.0  # widths of the columns, from left to right
+# widths of the columns, from left to right
+LEFT, CAPTURED, PASS, NORMS, SUMS = 34.0, 330.0, 64.0, 460.0, 270.0
 TABLE = 20  # rows of the side table
 SUFFIXES = (".svg", ".png", ".html")
 
@@ -104,11 +105,13 @@ def _heading(canvas: Canvas, plan: Plan, title: str, captured: fx.Graph, step: f
     x = LEFT
     for name in dict.fromkeys(c.strategy for c in sorted(plan.choices, key=lambda c: -c.seconds)):
         chosen = [c for c in plan.choices if c.strategy == name]
-        summary = f"{name}: {len(chosen)} sites, {1e3 * plan.turns * sum(c.seconds for c in chosen):.2f} ms"
+        summary = (f"{name}: {len(chosen)} sites, "
+                   f"{1e3 * plan.turns * sum(c.seconds for c in chosen):.2f} ms")
         canvas.add(Rect(x, 73, 12, 12, color(name)), Text(x + 18, 83, summary, 11))
         x += 18 + length(summary, 11) + 24
     nodes = sum(n.op == "call_function" for n in captured.nodes)
-    counted = f", {sum(n.op == 'call_function' for n in step.nodes)} nodes" if step is not None else ""
+    counted = (f", {sum(n.op == 'call_function' for n in step.nodes)} "
+               "nodes" if step is not None else "")
     for x, summary in ((LEFT, f"captured graph, {nodes} "
                               "nodes"), (at.forward, f"step graph{counted}"),
                     (at.norms + 60, "norms, wide as the root of their "

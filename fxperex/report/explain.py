@@ -67,12 +67,15 @@ def why_not(choice: Choice) -> str:
     slower = 1e3 * (choice.times[name] - choice.seconds)
     difference = f"{name} {slower:+.3f} ms"
     more = choice.costs[name].held - choice.cost.held
-    return difference if slower > 0 else f"{difference}, holds {size(more)} more" if more > 0 else f"{difference}, not asked for"
+    if slower > 0:
+        return difference
+    return f"{difference}, " + (f"holds {size(more)} more" if more > 0 else "not asked for")
 
 
 def totals(plan: Plan) -> list[str]:
     """Returns the lines on time and memory of the whole plan."""
-    how = f"{plan.rows} rows, one example at a time (naive)" if plan.whole == "naive" else f"{plan.rows} rows per compiled step"
+    naive = plan.whole == "naive"
+    how = f"{plan.rows} rows{', one example at a time (naive)' if naive else ' per compiled step'}"
     sites = f"sites {1e3 * plan.seconds:.2f} ms"
     if plan.frame_seconds is None:
         lines = [f"total {sites} predicted beside forward and backward, {size(plan.held)} held; "

@@ -8,14 +8,26 @@ from html import escape
 from fxperex.plan.plan import Plan
 from fxperex.planner.alternatives import Alternative
 from fxperex.report.colors import color
-from fxperex.report.explain import ALTERNATIVE, HEAD, MODULE, PARAMETER, RIGHT, alternative_row, parameter_rows, row, totals
+from fxperex.report.explain import (
+    ALTERNATIVE,
+    HEAD,
+    MODULE,
+    PARAMETER,
+    RIGHT,
+    alternative_row,
+    parameter_rows,
+    row,
+    totals,
+)
 
 STYLE = """<style>
 .fxperex { font: 13px/1.4 system-ui, sans-serif; color: #222; background: #fff; }
 .fxperex table { border-collapse: collapse; margin: 8px 0 16px; }
-.fxperex th, .fxperex td { padding: 2px 10px; text-align: left; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
+.fxperex th, .fxperex td { padding: 2px 10px; text-align: left; white-space: nowrap;
+  border-bottom: 1px solid #e4e4e4; }
 .fxperex td.right { text-align: right; font-variant-numeric: tabular-nums; }
-.fxperex .chip { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 6px; }
+.fxperex .chip { display: inline-block; width: 10px; height: 10px; border-radius: 2px;
+  margin-right: 6px; }
 </style>"""
 
 
@@ -41,8 +53,8 @@ def plan_html(plan: Plan, picture: str = "", alternatives: Sequence[Alternative]
 
 def page(body: str, title: str) -> str:
     """Returns a whole HTML document around a fragment."""
-    return f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title></head>\n' \
-           f"<body>{body}</body></html>\n"
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]],

@@ -60,8 +60,9 @@ def _paths(nodes: list[fx.Node]) -> dict[fx.Node, str]:
             scalar = all(t.dim() == 0
                          for t in pytree.tree_leaves(node.meta.get("val"))
                          if isinstance(t, torch.Tensor))
-            path = "loss" if scalar or "loss" in near else "model" if "nn_module_stack" in node.meta and not near else near[0] \
-                if near else "model"
+            path = near[0] if near else "model"
+            if scalar or "loss" in near:
+                path = "loss"
         lanes[node] = path
     return lanes
 

@@ -32,7 +32,14 @@ from fxperex.numerics.rounding import raised
 from fxperex.planner import Plan
 from fxperex.rewrite.emit import Emit
 from fxperex.rewrite.evaluate import backward, evaluate
-from fxperex.rewrite.passes import join_views, raise_norms, recompute, remove_redundant, schedule, stack_slices
+from fxperex.rewrite.passes import (
+    join_views,
+    raise_norms,
+    recompute,
+    remove_redundant,
+    schedule,
+    stack_slices,
+)
 from fxperex.rewrite.verify import verify
 
 WANTS = ("step", "norms", "gradients")

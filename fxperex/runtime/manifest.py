@@ -43,8 +43,9 @@ def check_manifest(manifest: dict[str, Any], model: nn.Module, path: Path) -> No
         "parameter": set(parameters), "buffer": set(buffers),
         "batch": set(range(len(manifest["batch"])))
     }
-    if not set(manifest["order"]) <= names["parameter"] or not set(manifest["mutated"]) <= names["buffer"] \
-            or any(key not in names[kind] for _, kind, key in manifest["inputs"] if kind in names):
+    known_inputs = all(key in names[kind] for _, kind, key in manifest["inputs"] if kind in names)
+    if (not known_inputs or not set(manifest["order"]) <= names["parameter"]
+            or not set(manifest["mutated"]) <= names["buffer"]):
         raise PackageError(f"{path} is damaged: its manifest names parameters, buffers or inputs "
                            "that there are not")
 

@@ -54,8 +54,8 @@ def _ordinary(p: nn.Parameter) -> bool:
     grad = p.grad
     if grad is None:
         return True
-    expanded = any(stride == 0 and size > 1 for size, stride in zip(grad.shape, grad.stride(), strict=True)) \
-        if grad.layout == torch.strided else True
+    expanded = grad.layout != torch.strided or any(
+        stride == 0 and size > 1 for size, stride in zip(grad.shape, grad.stride(), strict=True))
     alike = (grad.shape, grad.dtype, grad.device) == (p.shape, p.dtype, p.device)
     return alike and not expanded and not grad.is_inference()
 

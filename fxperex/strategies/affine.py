@@ -38,7 +38,8 @@ class Affine:
         if site.parts:
             return f"it serves one node at a time; this tensor has {len(site.parts)} uses"
         if site.dtype not in DTYPES:
-            return f"the Triton kernels accumulate in float32, too little for {str(site.dtype).removeprefix('torch.')}"
+            return ("the Triton kernels accumulate in float32, too little for "
+                    f"{str(site.dtype).removeprefix('torch.')}")
         return kernels.unavailable(site.device)
 
     def cost(self, site: Site) -> Cost:
@@ -99,7 +100,9 @@ def _by_group(uses: Uses) -> Operands:
         mean, rstd = (s.repeat(count).expand(rows, -1) for s in _running(uses))
     else:
         mean, rstd = _statistics(x.reshape(rows, count * groups, -1), 2, uses)
-    if count > 1:  # an example's images add to the same channels: they become positions, each with its own statistics
+    # an example's images add to the same channels: they become positions, each with its own
+    # statistics
+    if count > 1:
         mean, rstd = (s.reshape(rows, count, groups, 1,
                                 1).expand(-1, -1, -1, channels // groups,
                                           positions).reshape(rows, count, channels, positions)

@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fxperex.cost_model.sites import fresh, grads_bytes, outputs_bytes, passes, per_example_product, scatter
+from fxperex.cost_model.sites import (
+    fresh,
+    grads_bytes,
+    outputs_bytes,
+    passes,
+    per_example_product,
+    scatter,
+)
 from fxperex.registry import Cost, Site, Uses, Work, strategy
 from fxperex.strategies.stored import Stored, kind_of, offers
 

@@ -52,7 +52,8 @@ def _unsuited(site: Site) -> str | None:
 def _unavailable(site: Site) -> str | None:
     """The reason why no Triton kernel serves `site`, or None."""
     if site.dtype not in DTYPES:
-        return f"the Triton kernels accumulate in float32, too little for {str(site.dtype).removeprefix('torch.')}"
+        return ("the Triton kernels accumulate in float32, too little for "
+                f"{str(site.dtype).removeprefix('torch.')}")
     return kernels.unavailable(site.device)
 
 
@@ -64,7 +65,8 @@ def _in_cache(site: Site) -> bool:
 def _uncached(site: Site) -> str | None:
     """The reason why `site` has nothing to stream on a CPU, or None."""
     convolution = any(convolves(use) for use in site.each)
-    return "on a CPU a convolution's patches would be written out, which `unfold` does no slower" if convolution else None
+    return ("on a CPU a convolution's patches would be written out, which `unfold` does no slower"
+            if convolution else None)
 
 
 def _precision(site: Site) -> str:
@@ -91,7 +93,8 @@ class Fused:
         work, moved = (streamed, *weight_gradient(site, d)), 2 * read + scaling_bytes(site)
         if not _in_cache(
                 site
-        ):  # a convolution's patches overlap in memory: what is read is the input, not its |K| copies
+        # a convolution's patches overlap in memory: what is read is the input, not its |K| copies
+        ):
             return Cost(work, moved, launches=_launches(), rereads=True)
         grads, joined = grads_bytes(site), read if site.parts else 0.0
         launches = 70 + 8 * math.ceil(grads / STREAMED) + 30 * len(site.parts)

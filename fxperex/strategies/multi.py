@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxperex.cost_model.sites import convolutions, convolves, grads_bytes, name_of, outputs_bytes, whole
+from fxperex.cost_model.sites import (
+    convolutions,
+    convolves,
+    grads_bytes,
+    name_of,
+    outputs_bytes,
+    whole,
+)
 from fxperex.layers.generic import single
 from fxperex.layers.shapes import split
 from fxperex.registry import BatchAxis, Cost, Site, Uses, Work, strategy

@@ -1,7 +1,8 @@
-"""Programs written to get past the proof: rows in two orders, places, constants, and Python that a graph does not hold.
+"""Programs written to get past the proof: rows in two orders, places, constants, and Python that a
+graph does not hold.
 
-Each is `program(model, x, y) -> losses [B]`, with `x` `[B, T, D]` and classes `y` `[B]`. `# mixes` marks the line that a
-refusal must name.
+Each is `program(model, x, y) -> losses [B]`, with `x` `[B, T, D]` and classes `y` `[B]`. `# mixes`
+marks the line that a refusal must name.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ class Attacked(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.l, self.o, self.w = nn.Linear(D, D), nn.Linear(D, CLASSES), nn.Parameter(torch.randn(D, D))
+        self.l, self.o, self.w = nn.Linear(D,
+                                           D), nn.Linear(D,
+                                                         CLASSES), nn.Parameter(torch.randn(D, D))
         self.register_buffer("pos", torch.rand(T))
         self.register_buffer("table", torch.rand(T, D))
         self.double()
@@ -133,7 +136,8 @@ def small_place(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def first_rows_written(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     rows = by_example(m, x)
-    z = rows.scatter(1, torch.zeros(len(x), 1, dtype=torch.long), torch.ones_like(rows) * m.pos[0])  # mixes
+    z = rows.scatter(1, torch.zeros(len(x), 1, dtype=torch.long),
+                     torch.ones_like(rows) * m.pos[0])  # mixes
     return head(m, z.reshape(len(x), T, D).sum(1), y)
 
 
@@ -147,7 +151,8 @@ def fresh_scores(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def random_scores(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    s, t = torch.rand(len(x) * T, D, dtype=F64) * m.w[0], y[:, None].expand(len(x), T).t().reshape(-1)
+    s, t = torch.rand(len(x) * T, D, dtype=F64) * m.w[0], y[:, None].expand(len(x),
+                                                                            T).t().reshape(-1)
     loss = F.cross_entropy(s, t, reduction="none")  # mixes
     return loss.reshape(len(x), T).sum(1) + head(m, pooled(m, x), y)
 
@@ -173,11 +178,13 @@ def native_norm(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def plain_norm(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return head(m, torch.batch_norm(pooled(m, x), None, None, None, None, True, 0.1, 0.0, False), y)  # mixes
+    return head(m, torch.batch_norm(pooled(m, x), None, None, None, None, True, 0.1, 0.0, False),
+                y)  # mixes
 
 
 def inner_norm(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    h = torch._batch_norm_impl_index(pooled(m, x), None, None, None, None, True, 0.1, 0.0, False)[0]  # mixes
+    h = torch._batch_norm_impl_index(pooled(m, x), None, None, None, None, True, 0.1, 0.0,
+                                     False)[0]  # mixes
     return head(m, h, y)
 
 
@@ -211,11 +218,15 @@ def written_at_size(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return head(m, z.reshape(len(x), 3, D).mean(1), y)
 
 
-MIXING: dict[str, Attack] = {f.__name__: f for f in (
-    einsum_times, einsum_plus, einsum_cosine, einsum_product, repeated_parameter, repeated_times, repeated_ids, repeated_rows,
-    interleaved_rows, merged_ones, row_of_rows, place_of_place, wide_place, small_place, first_rows_written, fresh_scores,
-    random_scores, fresh_likelihoods, constant_scores, native_norm, plain_norm, inner_norm, product_of_ones,
-    expanded_parameter, chosen_parameter, weighted_sum, written_at_size)}
+MIXING: dict[str, Attack] = {
+    f.__name__: f
+    for f in (einsum_times, einsum_plus, einsum_cosine, einsum_product, repeated_parameter,
+              repeated_times, repeated_ids, repeated_rows, interleaved_rows, merged_ones,
+              row_of_rows, place_of_place, wide_place, small_place, first_rows_written,
+              fresh_scores, random_scores, fresh_likelihoods, constant_scores, native_norm,
+              plain_norm, inner_norm, product_of_ones, expanded_parameter, chosen_parameter,
+              weighted_sum, written_at_size)
+}
 
 
 # --- look-alikes: the same operations, in one order ---
@@ -223,7 +234,8 @@ MIXING: dict[str, Attack] = {f.__name__: f for f in (
 
 def same_order(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     f = torch.einsum("nd,nd->nd", by_example(m, x), torch.ones(len(x) * T, D, dtype=F64))
-    z = f * by_example(m, x) + m.w[:T].repeat(len(x), 1) + F.embedding(torch.arange(T).repeat(len(x)), m.w)
+    z = f * by_example(m, x) + m.w[:T].repeat(len(x), 1) + F.embedding(
+        torch.arange(T).repeat(len(x)), m.w)
     return head(m, z.reshape(len(x), T, D).sum(1), y)
 
 
@@ -251,7 +263,8 @@ def targets_in_order(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def no_targets_in_order(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return F.cross_entropy(by_position(m, x), torch.zeros(T * len(x), dtype=torch.long), reduction="sum")
+    return F.cross_entropy(by_position(m, x), torch.zeros(T * len(x), dtype=torch.long),
+                           reduction="sum")
 
 
 def no_scores_in_order(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -267,6 +280,8 @@ def mean_by_hand(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return head(m, pooled(m, x), y).sum() * (1 / len(x))
 
 
-ALIKE: dict[str, Attack] = {f.__name__: f for f in (
-    same_order, one_row_for_all, own_entries, evaluating_norms, targets_in_order, no_targets_in_order, no_scores_in_order,
-    own_diagonals, mean_by_hand)}
+ALIKE: dict[str, Attack] = {
+    f.__name__: f
+    for f in (same_order, one_row_for_all, own_entries, evaluating_norms, targets_in_order,
+              no_targets_in_order, no_scores_in_order, own_diagonals, mean_by_hand)
+}

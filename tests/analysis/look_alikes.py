@@ -41,7 +41,8 @@ class _Attention(nn.Module):
 class _Class(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.token, self.place = nn.Parameter(torch.randn(1, 1, D)), nn.Parameter(torch.randn(1, T + 1, D))
+        self.token, self.place = nn.Parameter(torch.randn(1, 1, D)), nn.Parameter(
+            torch.randn(1, T + 1, D))
 
     def forward(self, x: Tensor) -> Tensor:
         return (torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.place).softmax(1)
@@ -73,8 +74,10 @@ ACCEPTED: dict[str, tuple[Callable[[], Program | nn.Module], tuple[int, ...]]] =
     "sequence-first transformer": (_SequenceFirst, M),
     "windows": (lambda: _windows, I),
     "own index": (lambda: lambda x: x[torch.arange(len(x)), x.argmax(1)][:, None], V),
-    "own token": (lambda: lambda x: x[torch.arange(len(x)), x.sum(2).argmax(1)], M),
-    "gather": (lambda: lambda x: x.gather(1, x.argsort(1)[:, :2]), V),
+    "own token": (
+        lambda: lambda x: x[torch.arange(len(x)), x.sum(2).argmax(1)], M),
+    "gather": (lambda: lambda x: x.gather(1,
+                                          x.argsort(1)[:, :2]), V),
     "class token": (_Class, M),
     "view by len": (lambda: lambda x: x.contiguous().view(len(x), -1).softmax(1), M),
     "view by size": (lambda: lambda x: x.contiguous().view(x.size(0), -1).softmax(1), M),
@@ -89,11 +92,14 @@ ACCEPTED: dict[str, tuple[Callable[[], Program | nn.Module], tuple[int, ...]]] =
     "normalize 1": (lambda: lambda x: F.normalize(x, dim=1), V),
     "attention, batch first": (lambda: _Attention(True), M),
     "attention, sequence first": (lambda: _Attention(False), M),
-    "scaled dot product": (lambda: lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), M),
+    "scaled dot product": (
+        lambda: lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), M),
     "scaled dot product, own mask": (lambda: lambda x: F.scaled_dot_product_attention(
         x, x, x, attn_mask=(x.detach().sum(2) > -99)[:, None, :]), M),
     "encoder layer": (lambda: nn.TransformerEncoderLayer(D, 2, 8, 0.0, batch_first=True), M),
-    "encoder layer, norm first": (lambda: nn.TransformerEncoderLayer(D, 2, 8, 0.0, norm_first=True, batch_first=True), M),
+    "encoder layer, norm "
+    "first": (lambda: nn.TransformerEncoderLayer(D, 2, 8, 0.0, norm_first=True, batch_first=True),
+              M),
     "repeat features": (lambda: lambda x: x.repeat(1, 2).sin(), V),
     "repeat batch back": (lambda: lambda x: x.repeat(2, 1).sin().view(2, -1, D).sum(0), V),
     "repeat interleave": (lambda: lambda x: x.repeat_interleave(3, 0).sin().view(-1, 3, D), V),
@@ -120,13 +126,18 @@ ACCEPTED: dict[str, tuple[Callable[[], Program | nn.Module], tuple[int, ...]]] =
     "layer norm": (lambda: nn.LayerNorm(D), M),
     "convolution": (lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), I),
     "pools": (lambda: nn.Sequential(nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1)), I),
-    "pixel shuffle": (lambda: nn.Sequential(nn.Conv2d(2, 8, 1), nn.PixelShuffle(2), nn.Upsample(scale_factor=2)), I),
+    "pixel shuffle": (
+        lambda: nn.Sequential(nn.Conv2d(2, 8, 1), nn.PixelShuffle(2), nn.Upsample(scale_factor=2)),
+        I),
     "unfold patches": (lambda: lambda x: x.unfold(2, 2, 2).unfold(3, 2, 2).sin(), I),
     "LSTM": (lambda: _Recurrent(nn.LSTM, True), M),
     "GRU, sequence first": (lambda: _Recurrent(nn.GRU, False), M),
     "bilinear form": (lambda: lambda x: torch.einsum("bi,bj->bij", x, x), V),
     "squeeze": (lambda: lambda x: x.mean(1, keepdim=True).squeeze(), V),
-    "own statistics": (lambda: lambda x: (x - x.flatten(1).mean(1)[:, None, None]) / x.flatten(1).std(1).view(-1, 1, 1).exp(), M),
+    "own statistics": (
+        lambda: lambda x:
+        (x - x.flatten(1).mean(1)[:, None, None]) / x.flatten(1).std(1).view(-1, 1, 1).exp(), M),
     "detached": (lambda: lambda x: x * x.detach().sum(1, keepdim=True), V),
-    "causal mask": (lambda: lambda x: (x @ x.mT).masked_fill(torch.ones(T, T).triu(1).bool(), -9.0).softmax(-1), M),
+    "causal mask": (lambda: lambda x:
+                    (x @ x.mT).masked_fill(torch.ones(T, T).triu(1).bool(), -9.0).softmax(-1), M),
 }

@@ -1,4 +1,6 @@
-"""Programs in which examples meet: what the refusal must name, the program, the shape of one example."""
+"""Programs in which examples meet: what the refusal must name, the program, the shape of one
+example.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,8 @@ MIXING: dict[str, tuple[str, Program, tuple[int, ...]]] = {
     "log_softmax": ("log_softmax", lambda x: x.log_softmax(0), V),
     "cumsum": ("cumsum", lambda x: x.cumsum(0), V),
     "cumprod": ("cumprod", lambda x: x.cumprod(0), V),
-    "functional batch norm": ("batch_norm", lambda x: F.batch_norm(x, None, None, training=True), V),
+    "functional batch "
+    "norm": ("batch_norm", lambda x: F.batch_norm(x, None, None, training=True), V),
     "view halves": ("view|reshape", lambda x: x.view(2, -1), V),
     "view four": ("view|reshape", lambda x: x.view(4, -1).t().reshape(4, -1), V),
     "first": ("select", lambda x: x - x[0], V),
@@ -81,7 +84,8 @@ MIXING: dict[str, tuple[str, Program, tuple[int, ...]]] = {
     "cat": ("cat", lambda x: torch.cat([x, x]), V),
     "chunk": ("split|chunk", lambda x: torch.cat(x.chunk(2, 0), 1), V),
     "unbind": ("unbind", lambda x: torch.stack(x.unbind(0), 1), V),
-    "attention over batch": ("scaled_dot", lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None]), V),
+    "attention over "
+    "batch": ("scaled_dot", lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None]), V),
     "attention over batch, transposed": ("scaled_dot", lambda x: F.scaled_dot_product_attention(
         x.transpose(0, 1), x.transpose(0, 1), x.transpose(0, 1)), M),
     "einsum over b": ("einsum", lambda x: torch.einsum("bi,bj->ij", x, x), V),
@@ -92,12 +96,15 @@ MIXING: dict[str, tuple[str, Program, tuple[int, ...]]] = {
     "times len": ("mul", lambda x: x * len(x), V),
     "over len": ("div", lambda x: x / len(x), V),
     "plus place": ("add|mul", lambda x: x + torch.arange(len(x))[:, None], V),
-    "filled with len": ("full", lambda x: x * torch.full((D,), float(len(x))), V),
+    "filled with len": ("full", lambda x: x * torch.full((D, ), float(len(x))), V),
     "stack and reshape": ("view|reshape", lambda x: torch.stack([x, x]).view(B, 2, D).sum(1), V),
-    "transpose and reshape": ("view|reshape", lambda x: x.transpose(0, 1).reshape(len(x), -1).roll(1, 0), M),
-    "conv over batch": ("conv1d", lambda x: F.conv1d(x.t()[None], torch.ones(D, D, 3).double(), padding=1), V),
+    "transpose and "
+    "reshape": ("view|reshape", lambda x: x.transpose(0, 1).reshape(len(x), -1).roll(1, 0), M),
+    "conv over batch": ("conv1d", lambda x: F.conv1d(x.t()[None],
+                                                     torch.ones(D, D, 3).double(), padding=1), V),
     "pool over batch": ("pool", lambda x: F.max_pool1d(x.t()[None], 2, 1), V),
-    "contrastive": ("matmul", lambda x: (F.normalize(x, dim=1) @ F.normalize(x, dim=1).T).softmax(1), V),
+    "contrastive": ("matmul", lambda x:
+                    (F.normalize(x, dim=1) @ F.normalize(x, dim=1).T).softmax(1), V),
     "distances": ("cdist|expand|sub|unsqueeze", lambda x: (x[:, None] - x[None]).square(), V),
     "pad batch": ("pad", lambda x: F.pad(x, (0, 0, 1, 1)), V),
     "diff": ("diff|slice|narrow", lambda x: x.diff(dim=0), V),
@@ -111,12 +118,18 @@ MIXING: dict[str, tuple[str, Program, tuple[int, ...]]] = {
     "expert capacity": ("cumsum", lambda x: x * (x.softmax(1).cumsum(0) < 2), V),
     "load balance": ("mean", lambda x: x * x.softmax(1).mean(0), V),
     "mixup": ("flip", lambda x: 0.7 * x + 0.3 * x.flip(0), V),
-    "triplets": ("roll", lambda x: (x - x.roll(1, 0)).norm(dim=1) - (x - x.roll(2, 0)).norm(dim=1), V),
+    "triplets": ("roll", lambda x: (x - x.roll(1, 0)).norm(dim=1) -
+                 (x - x.roll(2, 0)).norm(dim=1), V),
     "all distances": ("cdist", lambda x: torch.cdist(x, x), V),
-    "two halves apart": ("view|reshape", lambda x: (x.view(2, -1, D) - x.view(2, -1, D).mean(1, keepdim=True)).view(-1, D), V),
-    "added to the first": ("index_add|zeros", lambda x: torch.zeros_like(x).index_add(0, torch.zeros(B).long(), x), V),
+    "two halves apart": ("view|reshape", lambda x:
+                         (x.view(2, -1, D) - x.view(2, -1, D).mean(1, keepdim=True)).view(-1, D),
+                         V),
+    "added to the first": ("index_add|zeros",
+                           lambda x: torch.zeros_like(x).index_add(0,
+                                                                   torch.zeros(B).long(), x), V),
     "rank in the batch": ("argsort|sort", lambda x: x * x.argsort(0), V),
-    "shared drop": ("bernoulli", lambda x: x * torch.bernoulli(torch.full((D,), 0.5, dtype=x.dtype)), V),
+    "shared drop": ("bernoulli", lambda x: x * torch.bernoulli(torch.full(
+        (D, ), 0.5, dtype=x.dtype)), V),
 }
 
 
@@ -136,20 +149,36 @@ class _Ids(nn.Module):
 MODULES: dict[str, tuple[type[FxperexError], str, Callable[[], nn.Module], tuple[int, ...]]] = {
     "BatchNorm1d": (BatchMixingError, "GroupNorm", lambda: nn.BatchNorm1d(D), V),
     "BatchNorm2d": (BatchMixingError, "module program", lambda: nn.BatchNorm2d(2), I),
-    "BatchNorm2d without statistics": (BatchMixingError, "eval", lambda: nn.BatchNorm2d(2, track_running_stats=False), I),
-    "BatchNorm affine=False": (BatchMixingError, "batch_norm", lambda: nn.BatchNorm1d(D, affine=False), V),
-    "InstanceNorm with running statistics": ((MutationError, BatchMixingError), "running",  # type: ignore[dict-item]
-                                             lambda: nn.InstanceNorm2d(2, track_running_stats=True), I),
-    "LSTM, sequence first": ((BatchMixingError, CaptureError), "batch_first",  # type: ignore[dict-item]
-                             lambda: _wrong_lstm(False), M),
-    "LSTM, unbatched": ((BatchMixingError, CaptureError), "batch_first",  # type: ignore[dict-item]
-                        lambda: _wrong_lstm(True), V),
-    "encoder, sequence first": (BatchMixingError, "attention|batch", lambda: nn.TransformerEncoderLayer(D, 2, 8, 0.0), M),
-    "one_hot without num_classes": (FxperexError, "test_batch_axis.py|one_hot|captured", _one_hot, V),
-    "embedding scaled by frequency": (BatchMixingError, "scale_grad_by_freq", lambda: nn.Sequential(
-        _Ids(), nn.Embedding(9, 3, scale_grad_by_freq=True)), V),
-    "embedding renormalised": (FxperexError, "embedding|captured|writes", lambda: nn.Sequential(
-        _Ids(), nn.Embedding(9, 3, max_norm=1.0)), V),
+    "BatchNorm2d without "
+    "statistics": (BatchMixingError, "eval", lambda: nn.BatchNorm2d(2, track_running_stats=False),
+                   I),
+    "BatchNorm affine=False": (BatchMixingError, "batch_norm",
+                               lambda: nn.BatchNorm1d(D, affine=False), V),
+    "InstanceNorm with running "
+    "statistics": (
+        (MutationError, BatchMixingError),
+        "running",  # type: ignore[dict-item]
+        lambda: nn.InstanceNorm2d(2, track_running_stats=True),
+        I),
+    "LSTM, sequence "
+    "first": (
+        (BatchMixingError, CaptureError),
+        "batch_first",  # type: ignore[dict-item]
+        lambda: _wrong_lstm(False),
+        M),
+    "LSTM, unbatched": (
+        (BatchMixingError, CaptureError),
+        "batch_first",  # type: ignore[dict-item]
+        lambda: _wrong_lstm(True),
+        V),
+    "encoder, sequence "
+    "first": (BatchMixingError, "attention|batch", lambda: nn.TransformerEncoderLayer(D, 2, 8, 0.0),
+              M),
+    "one_hot without "
+    "num_classes": (FxperexError, "test_batch_axis.py|one_hot|captured", _one_hot, V),
+    "embedding scaled by frequency": (
+        BatchMixingError, "scale_grad_by_freq",
+        lambda: nn.Sequential(_Ids(), nn.Embedding(9, 3, scale_grad_by_freq=True)), V),
+    "embedding renormalised": (FxperexError, "embedding|captured|writes",
+                               lambda: nn.Sequential(_Ids(), nn.Embedding(9, 3, max_norm=1.0)), V),
 }
-
-

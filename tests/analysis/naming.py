@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 
 def lines(function: Callable[..., object]) -> set[int]:
-    """Numbers of the lines that a refusal of `function` may name: those marked `# mixes`, else all of its code."""
+    """Numbers of the lines that a refusal of `function` may name: those marked `# mixes`, else all
+    of its code.
+    """
     source, start = inspect.getsourcelines(function)
     marked = {start + i for i, line in enumerate(source) if line.rstrip().endswith("# mixes")}
     return marked or {line for *_, line in function.__code__.co_lines() if line}

@@ -1,4 +1,6 @@
-"""One operation on random tensors: the rule's verdict, and whether examples meet when others are replaced."""
+"""One operation on random tensors: the rule's verdict, and whether examples meet when others are
+replaced.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ LARGE = 1e6
 
 @dataclass(frozen=True)
 class Slot:
-    """A tensor argument: `sizes` at a batch of one, times the rows in `axis.dim`. `top`: exclusive bound of integers."""
+    """A tensor argument: `sizes` at a batch of one, times the rows in `axis.dim`. `top`: exclusive
+    bound of integers.
+    """
 
     sizes: tuple[int, ...]
     axis: BatchAxis | None = None
@@ -31,7 +35,9 @@ class Slot:
     top: int = 2
 
     def make(self, rows: int) -> Tensor:
-        shape = [s * rows if self.axis and d == self.axis.dim else s for d, s in enumerate(self.sizes)]
+        shape = [
+            s * rows if self.axis and d == self.axis.dim else s for d, s in enumerate(self.sizes)
+        ]
         if self.kind == "float":
             return torch.rand(shape, dtype=torch.float64) + 0.1
         values = torch.randint(0, self.top, shape)
@@ -52,10 +58,12 @@ class Case:
     kwargs: dict[str, Any]
 
     def leaves(self) -> list[Any]:
-        return pytree.tree_leaves((self.args, self.kwargs), is_leaf=lambda a: isinstance(a, Slot | Rows))
+        return pytree.tree_leaves((self.args, self.kwargs),
+                                  is_leaf=lambda a: isinstance(a, Slot | Rows))
 
     def filled(self, values: list[Any]) -> Any:
-        spec = pytree.tree_structure((self.args, self.kwargs), is_leaf=lambda a: isinstance(a, Slot | Rows))
+        spec = pytree.tree_structure((self.args, self.kwargs),
+                                     is_leaf=lambda a: isinstance(a, Slot | Rows))
         return pytree.tree_unflatten(values, spec)
 
     def run(self, values: list[Any]) -> Any:
@@ -66,12 +74,16 @@ class Case:
 
 def values_of(case: Case, rows: int, seed: int) -> list[Any]:
     torch.manual_seed(seed)
-    return [leaf.make(rows) if isinstance(leaf, Slot) else leaf.times * rows if isinstance(leaf, Rows) else leaf
-            for leaf in case.leaves()]
+    return [
+        leaf.make(rows) if isinstance(leaf, Slot) else leaf.times *
+        rows if isinstance(leaf, Rows) else leaf for leaf in case.leaves()
+    ]
 
 
 def verdict(case: Case, seed: int) -> Any:
-    """Returns the states of the outputs that the rule gives; raises BatchMixingError where it refuses."""
+    """Returns the states of the outputs that the rule gives; raises BatchMixingError where it
+    refuses.
+    """
     nodes, states = [], []
     for rows in (ROWS, ROWS + 1):
         values, graph = values_of(case, rows, seed), fx.Graph()
@@ -98,7 +110,9 @@ def verdict(case: Case, seed: int) -> Any:
 
 
 def replaced(case: Case, values: list[Any], keep: int, how: str) -> list[Any]:
-    """`values` with every example but `keep` replaced: by NaN, something huge, zero, or a copy of another example."""
+    """`values` with every example but `keep` replaced: by NaN, something huge, zero, or a copy of
+    another example.
+    """
     made = []
     for leaf, value in zip(case.leaves(), values, strict=True):
         if not isinstance(leaf, Slot) or leaf.axis is None:
@@ -166,8 +180,11 @@ class Draw:
     def sizes(self, low: int = 1, high: int = 4) -> tuple[int, ...]:
         return tuple(self.size() for _ in range(self.rng.randint(low, high)))
 
-    def x(self, *sizes: int, at: int | None = None, kind: str = "float", top: int = 2, plain: bool = False) -> Slot:
-        """A batch-carrying tensor: the dimension `at` (any, if not given, the first half the time) holds the examples."""
+    def x(self, *sizes: int, at: int | None = None, kind: str = "float", top: int = 2,
+          plain: bool = False) -> Slot:
+        """A batch-carrying tensor: the dimension `at` (any, if not given, the first half the time)
+        holds the examples.
+        """
         sizes = sizes or self.sizes()
         if at is None:
             at = 0 if self.rng.random() < 0.5 else self.rng.randrange(len(sizes))
@@ -192,7 +209,9 @@ class Draw:
 
     def reshaped(self, x: Slot) -> list[int | Rows]:
         """A shape that merges or splits dimensions of `x` at random."""
-        sizes: list[tuple[int, bool]] = [(s, bool(x.axis and d == x.axis.dim)) for d, s in enumerate(x.sizes)]
+        sizes: list[tuple[int, bool]] = [
+            (s, bool(x.axis and d == x.axis.dim)) for d, s in enumerate(x.sizes)
+        ]
         for _ in range(self.rng.randint(1, 3)):
             at = self.rng.randrange(len(sizes))
             (size, batch), cut = sizes[at], self.rng.choice([1, 2, 3, 5])
@@ -200,6 +219,7 @@ class Draw:
                 more = sizes[at + 1]
                 sizes[at:at + 2] = [(size * more[0], batch or more[1])]
             elif size % cut == 0:
-                sizes[at:at + 1] = [(cut, False), (size // cut, batch)] if self.flag() else [(size // cut, batch), (cut, False)]
+                sizes[at:at + 1] = [(cut, False),
+                                    (size // cut, batch)] if self.flag() else [(size // cut, batch),
+                                                                               (cut, False)]
         return [Rows(s) if batch else s for s, batch in sizes]
-

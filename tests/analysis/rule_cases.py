@@ -1,4 +1,6 @@
-"""Random calls of every operation that has a batch rule: name -> functions of a `Draw` that give (overload, args, kwargs)."""
+"""Random calls of every operation that has a batch rule: name -> functions of a `Draw` that give
+(overload, args, kwargs).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ Call = tuple[Any, ...]
 CASES: dict[str, list[Callable[[Draw], Call]]] = defaultdict(list)
 
 
-def case(names: str, overload: str = "default") -> Callable[[Callable[[Draw], tuple[Any, ...]]], None]:
+def case(names: str,
+         overload: str = "default") -> Callable[[Callable[[Draw], tuple[Any, ...]]], None]:
     """Decorator: the function draws positional arguments, and maybe a dict of named ones last."""
 
     def add(function: Callable[[Draw], tuple[Any, ...]]) -> None:
@@ -23,13 +26,22 @@ def case(names: str, overload: str = "default") -> Callable[[Callable[[Draw], tu
     return add
 
 
-UNARY = """abs acos acosh angle asin asinh atan atanh ceil cos cosh deg2rad digamma erf erfc erfinv exp exp2 expm1 floor frac
-isfinite isinf isnan isneginf isposinf lgamma log log10 log1p log2 log_sigmoid logical_not logit nan_to_num neg positive
-rad2deg reciprocal relu relu6 round rsqrt selu sgn sigmoid sign signbit silu mish sin sinc sinh sqrt square tan tanh trunc
-gelu elu celu hardtanh hardsigmoid hardswish leaky_relu softplus hardshrink softshrink i0 special_ndtri special_erfcx
-special_log_ndtr clone alias detach contiguous lift_fresh lift_fresh_copy _to_copy zeros_like ones_like empty_like"""
-BINARY = """maximum minimum fmax fmin atan2 hypot copysign logaddexp logaddexp2 nextafter heaviside"""
-OVERLOADED = """__and__ __or__ __xor__ add sub mul div pow eq ne lt le gt ge fmod remainder xlogy float_power rsub bitwise_and"""
+UNARY = """
+abs acos acosh angle asin asinh atan atanh ceil cos cosh deg2rad digamma erf erfc erfinv exp exp2
+expm1 floor frac isfinite isinf isnan isneginf isposinf lgamma log log10 log1p log2 log_sigmoid
+logical_not logit nan_to_num neg positive rad2deg reciprocal relu relu6 round rsqrt selu sgn
+sigmoid sign signbit silu mish sin sinc sinh sqrt square tan tanh trunc gelu elu celu hardtanh
+hardsigmoid hardswish leaky_relu softplus hardshrink softshrink i0 special_ndtri special_erfcx
+special_log_ndtr clone alias detach contiguous lift_fresh lift_fresh_copy _to_copy zeros_like
+ones_like empty_like
+"""
+BINARY = """
+maximum minimum fmax fmin atan2 hypot copysign logaddexp logaddexp2 nextafter heaviside
+"""
+OVERLOADED = """
+__and__ __or__ __xor__ add sub mul div pow eq ne lt le gt ge fmod remainder xlogy float_power rsub
+bitwise_and
+"""
 
 
 def other(d: Draw, x: Slot) -> Slot:
@@ -52,8 +64,10 @@ for _name in BINARY.split():
     case(_name, "Tensor" if _name == "copysign" else "default")(lambda d: (x := d.x(), other(d, x)))
 for _name in OVERLOADED.split():
     kind = "long" if "bitwise" in _name or "__" in _name else "float"
-    case(_name, "Tensor" if _name not in {"pow", "float_power"} else "Tensor_Tensor")(
-        lambda d, kind=kind: (x := d.x(kind=kind), d.like(x, kind) if kind == "long" else other(d, x)))
+    case(
+        _name,
+        "Tensor" if _name not in {"pow", "float_power"} else "Tensor_Tensor")(lambda d, kind=kind: (
+            x := d.x(kind=kind), d.like(x, kind) if kind == "long" else other(d, x)))
 case("add", "Scalar")(lambda d: (d.x(), d.rng.choice([2, Rows(1)])))
 case("mul", "Scalar")(lambda d: (d.x(), d.rng.choice([2, Rows(1)])))
 case("where", "self")(lambda d: (lambda x: (d.like(x, "bool"), x, other(d, x)))(d.x()))
@@ -99,29 +113,34 @@ for _name in ("view", "reshape", "_unsafe_view", "_reshape_copy", "view_copy"):
 case("flatten", "using_ints")(lambda d: (lambda x, i: (x, i, d.rng.randrange(i, len(x.sizes))))(
     x := d.x(), d.rng.randrange(len(x.sizes))))
 case("unflatten", "int")(lambda d: (lambda i, outer: (
-    d.x(*(4 for _ in range(3)), at=d.rng.choice([j for j in range(3) if j != i])), i, [2, 2] if outer else [4, 1]))(
-        d.rng.randrange(3), d.flag()))
+    d.x(*(4 for _ in range(3)), at=d.rng.choice([j for j in range(3) if j != i])), i, [2, 2]
+    if outer else [4, 1]))(d.rng.randrange(3), d.flag()))
 case("ravel")(lambda d: (d.x(),))
-case("permute permute_copy")(lambda d: (lambda x: (x, d.rng.sample(range(len(x.sizes)), len(x.sizes))))(d.x()))
+case("permute permute_copy")(
+    lambda d: (lambda x: (x, d.rng.sample(range(len(x.sizes)), len(x.sizes))))(d.x()))
 case("transpose", "int")(lambda d: (lambda x: (x, d.dim(x), d.dim(x)))(d.x()))
 case("swapaxes")(lambda d: (lambda x: (x, d.dim(x), d.dim(x)))(d.x()))
 case("t")(lambda d: (d.x(*d.sizes(1, 2)),))
 case("numpy_T")(lambda d: (d.x(*d.sizes(1, 3)),))
 case("mT adjoint")(lambda d: (d.x(*d.sizes(2, 4)),))
-case("movedim", "intlist")(lambda d: (d.x(2, 3, 5, 2), d.rng.sample(range(4), 2), d.rng.sample(range(4), 2)))
+case("movedim",
+     "intlist")(lambda d: (d.x(2, 3, 5, 2), d.rng.sample(range(4), 2), d.rng.sample(range(4), 2)))
 case("movedim", "int")(lambda d: (d.x(2, 3, 5), d.rng.randrange(3), d.rng.randrange(3)))
-case("unsqueeze")(lambda d: (lambda x: (x, d.rng.randrange(-len(x.sizes) - 1, len(x.sizes) + 1)))(d.x()))
+case("unsqueeze")(lambda d: (lambda x: (x, d.rng.randrange(-len(x.sizes) - 1,
+                                                           len(x.sizes) + 1)))(d.x()))
 case("squeeze")(lambda d: (d.x(1, 3, 1, 2),))
 case("squeeze", "dim")(lambda d: (d.x(1, 3, 1), d.rng.randrange(3)))
 case("squeeze", "dims")(lambda d: (d.x(1, 3, 1), [0, 2]))
-case("expand")(lambda d: (lambda x: (x, [d.size(), *(Rows(s) if x.axis.dim == i else 4 if s == 1 else s
-                                                     for i, s in enumerate(x.sizes))]))(d.x(1, 3, 1)))
+case("expand")(lambda d: (lambda x: (x, [
+    d.size(), *(Rows(s) if x.axis.dim == i else 4 if s == 1 else s for i, s in enumerate(x.sizes))
+]))(d.x(1, 3, 1)))
 case("broadcast_to")(lambda d: (lambda x: (x, [d.size(), *d.shape(x)]))(d.x()))
 case("expand_as")(lambda d: (lambda x: (x, d.like(x)))(d.x()))
 case("broadcast_tensors")(lambda d: (lambda x: ([x, other(d, x)],))(d.x()))
 case("repeat")(lambda d: (lambda x: (x, [d.rng.choice([1, 2]) for _ in x.sizes]))(d.x()))
 case("repeat_interleave", "self_int")(lambda d: (lambda x: (x, 2, d.dim(x)))(d.x()))
-case("slice", "Tensor")(lambda d: (lambda x: (x, d.dim(x), d.rng.choice([0, 1]), d.rng.choice([9999, Rows(1), 2])))(d.x()))
+case("slice", "Tensor")(lambda d: (lambda x: (x, d.dim(x), d.rng.choice([0, 1]),
+                                              d.rng.choice([9999, Rows(1), 2])))(d.x()))
 case("narrow")(lambda d: (lambda x: (x, d.dim(x), 0, 1))(d.x()))
 case("select", "int")(lambda d: (lambda x: (x, d.dim(x), d.rng.choice([0, -1])))(d.x()))
 case("split", "Tensor")(lambda d: (lambda x: (x, d.rng.choice([1, 2, Rows(4)]), d.dim(x)))(d.x()))
@@ -129,18 +148,24 @@ case("split_with_sizes")(lambda d: (d.x(2, 5, 5), [2, 3], d.rng.choice([1, 2])))
 case("chunk")(lambda d: (lambda x: (x, d.rng.choice([1, 2]), d.dim(x)))(d.x()))
 case("tensor_split", "sections")(lambda d: (lambda x: (x, d.rng.choice([1, 2]), d.dim(x)))(d.x()))
 case("unbind", "int")(lambda d: (lambda x: (x, d.dim(x)))(d.x()))
-case("slice_scatter")(lambda d: (lambda x, at: (x, Slot(tuple(1 if i == at and i != x.axis.dim else s for i, s in
-    enumerate(x.sizes)), x.axis), at, 0, 1 if at != x.axis.dim else 9999))(d.x(2, 3, 2), d.rng.randrange(3)))
-case("select_scatter")(lambda d: (lambda x, at: (x, Slot(tuple(s for i, s in enumerate(x.sizes) if i != at),
-    None if x.axis.dim == at else x.axis.moved(x.axis.dim - (at < x.axis.dim))), at, 0))(d.x(2, 3, 2), d.rng.randrange(3)))
+case("slice_scatter")(lambda d: (lambda x, at: (
+    x, Slot(tuple(1 if i == at and i != x.axis.dim else s for i, s in enumerate(x.sizes)), x.axis
+            ), at, 0, 1 if at != x.axis.dim else 9999))(d.x(2, 3, 2), d.rng.randrange(3)))
+case("select_scatter")(lambda d: (lambda x, at: (
+    x,
+    Slot(tuple(s for i, s in enumerate(x.sizes) if i != at), None if x.axis.dim == at else x.axis.
+         moved(x.axis.dim - (at < x.axis.dim))), at, 0))(d.x(2, 3, 2), d.rng.randrange(3)))
 case("cat concat stack")(lambda d: (lambda x: ([x, d.like(x)], d.dim(x)))(d.x()))
 case("flip")(lambda d: (lambda x: (x, d.dims(x)))(d.x()))
 case("roll")(lambda d: (lambda x: (x, [1], [d.dim(x)]) if d.flag() else (x, [1]))(d.x()))
-case("pad")(lambda d: (d.x(2, 3, 5), d.rng.choice([[1, 1], [0, 0, 1, 1], [0, 0, 0, 0, 1, 0], [1, 0, 0, 1]]),
-                       "constant", 0.0))
-case("constant_pad_nd")(lambda d: (d.x(2, 3, 5), d.rng.choice([[1, 1], [0, 0, 1, 1], [0, 0, 0, 0, 1, 0]])))
+case("pad")(lambda d:
+            (d.x(2, 3, 5), d.rng.choice([[1, 1], [0, 0, 1, 1], [0, 0, 0, 0, 1, 0], [1, 0, 0, 1]]),
+             "constant", 0.0))
+case("constant_pad_nd")(lambda d:
+                        (d.x(2, 3, 5), d.rng.choice([[1, 1], [0, 0, 1, 1], [0, 0, 0, 0, 1, 0]])))
 for _n in (1, 2, 3):
-    case(f"reflection_pad{_n}d replication_pad{_n}d")(lambda d, n=_n: (d.x(2, 3, *(5,) * n), [1] * (2 * n)))
+    case(f"reflection_pad{_n}d "
+         f"replication_pad{_n}d")(lambda d, n=_n: (d.x(2, 3, *(5,) * n), [1] * (2 * n)))
 case("unfold")(lambda d: (lambda x: (x, d.dim(x), 2, 1))(d.x(2, 3, 5)))
 
 for _name in ("sum", "mean"):
@@ -165,13 +190,15 @@ case("var std var_mean std_mean", "correction")(lambda d: (lambda x: (
     x, d.dims(x), {"correction": 0, "keepdim": d.flag()}))(d.x()))
 case("var std", "dim")(lambda d: (lambda x: (x, d.dims(x), False, d.flag()))(d.x()))
 case("var std")(lambda d: (d.x(), False))
-case("linalg_vector_norm")(lambda d: (lambda x: (x, 2, d.dims(x) if d.flag() else None, d.flag()))(d.x()))
+case("linalg_vector_norm")(lambda d: (lambda x: (x, 2, d.dims(x)
+                                                 if d.flag() else None, d.flag()))(d.x()))
 case("linalg_norm")(lambda d: (lambda x: (x, None, [d.dim(x)], d.flag()))(d.x()))
 case("norm", "ScalarOpt_dim")(lambda d: (lambda x: (x, 2, d.dims(x), d.flag()))(d.x()))
 case("norm", "Scalar")(lambda d: (d.x(), 2))
 case("softmax log_softmax", "int")(lambda d: (lambda x: (x, d.dim(x)))(d.x()))
 case("_softmax _log_softmax")(lambda d: (lambda x: (x, d.dim(x), False))(d.x()))
-case("_safe_softmax cumsum cumprod logcumsumexp cummax cummin")(lambda d: (lambda x: (x, d.dim(x)))(d.x()))
+case("_safe_softmax cumsum cumprod logcumsumexp cummax "
+     "cummin")(lambda d: (lambda x: (x, d.dim(x)))(d.x()))
 case("glu")(lambda d: (d.x(2, 4, 2), d.rng.randrange(3)))
 case("sort argsort")(lambda d: (lambda x: (x, d.dim(x)))(d.x()))
 case("sort argsort", "stable")(lambda d: (lambda x: (x, {"stable": True, "dim": d.dim(x)}))(d.x()))

@@ -23,8 +23,9 @@ def pair(d: Draw, left: tuple[int, ...], right: tuple[int, ...]) -> tuple[Slot, 
     return one, two
 
 
-for _left, _right in (((2, 3, 5), (2, 5, 3)), ((3, 5), (5, 2)), ((2, 3, 5), (5, 2)), ((5,), (5, 2)), ((3, 5), (5,)),
-                      ((2, 3, 5), (5,)), ((3, 5), (2, 5, 2)), ((5,), (2, 5, 3))):
+for _left, _right in (((2, 3, 5), (2, 5, 3)), ((3, 5), (5, 2)), ((2, 3, 5), (5, 2)), ((5, ), (5,
+                                                                                              2)),
+                      ((3, 5), (5, )), ((2, 3, 5), (5, )), ((3, 5), (2, 5, 2)), ((5, ), (2, 5, 3))):
     case("matmul")(lambda d, left=_left, right=_right: pair(d, left, right))
 case("mm")(lambda d: pair(d, (3, 5), (5, 2)))
 case("bmm")(lambda d: pair(d, (2, 3, 5), (2, 5, 3)))
@@ -36,12 +37,14 @@ case("addmv")(lambda d: (table(1), *pair(d, (3, 5), (5,))))
 case("baddbmm")(lambda d: (table(3), *pair(d, (2, 3, 5), (2, 5, 3))))
 case("addbmm")(lambda d: (table(3), *pair(d, (2, 3, 5), (2, 5, 3))))
 case("linear")(lambda d: (d.x(*d.sizes(0, 2), 5), table(3, 5), table(3) if d.flag() else None))
-case("bilinear")(lambda d: (lambda at: (d.x(2, 3, 5, at=at, plain=True), d.x(2, 3, 2, at=at, plain=True), table(3, 5, 2), None))(
-    d.rng.randrange(3)))
-for _equation, _shapes in (("bij,bjk->bik", ((2, 3, 5), (2, 5, 3))), ("bi,bj->bij", ((2, 3), (2, 5))),
-                           ("...d,de->...e", ((2, 3, 5), (5, 2))), ("bt...,ts", ((2, 3, 5), (3, 2))),
-                           ("bi,ci->bc", ((2, 3), (5, 3))), ("ti,ij->tj", ((2, 3), (3, 5))), ("btd,bsd->bts",
-                                                                                      ((2, 3, 5), (2, 3, 5)))):
+case("bilinear")(lambda d: (lambda at: (d.x(2, 3, 5, at=at, plain=True),
+                                        d.x(2, 3, 2, at=at, plain=True), table(3, 5, 2), None))
+                 (d.rng.randrange(3)))
+for _equation, _shapes in (("bij,bjk->bik", ((2, 3, 5), (2, 5, 3))),
+                           ("bi,bj->bij", ((2, 3), (2, 5))), ("...d,de->...e", ((2, 3, 5), (5, 2))),
+                           ("bt...,ts", ((2, 3, 5), (3, 2))), ("bi,ci->bc", ((2, 3), (5, 3))),
+                           ("ti,ij->tj", ((2, 3), (3, 5))), ("btd,bsd->bts", ((2, 3, 5), (2, 3,
+                                                                                          5)))):
     case("einsum")(lambda d, e=_equation, s=_shapes: (e, list(pair(d, *s))))
 
 
@@ -52,17 +55,26 @@ def ids(d: Draw, top: int, *sizes: int) -> Slot:
 case("embedding")(lambda d: (table(7, 3), ids(d, 7, *d.sizes(1, 3)), d.rng.choice([-1, 2])))
 case("embedding")(lambda d: (d.x(7, 3), Slot((2,), None, "long", 5)))
 case("index _unsafe_index", "Tensor")(lambda d: (d.x(5, 3, 5), [None, Slot((4,), None, "long", 1)]))
-case("index _unsafe_index", "Tensor")(lambda d: (d.x(5, 3, 5), [Slot((4,), None, "long", 1), None, Slot((4,), None, "long", 1)]))
+case("index _unsafe_index", "Tensor")(
+    lambda d: (d.x(5, 3, 5), [Slot((4, ), None, "long", 1), None,
+                              Slot((4, ), None, "long", 1)]))
 case("index _unsafe_index", "Tensor")(lambda d: (table(5, 3), [ids(d, 3, 2, 2)]))
-case("index _unsafe_index", "Tensor")(lambda d: (table(5, 3, 3), [ids(d, 3, 2), None, Slot((), None, "long", 2)]))
+case("index _unsafe_index", "Tensor")(
+    lambda d: (table(5, 3, 3), [ids(d, 3, 2), None, Slot((), None, "long", 2)]))
 case("gather")(lambda d: (lambda x: (x, d.dim(x), d.like(x, "long", 1)))(d.x(2, 3, 5)))
-case("gather")(lambda d: (lambda x: (x, 1, replace(d.x(*x.sizes, kind="long", top=2), axis=x.axis)))(d.x(2, 3, 5, at=0)))
+case("gather")(lambda d: (lambda x: (x, 1, replace(d.x(*x.sizes, kind="long", top=2), axis=x.axis)))
+               (d.x(2, 3, 5, at=0)))
 case("gather")(lambda d: (table(3, 5), 0, d.x(2, 5, at=0, kind="long", top=3)))
-case("take_along_dim")(lambda d: (lambda x: (x, d.like(x, "long", 1), d.rng.randrange(3)))(d.x(2, 3, 5)))
-case("scatter", "src")(lambda d: (lambda x: (x, d.dim(x), d.like(x, "long", 1), d.like(x)))(d.x(2, 3, 5)))
-case("scatter", "value")(lambda d: (lambda x: (x, d.dim(x), d.like(x, "long", 1), 0.5))(d.x(2, 3, 5)))
-case("scatter_add")(lambda d: (lambda x: (x, d.dim(x), d.like(x, "long", 1), d.like(x)))(d.x(2, 3, 5)))
-case("scatter_reduce", "two")(lambda d: (lambda x: (x, d.dim(x), d.like(x, "long", 1), d.like(x), "sum"))(d.x(2, 3, 5)))
+case("take_along_dim")(lambda d: (lambda x: (x, d.like(x, "long", 1), d.rng.randrange(3)))
+                       (d.x(2, 3, 5)))
+case("scatter",
+     "src")(lambda d: (lambda x: (x, d.dim(x), d.like(x, "long", 1), d.like(x)))(d.x(2, 3, 5)))
+case("scatter",
+     "value")(lambda d: (lambda x: (x, d.dim(x), d.like(x, "long", 1), 0.5))(d.x(2, 3, 5)))
+case("scatter_add")(lambda d: (lambda x: (x, d.dim(x), d.like(x, "long", 1), d.like(x)))
+                    (d.x(2, 3, 5)))
+case("scatter_reduce", "two")(
+    lambda d: (lambda x: (x, d.dim(x), d.like(x, "long", 1), d.like(x), "sum"))(d.x(2, 3, 5)))
 case("index_select")(lambda d: (d.x(5, 3, 5), d.rng.randrange(3), Slot((2,), None, "long", 2)))
 case("index_select")(lambda d: (table(5, 3), 0, d.x(2, kind="long", top=5)))
 case("one_hot")(lambda d: (ids(d, 5, 2, 3), 5))
@@ -73,20 +85,24 @@ case("searchsorted", "Tensor")(lambda d: (table(1), d.x()))
 
 for _n in (1, 2, 3):
     _space = (5,) * _n
-    case(f"conv{_n}d")(lambda d, s=_space: (d.x(2, 4, *s), table(6, 2, *(2 for _ in s)), table(6), [1] * len(s),
-                                            [0] * len(s), [1] * len(s), 2))
+    case(f"conv{_n}d")(lambda d, s=_space: (d.x(2, 4, *s), table(6, 2, *(2 for _ in s)), table(6),
+                                            [1] * len(s), [0] * len(s), [1] * len(s), 2))
     case(f"conv_transpose{_n}d", "default" if _n == 1 else "input")(
         lambda d, s=_space: (d.x(2, 4, *s), table(4, 3, *(2 for _ in s))))
     case(f"max_pool{_n}d avg_pool{_n}d")(lambda d, s=_space: (d.x(2, 3, *s), [2] * len(s)))
-    case(f"adaptive_avg_pool{_n}d adaptive_max_pool{_n}d")(lambda d, s=_space: (d.x(2, 3, *s), [2] * len(s)))
+    case(f"adaptive_avg_pool{_n}d "
+         f"adaptive_max_pool{_n}d")(lambda d, s=_space: (d.x(2, 3, *s), [2] * len(s)))
     if _n > 1:
-        case(f"_adaptive_avg_pool{_n}d max_pool{_n}d_with_indices")(lambda d, s=_space: (d.x(2, 3, *s), [2] * len(s)))
+        case(f"_adaptive_avg_pool{_n}d "
+             f"max_pool{_n}d_with_indices")(lambda d, s=_space: (d.x(2, 3, *s), [2] * len(s)))
 case("max_pool1d_with_indices")(lambda d: (d.x(2, 3, 5), [2]))
-case("convolution")(lambda d: (d.x(2, 4, 5, 5), table(6, 4, 2, 2), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1))
+case("convolution")(
+    lambda d: (d.x(2, 4, 5, 5), table(6, 4, 2, 2), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1))
 case("upsample_nearest1d")(lambda d: (d.x(2, 3, 5), [7]))
 case("upsample_linear1d")(lambda d: (d.x(2, 3, 5), [7], False))
 case("upsample_nearest2d _upsample_nearest_exact2d")(lambda d: (d.x(2, 3, 5, 5), [7, 7]))
-case("upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa")(lambda d: (d.x(2, 3, 5, 5), [7, 7], False))
+case("upsample_bilinear2d upsample_bicubic2d "
+     "_upsample_bilinear2d_aa")(lambda d: (d.x(2, 3, 5, 5), [7, 7], False))
 case("upsample_nearest3d")(lambda d: (d.x(2, 3, 2, 2, 2), [3, 3, 3]))
 case("upsample_trilinear3d")(lambda d: (d.x(2, 3, 2, 2, 2), [3, 3, 3], False))
 case("pixel_shuffle")(lambda d: (d.x(2, 4, 3, 3), 2))
@@ -100,19 +116,25 @@ case("rms_norm")(lambda d: (d.x(2, 3, 5), [5], table(5)))
 case("_fused_rms_norm")(lambda d: (d.x(2, 3, 5), [5], table(5), 1e-5))
 case("group_norm")(lambda d: (d.x(2, 4, 5), 2, table(4), table(4)))
 case("channel_shuffle native_channel_shuffle")(lambda d: (d.x(2, 4, 3, 3), 2))
-case("instance_norm")(lambda d: (d.x(2, 3, 5), table(3), table(3), None, None, True, 0.1, 1e-5, False))
-case("instance_norm")(lambda d: (d.x(2, 3, 5), None, None, table(3), table(3), False, 0.1, 1e-5, False))
+case("instance_norm")(lambda d:
+                      (d.x(2, 3, 5), table(3), table(3), None, None, True, 0.1, 1e-5, False))
+case("instance_norm")(lambda d:
+                      (d.x(2, 3, 5), None, None, table(3), table(3), False, 0.1, 1e-5, False))
 
 
 def channels(d: Draw) -> Slot:
-    """The batch anywhere but in the channels: the kernels do not check that their statistics are as many."""
+    """The batch anywhere but in the channels: the kernels do not check that their statistics are as
+    many.
+    """
     return d.x(2, 3, 5, at=d.rng.choice([0, 0, 2]))
 
 
-case("batch_norm")(lambda d: (channels(d), table(3), table(3), table(3), table(3), d.flag(), 0.1, 1e-5, False))
+case("batch_norm")(
+    lambda d: (channels(d), table(3), table(3), table(3), table(3), d.flag(), 0.1, 1e-5, False))
 case("native_batch_norm _native_batch_norm_legit_functional _native_batch_norm_legit")(
     lambda d: (channels(d), table(3), table(3), table(3), table(3), d.flag(), 0.1, 1e-5))
-case("_native_batch_norm_legit_no_training _batch_norm_no_update _batch_norm_with_update_functional")(
+case("_native_batch_norm_legit_no_training _batch_norm_no_update "
+     "_batch_norm_with_update_functional")(
     lambda d: (channels(d), table(3), table(3), table(3), table(3), 0.1, 1e-5))
 
 
@@ -137,12 +159,15 @@ case("lstm", "input")(lambda d: recurrent(d, 4, 2))
 case("gru", "input")(lambda d: recurrent(d, 3, 1))
 case("rnn_tanh rnn_relu", "input")(lambda d: recurrent(d, 1, 1))
 
-for _name in ("mse_loss", "l1_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "kl_div", "soft_margin_loss"):
+for _name in ("mse_loss", "l1_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits",
+              "kl_div", "soft_margin_loss"):
     _more = 1 if _name == "binary_cross_entropy" else 2 if "logits" in _name else 0
-    case(_name)(lambda d, more=_more: (lambda x: (x, d.like(x) if d.flag() else other(d, x), *(None,) * more,
-                                                  d.rng.randrange(3)))(d.x()))
-case("smooth_l1_loss huber_loss")(lambda d: (lambda x: (x, d.like(x), d.rng.randrange(3), 1.0))(d.x()))
-case("poisson_nll_loss")(lambda d: (lambda x: (x, d.like(x), True, False, 1e-8, d.rng.randrange(3)))(d.x()))
+    case(_name)(lambda d, more=_more: (lambda x: (x, d.like(x) if d.flag() else other(d, x), *(
+        None, ) * more, d.rng.randrange(3)))(d.x()))
+case("smooth_l1_loss "
+     "huber_loss")(lambda d: (lambda x: (x, d.like(x), d.rng.randrange(3), 1.0))(d.x()))
+case("poisson_nll_loss")(lambda d: (lambda x: (x, d.like(x), True, False, 1e-8, d.rng.randrange(3)))
+                         (d.x()))
 
 
 def scores(d: Draw, spatial: int, flat: bool = False) -> tuple[object, ...]:

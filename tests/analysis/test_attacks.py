@@ -1,4 +1,6 @@
-"""Programs written to get past the proof are refused at their line; their look-alikes pass, and equal the loop."""
+"""Programs written to get past the proof are refused at their line; their look-alikes pass, and
+equal the loop.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""What mixes examples is refused with op and line; its look-alikes pass, equal the loop, and see no other example.
+"""What mixes examples is refused with op and line; its look-alikes pass, equal the loop, and see no
+other example.
 
-Proof and probes never contradict: an accepted program's gradients stay where they are when all other examples are
-replaced, and a refused one's move, but for those that `UNSEEN` lists, each with its reason.
+Proof and probes never contradict: an accepted program's gradients stay where they are when all
+other examples are replaced, and a refused one's move, but for those that `UNSEEN` lists, each with
+its reason.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from fxperex.testing import clipped, error, flat, loop, moved
 # Look-alikes that the proof is too coarse for. At most three, each with its reason; none so far.
 TOO_CAREFUL: dict[str, str] = {}
 # Capture sees these first: they are another program, or none, at another batch size.
-CAPTURED_FIRST = {"linear over batch", "stack and reshape", "view four", "chunk", "unbind", "added to the first",
-                  "two halves apart"}
+CAPTURED_FIRST = {
+    "linear over batch", "stack and reshape", "view four", "chunk", "unbind", "added to the first",
+    "two halves apart"
+}
 
 
 def _head(model: nn.Module, x: Tensor) -> Tensor:
@@ -85,19 +89,23 @@ def test_there_are_enough_of_both() -> None:
     assert len(TOO_CAREFUL) <= 3
 
 
-NO_ROW = "its result has no row for every example; what it holds is moved about and adds up to the same total"
-BY_SIZE = "it computes with the number of examples or with an example's place, never with what others hold"
+NO_ROW = ("its result has no row for every example; what it holds is moved about and adds up to "
+          "the same total")
+BY_SIZE = ("it computes with the number of examples or with an example's place, never with what "
+           "others hold")
 BY_LOT = "all examples share a draw, which no example's values change"
 # Mixing programs that no probe sees: the proof alone refuses them.
-UNSEEN = {"view halves": NO_ROW, "every other": NO_ROW, "first three": NO_ROW, "cat": NO_ROW, "chunk": NO_ROW,
-          "unbind": NO_ROW, "pad batch": NO_ROW, "gather first row": NO_ROW, "write to the first": BY_SIZE,
-          "times len": BY_SIZE, "over len": BY_SIZE, "plus place": BY_SIZE, "filled with len": BY_SIZE, "roll by len": BY_SIZE,
-          "shared drop": BY_LOT}
+UNSEEN = {
+    "view halves": NO_ROW, "every other": NO_ROW, "first three": NO_ROW, "cat": NO_ROW,
+    "chunk": NO_ROW, "unbind": NO_ROW, "pad batch": NO_ROW, "gather first row": NO_ROW,
+    "write to the first": BY_SIZE, "times len": BY_SIZE, "over len": BY_SIZE, "plus place": BY_SIZE,
+    "filled with len": BY_SIZE, "roll by len": BY_SIZE, "shared drop": BY_LOT
+}
 
 
 def _loss_and_gradient(model: nn.Module) -> Callable[[tuple[Tensor, ...]], Tensor]:
-    """Each example's loss beside its gradient at its own activation: `[B, 1 + N]`; of the total where the output has no
-    row for an example."""
+    """Each example's loss beside its gradient at its own activation: `[B, 1 + N]`; of the total
+    where the output has no row for an example."""
     def found(batch: tuple[Tensor, ...]) -> Tensor:
         torch.manual_seed(0)
         hidden = model.inner(*batch)
@@ -105,16 +113,25 @@ def _loss_and_gradient(model: nn.Module) -> Callable[[tuple[Tensor, ...]], Tenso
         if len(out) != B:
             return torch.autograd.grad(out.square().sum(), hidden)[0].flatten(1)
         losses = (out.reshape(B, -1) * 1.3 + 0.2).square().sum(1)
-        own = [torch.autograd.grad(one, hidden, retain_graph=True)[0][i].flatten() for i, one in enumerate(losses)]
+        own = [
+            torch.autograd.grad(one, hidden, retain_graph=True)[0][i].flatten()
+            for i, one in enumerate(losses)
+        ]
         return torch.cat([losses.detach()[:, None], torch.stack(own)], 1)
 
     return found
 
 
 def test_probes_see_what_the_proof_refuses() -> None:
-    """Each probe alone misses some, none sees the programs of `UNSEEN`: this is why the proof comes first."""
+    """Each probe alone misses some, none sees the programs of `UNSEEN`: this is why the proof comes
+    first.
+    """
     seen: dict[str, set[str]] = {}
     for name, (_, program, shape) in MIXING.items():
         model, x = _net(program, shape)
-        seen[name] = {probe for probe, _, far in moved(_loss_and_gradient(model), (x,)) if far > 1e-9}
+        seen[name] = {
+            probe
+            for probe, _, far in moved(_loss_and_gradient(model), (x, ))
+            if far > 1e-9
+        }
     assert {name for name, probes in seen.items() if not probes} == set(UNSEEN)

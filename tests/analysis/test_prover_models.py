@@ -1,7 +1,8 @@
-"""torchvision before and after `fxperex.fix`: batch normalisation is refused by its place, what replaces it is accepted.
+"""torchvision before and after `fxperex.fix`: batch normalisation is refused by its place, what
+replaces it is accepted.
 
-The proof alone, no step: `tests/families` holds the steps of these models, and of the configurations of `transformers`, to
-the loop and to the probes.
+The proof alone, no step: `tests/families` holds the steps of these models, and of the
+configurations of `transformers`, to the loop and to the probes.
 """
 
 from __future__ import annotations
@@ -23,13 +24,19 @@ from fxperex.testing import as_forward
 PLAIN = {"aux_logits": False, "init_weights": False}
 # name -> (side of the image, arguments, in the ordinary run)
 MODELS: dict[str, tuple[int, dict[str, Any], bool]] = {
-    "alexnet": (64, {}, True), "vgg11_bn": (32, {}, False), "squeezenet1_1": (32, {}, True), "resnet18": (32, {}, False),
-    "resnet50": (32, {}, False), "wide_resnet50_2": (32, {}, False), "resnext50_32x4d": (32, {}, False),
-    "densenet121": (32, {}, False), "googlenet": (32, PLAIN, False), "inception_v3": (75, PLAIN, False),
-    "mobilenet_v2": (32, {}, False), "mobilenet_v3_small": (32, {}, False), "mnasnet0_5": (32, {}, False),
-    "shufflenet_v2_x0_5": (32, {}, True), "efficientnet_b0": (32, {}, False), "regnet_y_400mf": (32, {}, False),
-    "convnext_tiny": (32, {}, False), "swin_t": (32, {}, False), "swin_v2_t": (64, {}, False)}
-CASES = [pytest.param(n, marks=[] if ordinary else [pytest.mark.nightly]) for n, (_, _, ordinary) in MODELS.items()]
+    "alexnet": (64, {}, True), "vgg11_bn": (32, {}, False), "squeezenet1_1": (32, {}, True),
+    "resnet18": (32, {}, False), "resnet50": (32, {}, False), "wide_resnet50_2": (32, {}, False),
+    "resnext50_32x4d": (32, {}, False), "densenet121": (32, {}, False),
+    "googlenet": (32, PLAIN, False), "inception_v3": (75, PLAIN, False),
+    "mobilenet_v2": (32, {}, False), "mobilenet_v3_small": (32, {}, False),
+    "mnasnet0_5": (32, {}, False), "shufflenet_v2_x0_5": (32, {}, True),
+    "efficientnet_b0": (32, {}, False), "regnet_y_400mf": (32, {}, False),
+    "convnext_tiny": (32, {}, False), "swin_t": (32, {}, False), "swin_v2_t": (64, {}, False)
+}
+CASES = [
+    pytest.param(n, marks=[] if ordinary else [pytest.mark.nightly])
+    for n, (_, _, ordinary) in MODELS.items()
+]
 
 
 def _prove(model: nn.Module, side: int) -> set[str]:

@@ -1,4 +1,6 @@
-"""Every batch rule against perturbation: where a rule accepts, replacing the other examples changes nothing."""
+"""Every batch rule against perturbation: where a rule accepts, replacing the other examples changes
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,12 @@ from fxperex.analysis.rules import RULES
 from fxperex.errors import BatchMixingError
 
 DRAWS = 24
-# Sums over the leading dimension whatever it is; draws as many numbers as its input asks for; ways in that hold no example,
-# or that a graph never holds in this form.
-NEVER = {"addbmm", "poisson", "binomial", "diagonal", "dot", "_batch_norm_with_update_functional", "native_batch_norm", "ravel"}
+# Sums over the leading dimension whatever it is; draws as many numbers as its input asks for; ways
+# in that hold no example, or that a graph never holds in this form.
+NEVER = {
+    "addbmm", "poisson", "binomial", "diagonal", "dot", "_batch_norm_with_update_functional",
+    "native_batch_norm", "ravel"
+}
 TOLD: Counter[str] = Counter()
 
 
@@ -55,11 +60,17 @@ def test_the_rule_agrees_with_perturbation(name: str) -> None:
 
 
 def test_every_rule_has_cases() -> None:
-    bare = {name.removeprefix("aten.") for name in RULES} - {"pointwise", "cudnn_batch_norm"}  # that one runs on CUDA alone
+    bare = {name.removeprefix("aten.")
+            for name in RULES} - {"pointwise", "cudnn_batch_norm"}  # that one runs on CUDA alone
     assert bare - set(CASES) == set()
 
 
 def test_at_least_150_operations_are_covered() -> None:
-    known = {n for n in CASES if f"aten.{n}" in RULES or any(
-        torch.Tag.pointwise in getattr(getattr(torch.ops.aten, n), o).tags for o in getattr(torch.ops.aten, n).overloads())}
+    known = {
+        n
+        for n in CASES
+        if f"aten.{n}" in RULES or any(
+            torch.Tag.pointwise in getattr(getattr(torch.ops.aten, n), o).tags
+            for o in getattr(torch.ops.aten, n).overloads())
+    }
     assert len(known) >= 150

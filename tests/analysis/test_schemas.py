@@ -1,4 +1,6 @@
-"""Rules read arguments by name, and every name is one that the operators' schemas have: no position is ever confused."""
+"""Rules read arguments by name, and every name is one that the operators' schemas have: no position
+is ever confused.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,17 @@ UNGRAPHED = ("Dimname", "...")
 
 
 def overloads(name: str) -> Iterator[torch._ops.OpOverload]:
-    """The overloads of an operator that a functional graph can hold: they return tensors and write nothing given."""
+    """The overloads of an operator that a functional graph can hold: they return tensors and write
+    nothing given.
+    """
     packet = getattr(torch.ops.aten, name.removeprefix("aten."))
-    # Not `packet.__getattr__`: it would make overloads anew, and what was keyed by the old ones be lost.
+    # Not `packet.__getattr__`: it would make overloads anew, and what was keyed by the old ones be
+    # lost.
     for overload in (getattr(packet, overload) for overload in packet.overloads()):
         schema = overload._schema
         tensors = any("Tensor" in str(r.type) for r in schema.returns)
-        if tensors and not any(a.is_out for a in schema.arguments) and not any(k in str(schema) for k in UNGRAPHED):
+        if tensors and not any(a.is_out for a in schema.arguments) and not any(k in str(schema)
+                                                                               for k in UNGRAPHED):
             yield overload
 
 
@@ -44,7 +50,9 @@ def test_every_name_that_a_rule_reads_is_in_every_schema(name: str) -> None:
 
 
 def test_there_is_no_position_to_read() -> None:
-    """Torch's own mistake to make: argument 5 is `training` of one batch norm and `eps` of another."""
+    """Torch's own mistake to make: argument 5 is `training` of one batch norm and `eps` of
+    another.
+    """
     graph = fx.Graph()
     target, x = torch.ops.aten._native_batch_norm_legit.no_stats, graph.placeholder("x")
     node = graph.call_function(target, (x, None, None, True, 0.1, 0.0))

@@ -17,7 +17,8 @@ def plain(module: nn.Module, *batch: Tensor) -> Any:
 
 def curved(out: Tensor) -> Tensor:
     """A loss `[B]` whose output gradients differ by element and example."""
-    weights = torch.linspace(0.5, 2.0, out.shape[1:].numel(), dtype=out.dtype).reshape(out.shape[1:])
+    weights = torch.linspace(0.5, 2.0, out.shape[1:].numel(),
+                             dtype=out.dtype).reshape(out.shape[1:])
     return ((out * weights).sin() + out**2 / 3).flatten(1).sum(1)
 
 
@@ -28,9 +29,11 @@ def absolute(out: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """`call(module, *batch)` gives the output; its first tensor has the examples in dimension `out`.
+    """`call(module, *batch)` gives the output; its first tensor has the examples in dimension
+    `out`.
 
-    `batch` has the examples first. `mixes`: the module mixes examples as it stands, so only a refusal is right.
+    `batch` has the examples first. `mixes`: the module mixes examples as it stands, so only a
+    refusal is right.
     """
 
     kind: str

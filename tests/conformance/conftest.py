@@ -1,4 +1,6 @@
-"""The table at the end of a run, and with `--write-conformance` in the document: gathered from what the tests record."""
+"""The table at the end of a run, and with `--write-conformance` in the document: gathered from what
+the tests record.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from document import ROW, written
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-conformance", action="store_true", help="write what the full corpora gave into the document")
+    parser.addoption("--write-conformance", action="store_true", help="write what the full "
+                                                                      "corpora gave into the "
+                                                                      "document")
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -54,7 +54,9 @@ class Tally:
 
 
 def tally(corpus: str, kind: str, most: int | None = None) -> Tally:
-    """Returns the Tally of the cases of `kind`, or of `most` of them, evenly spread; every third in float32."""
+    """Returns the Tally of the cases of `kind`, or of `most` of them, evenly spread; every third in
+    float32.
+    """
     cases = CORPORA[corpus].cases(kind)
     if most is not None and len(cases) > most:
         cases = [cases[i * len(cases) // most] for i in range(most)]
@@ -68,5 +70,6 @@ def counted(corpus: str, kind: str, verdicts: list[tuple[Verdict, torch.dtype]])
     errors = {d: max((v.error for v, at in verdicts if at == d and v.state == RIGHT), default=0.0)
               for d in (torch.float64, torch.float32)}
     reasons = Counter(f"{v.state}: {v.case}: {v.why}" for v, _ in verdicts if v.state != RIGHT)
-    return Tally(corpus, kind, len(verdicts), sum(v.captured for v, _ in verdicts), states[RIGHT], states[WRONG],
-                 states[REFUSED], errors[torch.float64], errors[torch.float32], dict(reasons))
+    return Tally(corpus, kind, len(verdicts), sum(v.captured for v, _ in verdicts), states[RIGHT],
+                 states[WRONG], states[REFUSED], errors[torch.float64], errors[torch.float32],
+                 dict(reasons))

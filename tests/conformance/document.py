@@ -1,4 +1,6 @@
-"""`fxperex/docs/conformance.md`: what the full corpora gave, by corpus and kind; `results.json` holds its rows."""
+"""`fxperex/docs/conformance.md`: what the full corpora gave, by corpus and kind; `results.json`
+holds its rows.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +33,19 @@ NOTES = """
   without a batch axis are stacked along the one that their own reference adds; a scalar has none and is not offered.
   Batch normalisation is offered in evaluation mode and in training mode.
 - **TensorFlow Privacy tables**: the numbers of its layer tests, re-typed as torch modules.
-"""
+"""  # noqa: E501
 COLUMNS = ("offered", "captured", "right", "wrong", "refused")
 LINE = "| {} | {} | {} | {} | {} | {} | {} | {} |"
 
 
 def written(rows: list[dict[str, Any]]) -> str:
-    """Returns the table of `rows`, a total under each corpus, and below it the reasons of what is not right."""
+    """Returns the table of `rows`, a total under each corpus, and below it the reasons of what is
+    not right.
+    """
     lines = [LINE.format("kind", *COLUMNS, "worst float64", "worst float32"), "|" + "---|" * 8]
     for corpus in dict.fromkeys(sorted(r["corpus"] for r in rows)):
-        mine = sorted((r for r in rows if r["corpus"] == corpus and r["offered"]), key=lambda r: r["kind"])
+        mine = sorted((r for r in rows if r["corpus"] == corpus and r["offered"]),
+                      key=lambda r: r["kind"])
         lines.append(_line(f"**{corpus}**", total(mine)))
         lines += [_line(r["kind"], r) for r in mine]
     lines.append(_line("**all**", total(rows)))
@@ -55,7 +60,8 @@ def total(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
-    return LINE.format(name, *(row[c] for c in COLUMNS), *(f"{row[e]:.0e}" if row[e] else "" for e in ("error64", "error32")))
+    return LINE.format(name, *(row[c] for c in COLUMNS),
+                       *(f"{row[e]:.0e}" if row[e] else "" for e in ("error64", "error32")))
 
 
 def recorded() -> list[dict[str, Any]]:

@@ -14,7 +14,9 @@ KINDS = ("SampleConvNet", "SampleAttnNet", "SampleTiedWeights", "ModelWithCustom
 
 
 def cases(kind: str) -> list[Case]:
-    """Returns the one case of the model class `kind`, with an input of the size that its own test draws."""
+    """Returns the one case of the model class `kind`, with an input of the size that its own test
+    draws.
+    """
     made: Any = getattr(module("opacus.tests.privacy_engine_test"), kind)
     torch.manual_seed(0)
     model: nn.Module = made()

@@ -1,8 +1,9 @@
 """The tests that the `opacus` package ships, driven from where it is installed.
 
-Its layer tests draw a module and an input with hypothesis and hand both to `GradSampleHooks_test.run_test`; here that
-method is replaced by one that writes them down. Two shapes of input are no tensor with a batch axis: a packed sequence is
-left out (and counted), and a list of ids with bag offsets becomes ids padded to the longest bag.
+Its layer tests draw a module and an input with hypothesis and hand both to
+`GradSampleHooks_test.run_test`; here that method is replaced by one that writes them down. Two
+shapes of input are no tensor with a batch axis: a packed sequence is left out (and counted), and a
+list of ids with bag offsets becomes ids padded to the longest bag.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from torch import Tensor, nn
 
 Handed = tuple[Any, nn.Module, bool]  # (input, module, batch_first)
 PACKAGE = "opacus.tests.grad_samples"
-KINDS = ("conv1d", "conv2d", "conv3d", "dp_multihead_attention", "dp_rnn", "embedding", "embedding_bag", "group_norm",
-         "instance_norm1d", "instance_norm2d", "instance_norm3d", "layer_norm", "linear", "rms_norm", "sequence_bias")
+KINDS = ("conv1d", "conv2d", "conv3d", "dp_multihead_attention", "dp_rnn", "embedding",
+         "embedding_bag", "group_norm", "instance_norm1d", "instance_norm2d", "instance_norm3d",
+         "layer_norm", "linear", "rms_norm", "sequence_bias")
 
 
 def files() -> set[str]:
@@ -36,10 +38,13 @@ def files() -> set[str]:
 
 @cache
 def handed(kind: str) -> list[Handed]:
-    """Returns all that the tests of `kind` hand to `run_test`, under hypothesis seed 0. Hypothesis lets them run once."""
+    """Returns all that the tests of `kind` hand to `run_test`, under hypothesis seed 0. Hypothesis
+    lets them run once.
+    """
     given: list[Handed] = []
 
-    def record(_: unittest.TestCase, x: Any, module: nn.Module, batch_first: bool = True, *args: Any, **options: Any) -> None:
+    def record(_: unittest.TestCase, x: Any, module: nn.Module, batch_first: bool = True, *args:
+               Any, **options: Any) -> None:
         given.append((x, copy.deepcopy(module), batch_first))
 
     base = module_of(f"{PACKAGE}.common").GradSampleHooks_test
@@ -56,7 +61,8 @@ def _tests(module: Any, base: type) -> Iterator[Callable[[], None]]:
             for name in unittest.defaultTestLoader.getTestCaseNames(cls):
                 function = getattr(cls, name)
                 if hasattr(function, "hypothesis"):
-                    yield lambda cls=cls, name=name, function=function: hypothesis.seed(0)(function)(cls(name))
+                    yield lambda cls=cls, name=name, function=function: hypothesis.seed(0)(
+                        function)(cls(name))
 
 
 def cases(kind: str) -> list[Case]:
@@ -75,14 +81,17 @@ def packed(kind: str) -> int:
     return sum(isinstance(x, nn.utils.rnn.PackedSequence) for x, *_ in handed(kind))
 
 
-def _case(kind: str, x: Any, module: nn.Module, batch_first: bool, loss: Callable[[Tensor], Tensor]) -> Case | None:
+def _case(kind: str, x: Any, module: nn.Module, batch_first: bool,
+          loss: Callable[[Tensor], Tensor]) -> Case | None:
     if isinstance(x, nn.utils.rnn.PackedSequence):
         return None
     if isinstance(x, tuple):
-        return Case(kind, module, (_padded(*x, module.num_embeddings),), bags, loss=loss, note=module.mode)
+        return Case(kind, module, (_padded(*x, module.num_embeddings), ), bags, loss=loss,
+                    note=module.mode)
     if batch_first:
         return Case(kind, module, (x,), loss=loss)
-    return Case(kind, module, (x.transpose(0, 1).contiguous(),), second, 1, loss, note="batch second")
+    return Case(kind, module, (x.transpose(0, 1).contiguous(), ), second, 1, loss,
+                note="batch second")
 
 
 def second(module: nn.Module, x: Tensor) -> Any:
@@ -96,6 +105,8 @@ def _padded(ids: Tensor, offsets: Tensor, entries: int) -> Tensor:
 
 
 def bags(module: nn.EmbeddingBag, ids: Tensor) -> Tensor:
-    """The module's bags with filled-up rows: the table has one more entry, which is left out of every bag."""
+    """The module's bags with filled-up rows: the table has one more entry, which is left out of
+    every bag.
+    """
     table = F.pad(module.weight, (0, 0, 0, 1))
     return F.embedding_bag(ids, table, mode=module.mode, padding_idx=module.num_embeddings)

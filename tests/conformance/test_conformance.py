@@ -1,4 +1,6 @@
-"""The suites of others: nothing wrong, nothing lost, nearly nothing refused. The full corpora run nightly."""
+"""The suites of others: nothing wrong, nothing lost, nearly nothing refused. The full corpora run
+nightly.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,11 @@ import fxperex
 Record = Callable[[str, object], None]
 # Cases of each kind in the ordinary run.
 FEW = {"Opacus layers": 2, "PyTorch module_db": 1, "TensorFlow Privacy tables": 3, "hand-made": 4}
-PAIRS = [pytest.param(name, kind, id=f"{name}-{kind}") for name, corpus in CORPORA.items() for kind in corpus.kinds]
+PAIRS = [
+    pytest.param(name, kind, id=f"{name}-{kind}")
+    for name, corpus in CORPORA.items()
+    for kind in corpus.kinds
+]
 
 
 def _run(corpus: str, kind: str, record: Record, most: int | None = None) -> Tally:
@@ -107,5 +113,6 @@ def _less_the_mean(module: nn.Module, x: Tensor) -> Tensor:
 def test_what_mixes_examples_is_right_only_where_it_is_refused() -> None:
     x = (torch.randn(4, 3),)
     assert judge(Case("mixing", nn.Linear(3, 2), x, _less_the_mean), torch.float64).state == REFUSED
-    assert judge(Case("mixing", nn.Linear(3, 2), x, _less_the_mean, mixes=True), torch.float64).state == RIGHT
+    assert judge(Case("mixing", nn.Linear(3, 2), x, _less_the_mean, mixes=True),
+                 torch.float64).state == RIGHT
     assert judge(Case("linear", nn.Linear(3, 2), x, mixes=True), torch.float64).state == WRONG

@@ -1,9 +1,11 @@
-"""The tables of the layer tests of TensorFlow Privacy's fast gradient clipping, their numbers as torch modules.
+"""The tables of the layer tests of TensorFlow Privacy's fast gradient clipping, their numbers as
+torch modules.
 
-That package needs TensorFlow, so the tables are re-typed: 26 einsum layers, 14 axes of a layer normalisation, 8 sets of
-embedding ids (bags of one and two ids, some empty, with their mean scored by a dense layer), 7 attention layers. Inputs
-are their consecutive numbers, scaled to order one. Attention with dropout is taken in evaluation mode: a draw of its
-own for every example has no reference.
+That package needs TensorFlow, so the tables are re-typed: 26 einsum layers, 14 axes of a layer
+normalisation, 8 sets of embedding ids (bags of one and two ids, some empty, with their mean scored
+by a dense layer), 7 attention layers. Inputs are their consecutive numbers, scaled to order one.
+Attention with dropout is taken in evaluation mode: a draw of its own for every example has no
+reference.
 """
 
 from __future__ import annotations
@@ -37,15 +39,20 @@ IDS: list[list[list[int]]] = [
     [[0], [1], [], [0, 0], [0, 1], [1, 0], [1, 1], [0, 1]]]
 
 # (separate key, mask, heads, bias, dropout, output size or None for the query's)
-ATTENTION: list[tuple[bool, bool, int, bool, float, int | None]] = [
-    (False, False, 2, True, 0.0, None), (True, False, 2, True, 0.0, None), (False, False, 2, False, 0.0, None),
-    (False, False, 2, True, 0.1, None), (False, False, 2, True, 0.0, 3), (False, False, 1, True, 0.0, 3),
-    (False, True, 2, True, 0.0, None)]
+ATTENTION: list[tuple[bool, bool, int, bool, float,
+                      int | None]] = [(False, False, 2, True, 0.0, None),
+                                      (True, False, 2, True, 0.0, None),
+                                      (False, False, 2, False, 0.0, None),
+                                      (False, False, 2, True, 0.1, None),
+                                      (False, False, 2, True, 0.0, 3),
+                                      (False, False, 1, True, 0.0, 3),
+                                      (False, True, 2, True, 0.0, None)]
 
 
 def counted(*shape: int) -> Tensor:
     """The numbers 0, 1, 2, ... in `shape`, scaled to at most 2 in an example."""
-    return 2.0 * torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape) / math.prod(shape[1:])
+    return 2.0 * torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape) / math.prod(
+        shape[1:])
 
 
 def _full(term: str, rank: int) -> str:
@@ -61,9 +68,11 @@ class Einsum(nn.Module):
         self.equation = equation
         (left, right), out = equation.split("->")[0].split(","), equation.split("->")[1]
         left, out = _full(left, len(inputs) + 1), _full(out, len(outputs) + 1)
-        sizes = dict(zip(left, [1, *inputs], strict=True)) | dict(zip(out, [1, *outputs], strict=True))
+        sizes = dict(zip(left, [1, *inputs], strict=True)) | dict(
+            zip(out, [1, *outputs], strict=True))
         self.kernel = nn.Parameter(0.5 * torch.randn([sizes[s] for s in right]))
-        self.bias = nn.Parameter(0.5 * torch.randn([sizes[s] if s in axes else 1 for s in out[1:]])) if axes else None
+        self.bias = nn.Parameter(0.5 * torch.randn([sizes[s] if s in axes else 1
+                                                    for s in out[1:]])) if axes else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.einsum(self.equation, x, self.kernel)
@@ -99,7 +108,9 @@ class Bags(nn.Module):
 
 
 class Dense(nn.Module):
-    """A product by `equation` with a kernel of `shape`, and a bias over the last `kept` of its dimensions."""
+    """A product by `equation` with a kernel of `shape`, and a bias over the last `kept` of its
+    dimensions.
+    """
 
     def __init__(self, equation: str, shape: list[int], kept: int, bias: bool) -> None:
         super().__init__()
@@ -112,11 +123,14 @@ class Dense(nn.Module):
 
 
 class Attention(nn.Module):
-    """Queries `[B,2,3]` over values `[B,3,4]`: heads of size 2 (values 3), products by einsum as the layer's own are."""
+    """Queries `[B,2,3]` over values `[B,3,4]`: heads of size 2 (values 3), products by einsum as
+    the layer's own are.
+    """
 
     def __init__(self, heads: int, bias: bool, dropout: float, outputs: int | None) -> None:
         super().__init__()
-        self.query, self.key, self.value = (Dense("btd,dhk->bthk", [d, heads, k], 2, bias) for d, k in ((3, 2), (4, 2), (4, 3)))
+        self.query, self.key, self.value = (Dense("btd,dhk->bthk", [d, heads, k], 2, bias)
+                                            for d, k in ((3, 2), (4, 2), (4, 3)))
         self.out = Dense("bthk,hkd->btd", [heads, 3, outputs or 3], 1, bias)
         self.dropout = nn.Dropout(dropout)
 
@@ -127,11 +141,17 @@ class Attention(nn.Module):
 
 
 def _einsum() -> list[Case]:
-    return [Case("einsum", Einsum(*row), (counted(4, *row[1]),), note=f"{row[0]} {row[3]}") for row in EINSUM]
+    return [
+        Case("einsum", Einsum(*row), (counted(4, *row[1]), ), note=f"{row[0]} {row[3]}")
+        for row in EINSUM
+    ]
 
 
 def _norm() -> list[Case]:
-    return [Case("layer norm", Norm(dims, axes), (counted(6, *dims).sin(),), note=str(axes)) for dims, axes in NORM]
+    return [
+        Case("layer norm", Norm(dims, axes), (counted(6, *dims).sin(), ), note=str(axes))
+        for dims, axes in NORM
+    ]
 
 
 def _embedding() -> list[Case]:
@@ -147,12 +167,15 @@ def _attention() -> list[Case]:
     for keyed, masked, *rest in ATTENTION:
         query, value = counted(2, 2, 3), counted(2, 3, 4)
         mask = torch.rand(2, 2, 3) <= 0.5 if masked else torch.ones(2, 2, 3, dtype=torch.bool)
-        made.append(Case("attention", Attention(*rest).eval(), (query, value, 1.5 * value if keyed else value, mask)))
+        made.append(
+            Case("attention",
+                 Attention(*rest).eval(), (query, value, 1.5 * value if keyed else value, mask)))
     return made
 
 
-TABLES: dict[str, Callable[[], list[Case]]] = {"einsum": _einsum, "layer norm": _norm, "embedding": _embedding,
-                                                "attention": _attention}
+TABLES: dict[str, Callable[[], list[Case]]] = {
+    "einsum": _einsum, "layer norm": _norm, "embedding": _embedding, "attention": _attention
+}
 
 
 def cases(kind: str) -> list[Case]:

@@ -1,4 +1,6 @@
-"""Images and noise from models: a variational autoencoder and a diffusion U-Net, both with squared errors."""
+"""Images and noise from models: a variational autoencoder and a diffusion U-Net, both with squared
+errors.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,14 @@ from zoo import Case, family
 
 
 class VAE(nn.Module):
-    """The noise of the reparameterisation comes in as an input, so that the loop sees the same draw."""
+    """The noise of the reparameterisation comes in as an input, so that the loop sees the same
+    draw.
+    """
 
     def __init__(self, width: int = 8, latent: int = 5) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(1, width, 3, 2, 1), nn.SiLU(), nn.Conv2d(width, 2 * width, 3, 2, 1), nn.SiLU())
+        self.encoder = nn.Sequential(nn.Conv2d(1, width, 3, 2, 1), nn.SiLU(),
+                                     nn.Conv2d(width, 2 * width, 3, 2, 1), nn.SiLU())
         self.mean, self.log_variance = nn.Linear(32 * width, latent), nn.Linear(32 * width, latent)
         self.inflate = nn.Linear(latent, 32 * width)
         self.decoder = nn.Sequential(nn.ConvTranspose2d(2 * width, width, 4, 2, 1), nn.SiLU(),
@@ -42,7 +47,8 @@ def vae() -> Case:
 class _Residual(nn.Module):
     def __init__(self, inputs: int, outputs: int, time: int) -> None:
         super().__init__()
-        self.one = nn.Sequential(nn.GroupNorm(4, inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1))
+        self.one = nn.Sequential(nn.GroupNorm(4, inputs), nn.SiLU(),
+                                 nn.Conv2d(inputs, outputs, 3, padding=1))
         self.time = nn.Linear(time, 2 * outputs)
         self.norm, self.two = nn.GroupNorm(4, outputs), nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
@@ -61,26 +67,33 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
-        q, k, v = self.mix(self.norm(x)).view(b, 3, self.heads, c // self.heads, h * w).transpose(3, 4).unbind(1)
+        q, k, v = self.mix(self.norm(x)).view(b, 3, self.heads, c // self.heads,
+                                              h * w).transpose(3, 4).unbind(1)
         y = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(y.transpose(2, 3).reshape(b, c, h, w))
 
 
 class Diffusion(nn.Module):
-    """The DDPM network (arXiv 2006.11239) in small: time embedding, residual blocks, attention in the middle."""
+    """The DDPM network (arXiv 2006.11239) in small: time embedding, residual blocks, attention in
+    the middle.
+    """
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
         self.width = width
-        self.time = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
+        self.time = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(),
+                                  nn.Linear(4 * width, 4 * width))
         self.head = nn.Conv2d(1, width, 3, padding=1)
         self.down = _Residual(width, 2 * width, 4 * width)
-        self.middle, self.attention = _Residual(2 * width, 2 * width, 4 * width), _Attention(2 * width)
+        self.middle, self.attention = _Residual(2 * width, 2 * width,
+                                                4 * width), _Attention(2 * width)
         self.up = _Residual(3 * width, width, 4 * width)
-        self.tail = nn.Sequential(nn.GroupNorm(4, width), nn.SiLU(), nn.Conv2d(width, 1, 3, padding=1))
+        self.tail = nn.Sequential(nn.GroupNorm(4, width), nn.SiLU(),
+                                  nn.Conv2d(width, 1, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        rates = torch.exp(torch.arange(self.width // 2, dtype=x.dtype) * (-math.log(1e4) / (self.width // 2)))
+        rates = torch.exp(
+            torch.arange(self.width // 2, dtype=x.dtype) * (-math.log(1e4) / (self.width // 2)))
         angle = t[:, None].to(x.dtype) * rates[None]
         t = self.time(torch.cat([angle.sin(), angle.cos()], 1))
         first = self.head(x)
@@ -95,4 +108,6 @@ def denoise(model: nn.Module, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 
 @family("DDPM U-Net", "generative")
 def diffusion() -> Case:
-    return Case(Diffusion(), (torch.randn(3, 1, 8, 8), torch.randn(3, 1, 8, 8), torch.randint(0, 1000, (3,))), denoise)
+    return Case(Diffusion(),
+                (torch.randn(3, 1, 8, 8), torch.randn(3, 1, 8, 8), torch.randint(0, 1000,
+                                                                                 (3, ))), denoise)

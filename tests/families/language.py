@@ -1,4 +1,6 @@
-"""`transformers` architectures from their configurations, random weights, the model's own loss; `peft` LoRA on two."""
+"""`transformers` architectures from their configurations, random weights, the model's own loss;
+`peft` LoRA on two.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,15 @@ def _model(config: str, head: str, **options: Any) -> nn.Module:
 
 
 def _llama_like(config: str, head: str, **options: Any) -> nn.Module:
-    return _model(config, head, vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=24, num_hidden_layers=LAYERS,
-                  num_attention_heads=HEADS, num_key_value_heads=1, max_position_embeddings=32, use_cache=False, **options)
+    return _model(config, head, vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=24,
+                  num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=1,
+                  max_position_embeddings=32, use_cache=False, **options)
 
 
 def gpt2_model() -> nn.Module:
-    return _model("GPT2Config", "GPT2LMHeadModel", vocab_size=VOCABULARY, n_positions=16, n_embd=WIDTH, n_layer=LAYERS,
-                  n_head=HEADS, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)
+    return _model("GPT2Config", "GPT2LMHeadModel", vocab_size=VOCABULARY, n_positions=16,
+                  n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, resid_pdrop=0.0, embd_pdrop=0.0,
+                  attn_pdrop=0.0, use_cache=False)
 
 
 @family("GPT-2", "language", "transformers")
@@ -54,9 +58,10 @@ def gpt2_positions() -> Case:
 
 @family("BERT, classification with padding mask", "language", "transformers")
 def bert() -> Case:
-    model = _model("BertConfig", "BertForSequenceClassification", vocab_size=VOCABULARY, hidden_size=WIDTH,
-                   num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=24, max_position_embeddings=16,
-                   hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=3)
+    model = _model("BertConfig", "BertForSequenceClassification", vocab_size=VOCABULARY,
+                   hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+                   intermediate_size=24, max_position_embeddings=16, hidden_dropout_prob=0.0,
+                   attention_probs_dropout_prob=0.0, num_labels=3)
     mask = (torch.arange(LENGTH) < torch.tensor([[4], [LENGTH], [5]])).long()
 
     def forward(model: nn.Module, ids: Tensor, mask: Tensor, target: Tensor) -> Tensor:
@@ -68,24 +73,27 @@ def bert() -> Case:
 @family("BERT, masked language model", "language", "transformers")
 def bert_masked() -> Case:
     model = _model("BertConfig", "BertForMaskedLM", vocab_size=VOCABULARY, hidden_size=WIDTH,
-                   num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=24, max_position_embeddings=16,
-                   hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+                   num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=24,
+                   max_position_embeddings=16, hidden_dropout_prob=0.0,
+                   attention_probs_dropout_prob=0.0)
     return Case(model, (_ids(), _ids()), _with_target)
 
 
 @family("RoBERTa", "language", "transformers")
 def roberta() -> Case:
     model = _model("RobertaConfig", "RobertaForMaskedLM", vocab_size=VOCABULARY, hidden_size=WIDTH,
-                   num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=24, max_position_embeddings=16,
-                   hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+                   num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=24,
+                   max_position_embeddings=16, hidden_dropout_prob=0.0,
+                   attention_probs_dropout_prob=0.0)
     return Case(model, (_ids(), _ids()), _with_target)
 
 
 @family("ViT", "language", "transformers")
 def vit() -> Case:
-    model = _model("ViTConfig", "ViTForImageClassification", image_size=16, patch_size=8, hidden_size=WIDTH,
-                   num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=24, num_labels=4,
-                   hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = _model("ViTConfig", "ViTForImageClassification", image_size=16, patch_size=8,
+                   hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+                   intermediate_size=24, num_labels=4, hidden_dropout_prob=0.0,
+                   attention_probs_dropout_prob=0.0)
 
     def forward(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         return model(pixel_values=x, labels=target).loss
@@ -100,12 +108,14 @@ def llama() -> Case:
 
 @family("Llama, tied embedding", "language", "transformers")
 def llama_tied() -> Case:
-    return Case(_llama_like("LlamaConfig", "LlamaForCausalLM", tie_word_embeddings=True), (_ids(),), _labelled)
+    return Case(_llama_like("LlamaConfig", "LlamaForCausalLM", tie_word_embeddings=True),
+                (_ids(), ), _labelled)
 
 
 @family("Mistral, sliding window", "language", "transformers")
 def mistral() -> Case:
-    return Case(_llama_like("MistralConfig", "MistralForCausalLM", sliding_window=3), (_ids(),), _labelled)
+    return Case(_llama_like("MistralConfig", "MistralForCausalLM", sliding_window=3), (_ids(), ),
+                _labelled)
 
 
 @family("Qwen2", "language", "transformers")
@@ -115,25 +125,28 @@ def qwen2() -> Case:
 
 @family("OPT", "language", "transformers")
 def opt() -> Case:
-    return Case(_model("OPTConfig", "OPTForCausalLM", vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS,
-                       ffn_dim=24, num_attention_heads=HEADS, max_position_embeddings=16, word_embed_proj_dim=WIDTH,
-                       dropout=0.0, use_cache=False), (_ids(),), _labelled)
+    return Case(
+        _model("OPTConfig", "OPTForCausalLM", vocab_size=VOCABULARY, hidden_size=WIDTH,
+               num_hidden_layers=LAYERS, ffn_dim=24, num_attention_heads=HEADS,
+               max_position_embeddings=16, word_embed_proj_dim=WIDTH, dropout=0.0, use_cache=False),
+        (_ids(), ), _labelled)
 
 
 @family("T5", "language", "transformers")
 def t5() -> Case:
-    model = _model("T5Config", "T5ForConditionalGeneration", vocab_size=VOCABULARY, d_model=WIDTH, d_kv=8, d_ff=24,
-                   num_layers=LAYERS, num_heads=HEADS, dropout_rate=0.0, use_cache=False, decoder_start_token_id=0,
-                   pad_token_id=0)
+    model = _model("T5Config", "T5ForConditionalGeneration", vocab_size=VOCABULARY, d_model=WIDTH,
+                   d_kv=8, d_ff=24, num_layers=LAYERS, num_heads=HEADS, dropout_rate=0.0,
+                   use_cache=False, decoder_start_token_id=0, pad_token_id=0)
     return Case(model, (_ids(), torch.randint(3, VOCABULARY, (ROWS, 5))), _with_target)
 
 
 @family("Whisper", "language", "transformers")
 def whisper() -> Case:
-    model = _model("WhisperConfig", "WhisperForConditionalGeneration", vocab_size=VOCABULARY, num_mel_bins=8,
-                   d_model=WIDTH, encoder_layers=1, decoder_layers=1, encoder_attention_heads=HEADS,
-                   decoder_attention_heads=HEADS, encoder_ffn_dim=24, decoder_ffn_dim=24, max_source_positions=10,
-                   max_target_positions=16, dropout=0.0, use_cache=False, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    model = _model("WhisperConfig", "WhisperForConditionalGeneration", vocab_size=VOCABULARY,
+                   num_mel_bins=8, d_model=WIDTH, encoder_layers=1, decoder_layers=1,
+                   encoder_attention_heads=HEADS, decoder_attention_heads=HEADS, encoder_ffn_dim=24,
+                   decoder_ffn_dim=24, max_source_positions=10, max_target_positions=16,
+                   dropout=0.0, use_cache=False, pad_token_id=0, bos_token_id=1, eos_token_id=2,
                    decoder_start_token_id=1)
 
     def forward(model: nn.Module, features: Tensor, target: Tensor) -> Tensor:
@@ -146,13 +159,16 @@ def _lora(model: nn.Module, targets: list[str], *, transposed: bool = False) -> 
     import peft
 
     # GPT-2's `Conv1D` keeps its weight as [inputs, outputs].
-    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=targets, lora_dropout=0.0, fan_in_fan_out=transposed)
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=targets, lora_dropout=0.0,
+                             fan_in_fan_out=transposed)
     return peft.get_peft_model(model, config)
 
 
 @family("LoRA on Llama", "language", "peft")
 def lora_llama() -> Case:
-    return Case(_lora(_llama_like("LlamaConfig", "LlamaForCausalLM"), ["q_proj", "v_proj", "down_proj"]), (_ids(),), _labelled)
+    return Case(
+        _lora(_llama_like("LlamaConfig", "LlamaForCausalLM"), ["q_proj", "v_proj", "down_proj"]),
+        (_ids(), ), _labelled)
 
 
 @family("LoRA on GPT-2", "language", "peft")

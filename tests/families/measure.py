@@ -1,4 +1,6 @@
-"""One family measured: against the float64 loop, and against itself with the other examples replaced."""
+"""One family measured: against the float64 loop, and against itself with the other examples
+replaced.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ for _room in ("vision", "generative", "language", "structured"):
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the docs table. `refusal` holds the error where the family does not get through, else ''."""
+    """A line of the docs table. `refusal` holds the error where the family does not get through,
+    else ''.
+    """
 
     name: str
     group: str
@@ -44,7 +48,8 @@ def measure(name: str) -> Row:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            private = fxperex.transform(case.model, case.batch, forward=case.forward, clip=clip, backend="eager")
+            private = fxperex.transform(case.model, case.batch, forward=case.forward, clip=clip,
+                                        backend="eager")
     except FxperexError as refusal:
         return Row(name, family.group, False, 0, {}, 0.0, 0.0, 0.0, str(refusal))
     result = private.step(*case.batch)
@@ -52,12 +57,15 @@ def measure(name: str) -> Row:
     found = torch.cat([named[n].grad.double().flatten() for n in total])
     wanted = torch.cat([g.flatten() for g in total.values()])
     chosen = Counter(c.strategy for c in private.plan.choices)
-    return Row(name, family.group, private._capture.symbolic, len(private.sites), dict(chosen.most_common()),
-               error(result.norms, norms), error(found, wanted), leak(private, case.batch),
+    return Row(name, family.group, private._capture.symbolic, len(private.sites),
+               dict(chosen.most_common()), error(result.norms, norms), error(found, wanted),
+               leak(private, case.batch),
                dropped=tuple(n for n in private._analysis.unused if truth[n].any()))
 
 
 def leak(private: fxperex.PerExampleModule, batch: tuple[Tensor, ...]) -> float:
-    """Returns how far, relatively, the first example's gradient moves at most when the probes replace all others."""
+    """Returns how far, relatively, the first example's gradient moves at most when the probes
+    replace all others.
+    """
     found = moved(lambda rows: flat(private.gradients(*rows)), batch, range(1))
     return max(far for _, _, far in found)

@@ -9,7 +9,9 @@ from zoo import Case, classify, family
 
 
 class DLRM(nn.Module):
-    """Recommendation in small (arXiv 1906.00091): embedding bags, dense features, pairwise products."""
+    """Recommendation in small (arXiv 1906.00091): embedding bags, dense features, pairwise
+    products.
+    """
 
     def __init__(self, tables: tuple[int, ...] = (11, 7, 13), width: int = 5) -> None:
         super().__init__()
@@ -40,7 +42,8 @@ class Tabular(nn.Module):
     def __init__(self, width: int = 8) -> None:
         super().__init__()
         self.words = nn.ModuleList([nn.Embedding(n, width) for n in (3, 5)])
-        self.scale, self.shift = nn.Parameter(torch.randn(4, width)), nn.Parameter(torch.randn(4, width))
+        self.scale, self.shift = nn.Parameter(torch.randn(4, width)), nn.Parameter(
+            torch.randn(4, width))
         self.token = nn.Parameter(torch.randn(1, 1, width))
         self.layer = nn.TransformerEncoderLayer(width, 2, 16, 0.0, batch_first=True)
         self.head = nn.Linear(width, 2)
@@ -48,7 +51,8 @@ class Tabular(nn.Module):
     def forward(self, numbers: Tensor, classes: Tensor) -> Tensor:
         tokens = [numbers[..., None] * self.scale + self.shift]
         tokens += [word(classes[:, i])[:, None] for i, word in enumerate(self.words)]
-        return self.head(self.layer(torch.cat([self.token.expand(len(numbers), -1, -1), *tokens], 1))[:, 0])
+        return self.head(
+            self.layer(torch.cat([self.token.expand(len(numbers), -1, -1), *tokens], 1))[:, 0])
 
 
 @family("FT-Transformer", "tables and graphs")
@@ -56,7 +60,9 @@ def tabular() -> Case:
     def forward(model: nn.Module, numbers: Tensor, classes: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(model(numbers, classes), y)
 
-    return Case(Tabular(), (torch.randn(5, 4), torch.randint(0, 3, (5, 2)), torch.randint(0, 2, (5,))), forward)
+    return Case(Tabular(), (torch.randn(5, 4), torch.randint(0, 3,
+                                                             (5, 2)), torch.randint(0, 2, (5, ))),
+                forward)
 
 
 class GNN(nn.Module):
@@ -84,15 +90,21 @@ def gnn() -> Case:
 
     edges = (torch.rand(4, 5, 5) < 0.5).float()
     mask = torch.arange(5) < torch.tensor([[3], [5], [4], [1]])
-    return Case(GNN(), (torch.randn(4, 5, 4), edges.maximum(edges.mT), mask, torch.randint(0, 3, (4,))), forward)
+    return Case(GNN(),
+                (torch.randn(4, 5, 4), edges.maximum(edges.mT), mask, torch.randint(0, 3, (4, ))),
+                forward)
 
 
 class Implicit(nn.Module):
-    """A fixed point `h = tanh(W h + U x)` by a fixed number of iterations, read once a token: an implicit RNN."""
+    """A fixed point `h = tanh(W h + U x)` by a fixed number of iterations, read once a token: an
+    implicit RNN.
+    """
 
     def __init__(self, width: int = 7) -> None:
         super().__init__()
-        self.word, self.inner, self.outer = nn.Embedding(9, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.word, self.inner, self.outer = nn.Embedding(9, width), nn.Linear(width,
+                                                                              width), nn.Linear(
+                                                                                  width, width)
         self.head = nn.Linear(width, 3)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -123,7 +135,8 @@ class Recurrent(nn.Module):
 
 
 def _recurrent(kind: type[nn.RNNBase], **options: object) -> Case:
-    return Case(Recurrent(kind, **options), (torch.randint(0, 9, (4, 5)), torch.randint(0, 3, (4,))), classify)
+    return Case(Recurrent(kind, **options),
+                (torch.randint(0, 9, (4, 5)), torch.randint(0, 3, (4, ))), classify)
 
 
 family("LSTM, two directions", "sequences")(lambda: _recurrent(nn.LSTM, bidirectional=True))

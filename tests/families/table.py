@@ -1,4 +1,6 @@
-"""Writes `fxperex/docs/coverage.md`: every family, measured now. `python tests/families/table.py`."""
+"""Writes `fxperex/docs/coverage.md`: every family, measured now. `python
+tests/families/table.py`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ replaced: by NaN, by 1e30, by zeros, by copies. The tests assert both below 1e-5
 
 | family | export | sites | strategies chosen | error | others |
 |---|---|---|---|---|---|
-"""
+"""  # noqa: E501
 
 
 def document() -> str:
@@ -30,7 +32,11 @@ def document() -> str:
 def named(text: str) -> set[str]:
     """Returns the families that the document lists."""
     lines = [line for line in text.splitlines() if line.startswith("| ")]
-    return {line.split("|")[1].strip() for line in lines if not line.startswith(("| family", "| **"))}
+    return {
+        line.split("|")[1].strip()
+        for line in lines
+        if not line.startswith(("| family", "| **"))
+    }
 
 
 def line(row: Row) -> str:
@@ -45,7 +51,11 @@ def main(names: list[str]) -> None:
     """Measures `names` (all, if none are given); keeps the other lines as they were."""
     known = {}
     if DOCUMENT.exists():
-        known = {text.split("|")[1].strip(): text for text in document().splitlines() if text.startswith("| ")}
+        known = {
+            text.split("|")[1].strip(): text
+            for text in document().splitlines()
+            if text.startswith("| ")
+        }
     for name in names or list(FAMILIES):
         known[name] = line(measure(name))
         print(known[name], flush=True)

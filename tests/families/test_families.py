@@ -1,4 +1,6 @@
-"""Model families that people train: clipped sum and norms within 1e-5 of the float64 loop, and no example sees another."""
+"""Model families that people train: clipped sum and norms within 1e-5 of the float64 loop, and no
+example sees another.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from measure import measure
 from table import document, named
 from zoo import FAMILIES
 
-CASES = [pytest.param(f.name, marks=[pytest.mark.nightly] if f.heavy else []) for f in FAMILIES.values()]
+CASES = [
+    pytest.param(f.name, marks=[pytest.mark.nightly] if f.heavy else []) for f in FAMILIES.values()
+]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -24,7 +28,9 @@ def test_equals_the_loop(name: str) -> None:
 
 
 def test_the_families_are_many_enough() -> None:
-    """The prover accepts at least 17 models of torchvision and 8 configurations of transformers: all of these."""
+    """The prover accepts at least 17 models of torchvision and 8 configurations of transformers:
+    all of these.
+    """
     packages = [f.needs for f in FAMILIES.values()]
     assert packages.count("torchvision") >= 17 and packages.count("transformers") >= 8
 

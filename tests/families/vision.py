@@ -9,14 +9,19 @@ from zoo import Case, classify, family, images, normless, still
 
 # constructor, image size, further arguments, heavy
 TORCHVISION: list[tuple[str, int, dict[str, object], bool]] = [
-    ("alexnet", 64, {}, False), ("vgg11", 32, {}, True), ("resnet18", 32, {}, False), ("resnet50", 32, {}, True),
-    ("resnext50_32x4d", 32, {}, True), ("wide_resnet50_2", 32, {}, True), ("squeezenet1_1", 32, {}, False),
-    ("densenet121", 32, {}, True), ("googlenet", 32, {"aux_logits": False, "init_weights": False}, False),
-    ("inception_v3", 75, {"aux_logits": False, "init_weights": False}, True), ("mobilenet_v2", 32, {}, False),
-    ("mobilenet_v3_small", 32, {}, False), ("mobilenet_v3_large", 32, {}, True), ("mnasnet0_5", 32, {}, False),
-    ("shufflenet_v2_x0_5", 32, {}, False), ("efficientnet_b0", 32, {}, True), ("efficientnet_v2_s", 32, {}, True),
-    ("regnet_y_400mf", 32, {}, True), ("regnet_x_400mf", 32, {}, True), ("convnext_tiny", 32, {}, True),
-    ("swin_t", 32, {}, True), ("swin_v2_t", 64, {}, True), ("maxvit", 64, {}, True), ("vit", 32, {}, False)]
+    ("alexnet", 64, {}, False), ("vgg11", 32, {}, True), ("resnet18", 32, {}, False),
+    ("resnet50", 32, {}, True), ("resnext50_32x4d", 32, {}, True),
+    ("wide_resnet50_2", 32, {}, True), ("squeezenet1_1", 32, {}, False),
+    ("densenet121", 32, {}, True),
+    ("googlenet", 32, {"aux_logits": False, "init_weights": False}, False),
+    ("inception_v3", 75, {"aux_logits": False, "init_weights": False}, True),
+    ("mobilenet_v2", 32, {}, False), ("mobilenet_v3_small", 32, {}, False),
+    ("mobilenet_v3_large", 32, {}, True), ("mnasnet0_5", 32, {}, False),
+    ("shufflenet_v2_x0_5", 32, {}, False), ("efficientnet_b0", 32, {}, True),
+    ("efficientnet_v2_s", 32, {}, True), ("regnet_y_400mf", 32, {}, True),
+    ("regnet_x_400mf", 32, {}, True), ("convnext_tiny", 32, {}, True), ("swin_t", 32, {}, True),
+    ("swin_v2_t", 64, {}, True), ("maxvit", 64, {}, True), ("vit", 32, {}, False)
+]
 
 
 def _torchvision(name: str, size: int, options: dict[str, object]) -> Case:
@@ -44,12 +49,15 @@ def _segmentation(name: str) -> Case:
     from torchvision import models
 
     model = getattr(models.segmentation, name)(weights=None, weights_backbone=None, num_classes=5)
-    return Case(still(normless(model)), (torch.randn(2, 3, 32, 32), torch.randint(0, 5, (2, 32, 32))), _segment)
+    return Case(still(normless(model)),
+                (torch.randn(2, 3, 32, 32), torch.randint(0, 5, (2, 32, 32))), _segment)
 
 
 family("FCN, ResNet-50", "segmentation", "torchvision", True)(lambda: _segmentation("fcn_resnet50"))
-family("DeepLabV3, MobileNetV3", "segmentation", "torchvision", True)(lambda: _segmentation("deeplabv3_mobilenet_v3_large"))
-family("LR-ASPP, MobileNetV3", "segmentation", "torchvision")(lambda: _segmentation("lraspp_mobilenet_v3_large"))
+family("DeepLabV3, MobileNetV3", "segmentation", "torchvision",
+       True)(lambda: _segmentation("deeplabv3_mobilenet_v3_large"))
+family("LR-ASPP, MobileNetV3", "segmentation",
+       "torchvision")(lambda: _segmentation("lraspp_mobilenet_v3_large"))
 
 
 class UNet(nn.Module):
@@ -59,13 +67,19 @@ class UNet(nn.Module):
         super().__init__()
         self.down = nn.ModuleList([self._block(3, width), self._block(width, 2 * width)])
         self.middle = self._block(2 * width, 4 * width)
-        self.up = nn.ModuleList([nn.ConvTranspose2d(4 * width, 2 * width, 2, 2), nn.ConvTranspose2d(2 * width, width, 2, 2)])
-        self.join = nn.ModuleList([self._block(4 * width, 2 * width), self._block(2 * width, width)])
+        self.up = nn.ModuleList([
+            nn.ConvTranspose2d(4 * width, 2 * width, 2, 2),
+            nn.ConvTranspose2d(2 * width, width, 2, 2)
+        ])
+        self.join = nn.ModuleList(
+            [self._block(4 * width, 2 * width),
+             self._block(2 * width, width)])
         self.head = nn.Conv2d(width, classes, 1)
 
     def _block(self, inputs: int, outputs: int) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(4, outputs), nn.ReLU(inplace=True),
-                             nn.Conv2d(outputs, outputs, 3, padding=1), nn.ReLU(inplace=True))
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(4, outputs),
+                             nn.ReLU(inplace=True), nn.Conv2d(outputs, outputs, 3, padding=1),
+                             nn.ReLU(inplace=True))
 
     def forward(self, x: Tensor) -> Tensor:
         skips = []
@@ -86,10 +100,12 @@ def unet() -> Case:
 def _timm(name: str, size: int, **options: object) -> Case:
     import timm
 
-    return Case(still(normless(timm.create_model(name, pretrained=False, num_classes=10, **options))),
-                images(2, size), classify)
+    return Case(
+        still(normless(timm.create_model(name, pretrained=False, num_classes=10, **options))),
+        images(2, size), classify)
 
 
-family("timm ViT", "images", "timm")(lambda: _timm("vit_tiny_patch16_224", 32, img_size=32, patch_size=8, depth=2))
+family("timm ViT", "images",
+       "timm")(lambda: _timm("vit_tiny_patch16_224", 32, img_size=32, patch_size=8, depth=2))
 family("timm ConvNeXt", "images", "timm")(lambda: _timm("convnext_atto", 32, depths=(1, 1, 2, 1)))
 family("timm EfficientNet", "images", "timm", True)(lambda: _timm("efficientnet_b0", 32))

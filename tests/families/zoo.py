@@ -1,4 +1,6 @@
-"""The model families of the tests: how to build each at a small size, and its loss as people write it."""
+"""The model families of the tests: how to build each at a small size, and its loss as people write
+it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ Forward = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """A built family: `forward(model, *batch) -> loss`, a mean over the batch unless the family says otherwise."""
+    """A built family: `forward(model, *batch) -> loss`, a mean over the batch unless the family
+    says otherwise.
+    """
 
     model: nn.Module
     batch: tuple[Tensor, ...]
@@ -22,7 +26,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Family:
-    """`group`: the heading in the docs table; `needs`: the package beside torch; `heavy`: left to the nightly run."""
+    """`group`: the heading in the docs table; `needs`: the package beside torch; `heavy`: left to
+    the nightly run.
+    """
 
     name: str
     group: str
@@ -34,7 +40,8 @@ class Family:
 FAMILIES: dict[str, Family] = {}
 
 
-def family(name: str, group: str, needs: str = "", heavy: bool = False) -> Callable[[Callable[[], Case]], Callable[[], Case]]:
+def family(name: str, group: str, needs: str = "",
+           heavy: bool = False) -> Callable[[Callable[[], Case]], Callable[[], Case]]:
     """Decorator: the function builds the family `name`. A duplicate raises."""
 
     def add(make: Callable[[], Case]) -> Callable[[], Case]:
@@ -46,7 +53,9 @@ def family(name: str, group: str, needs: str = "", heavy: bool = False) -> Calla
 
 
 def build(name: str) -> Case:
-    """Returns the family's Case from a fixed seed, its parameters moved off the zeros that some heads start with."""
+    """Returns the family's Case from a fixed seed, its parameters moved off the zeros that some
+    heads start with.
+    """
     torch.manual_seed(1)
     case = FAMILIES[name].make()
     with torch.no_grad():
@@ -69,7 +78,9 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def normless(model: nn.Module) -> nn.Module:
-    """`model` with every BatchNorm replaced by GroupNorm; what timm's subclasses do after it (drop, act) stays."""
+    """`model` with every BatchNorm replaced by GroupNorm; what timm's subclasses do after it (drop,
+    act) stays.
+    """
     for name, child in model.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             model._modules[name] = nn.Sequential(group_norm(child.num_features), *child.children())

@@ -1,4 +1,5 @@
-"""Faults that the proof once had, each planted alone: the random programs in `orders` must find them.
+"""Faults that the proof once had, each planted alone: the random programs in `orders` must find
+them.
 
 A fault is the rule as it was, written with the states of today.
 """

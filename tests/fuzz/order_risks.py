@@ -34,7 +34,8 @@ def crosses(tape: Tape, rng: random.Random, pool: Pool) -> None:
     at, across = rng.choice([("e", "t"), ("t", "e")])
     y = rng.choice([
         lambda: newest(rng, pool, across), lambda: fresh(tape, rng, across),
-        *[lambda: flagged(tape, rng, newest(rng, pool, across), fresh(tape, rng, across, 0))] * 3])()
+        *[lambda: flagged(tape, rng, newest(rng, pool, across), fresh(tape, rng, across, 0))] * 3
+    ])()
     put(pool, at, join(tape, rng, newest(rng, pool, at), y))
 
 
@@ -85,11 +86,15 @@ def trains(tape: Tape, rng: random.Random, pool: Pool) -> None:
     at = rng.choice(["b", "e", "t"])
     x, eps, none = newest(rng, pool, at), rng.choice([0.0, 0.0, 0.0, 1e-5]), None
     without = aten._native_batch_norm_legit.no_stats
-    put(pool, at, rng.choice([
-        lambda: tape(without, x, none, none, True, 0.1, eps).part(tape, 0),
-        lambda: tape(without, x, none, none, True, 0.1, eps).part(tape, 0),
-        lambda: tape(aten.native_batch_norm.default, x, none, none, none, none, True, 0.1, eps).part(tape, 0),
-        lambda: tape(aten.batch_norm.default, x, none, none, none, none, True, 0.1, eps, False)])())
+    put(
+        pool, at,
+        rng.choice([
+            lambda: tape(without, x, none, none, True, 0.1, eps).part(tape, 0),
+            lambda: tape(without, x, none, none, True, 0.1, eps).part(tape, 0),
+            lambda: tape(aten.native_batch_norm.default, x, none, none, none, none, True, 0.1, eps
+                         ).part(tape, 0),
+            lambda: tape(aten.batch_norm.default, x, none, none, none, none, True, 0.1, eps, False)
+        ])())
 
 
 def partly(tape: Tape, rng: random.Random, pool: Pool) -> None:
@@ -122,11 +127,16 @@ def over_batch(tape: Tape, rng: random.Random, pool: Pool) -> None:
 
 def numbers(tape: Tape, rng: random.Random, pool: Pool) -> None:
     x = newest(rng, pool, "b")
-    put(pool, "b", rng.choice([
-        lambda: tape(aten.mul.Scalar, x, Rows()), lambda: tape(aten.add.Tensor, x, tape["one"], alpha=Rows()),
-        lambda: tape(aten.mul.Tensor, x, tape(aten.full.default, [D], Rows(), **F64)),
-        lambda: tape(aten.add.Tensor, x, tape(aten.matmul.default, x, tape(aten.matmul.default, tape(
-            aten.t.default, x), x)))])())
+    put(
+        pool, "b",
+        rng.choice([
+            lambda: tape(aten.mul.Scalar, x, Rows()),
+            lambda: tape(aten.add.Tensor, x, tape["one"], alpha=Rows()),
+            lambda: tape(aten.mul.Tensor, x, tape(aten.full.default, [D], Rows(), **F64)),
+            lambda: tape(
+                aten.add.Tensor, x,
+                tape(aten.matmul.default, x, tape(aten.matmul.default, tape(aten.t.default, x), x)))
+        ])())
 
 
 RISKY: dict[Step, float] = {

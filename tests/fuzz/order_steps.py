@@ -1,4 +1,6 @@
-"""Plain steps of the programs in `orders`, which keep examples apart, and their beginning and end."""
+"""Plain steps of the programs in `orders`, which keep examples apart, and their beginning and
+end.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,21 @@ import torch
 from orders import D, Pool, Rows, Step, T, Tape, Value, aten, newest
 
 F64 = {"dtype": torch.float64}
-SHAPES: dict[str, list[Any]] = {"b": [Rows(), D], "bt": [Rows(), T, D], "tb": [T, Rows(), D], "e": [Rows(T), D],
-                                "t": [Rows(T), D]}
+SHAPES: dict[str, list[Any]] = {
+    "b": [Rows(), D], "bt": [Rows(), T, D], "tb": [T, Rows(), D], "e": [Rows(T), D],
+    "t": [Rows(T), D]
+}
 BATCH = {"b": 0, "bt": 0, "tb": 1, "e": 0, "t": 0}
 
 
 def start(tape: Tape) -> Pool:
     h = tape(aten.linear.default, tape["x"], tape["w"])
     s = tape(aten.transpose.int, h, 0, 1)
-    return {"bt": [h], "tb": [s], "b": [tape(aten.mean.dim, h, [1])], "e": [tape(aten.reshape.default, h, [Rows(T), D])],
-            "t": [tape(aten.reshape.default, s, [Rows(T), D])]}
+    return {
+        "bt": [h], "tb": [s], "b": [tape(aten.mean.dim, h,
+                                         [1])], "e": [tape(aten.reshape.default, h, [Rows(T), D])],
+        "t": [tape(aten.reshape.default, s, [Rows(T), D])]
+    }
 
 
 def form(rng: random.Random) -> str:
@@ -35,11 +42,14 @@ def own_dim(rng: random.Random, at: str) -> int:
 
 def moves(tape: Tape, rng: random.Random, pool: Pool) -> None:
     """A value of one form in another, in the right order."""
-    at, to = rng.choice([("bt", "tb"), ("tb", "bt"), ("bt", "e"), ("tb", "t"), ("e", "bt"), ("t", "tb"), ("bt", "b"),
-                         ("tb", "b")])
+    at, to = rng.choice([("bt", "tb"), ("tb", "bt"), ("bt", "e"), ("tb", "t"), ("e", "bt"),
+                         ("t", "tb"), ("bt", "b"), ("tb", "b")])
     x = newest(rng, pool, at)
     if to == "b":
-        put(pool, to, tape(rng.choice([aten.sum.dim_IntList, aten.mean.dim, aten.amax.default]), x, [1 - BATCH[at]]))
+        put(
+            pool, to,
+            tape(rng.choice([aten.sum.dim_IntList, aten.mean.dim, aten.amax.default]), x,
+                 [1 - BATCH[at]]))
     elif {at, to} == {"bt", "tb"}:
         put(pool, to, tape(aten.transpose.int, x, 0, 1))
     else:
@@ -49,26 +59,42 @@ def moves(tape: Tape, rng: random.Random, pool: Pool) -> None:
 
 
 def maps(tape: Tape, rng: random.Random, pool: Pool, over: str = "") -> None:
-    """One value, element by element or along a dimension that is not the batch (`over`: its own, or the batch)."""
+    """One value, element by element or along a dimension that is not the batch (`over`: its own, or
+    the batch).
+    """
     at = form(rng)
     x = newest(rng, pool, at)
     d = BATCH[at] if over else own_dim(rng, at)
-    put(pool, at, rng.choice([
-        lambda: tape(aten.tanh.default, x), lambda: tape(aten.sin.default, x), lambda: tape(aten.mul.Tensor, x, 1.1),
-        lambda: tape(aten.matmul.default, x, tape["w"]), lambda: tape(aten.mul.Tensor, x, tape["v"]),
-        lambda: tape(aten.add.Tensor, x, tape["one"]), lambda: tape(aten.layer_norm.default, x, [D]),
-    ] if rng.random() < 0.4 and not over else [
-        lambda: tape(aten.softmax.int, x, d), lambda: tape(aten.cumsum.default, x, d),
-        lambda: tape(aten.roll.default, x, [1], [d]), lambda: tape(aten.flip.default, x, [d]),
-        lambda: tape(aten.sort.default, x, d).part(tape, 0), lambda: tape(aten.sort.stable, x, stable=True, dim=d).part(tape, 0),
-        lambda: tape(aten.cummax.default, x, d).part(tape, 0),
-        lambda: tape(aten.add.Tensor, x, tape(aten.sum.dim_IntList, x, [d], True)),
-        lambda: tape(aten.div.Tensor, x, tape(aten.add.Tensor, tape(aten.linalg_vector_norm.default, x, 2, [d], True), 1.0)),
-        lambda: tape(aten.index_select.default, x, len(SHAPES[at]) - 1, tape(aten.arange.default, D)),
-        lambda: tape(aten.gather.default, x, d, tape(aten.argsort.default, x, d)),
-        lambda: tape(aten.slice.Tensor, tape(aten.constant_pad_nd.default, x, [1, 0]), -1, 0, D),
-        lambda: tape(aten.mul.Tensor, x, tape(aten.var.correction, x, [d], correction=0, keepdim=True)),
-    ])())
+    put(
+        pool, at,
+        rng.choice([
+            lambda: tape(aten.tanh.default, x),
+            lambda: tape(aten.sin.default, x),
+            lambda: tape(aten.mul.Tensor, x, 1.1),
+            lambda: tape(aten.matmul.default, x, tape["w"]),
+            lambda: tape(aten.mul.Tensor, x, tape["v"]),
+            lambda: tape(aten.add.Tensor, x, tape["one"]),
+            lambda: tape(aten.layer_norm.default, x, [D]),
+        ] if rng.random() < 0.4 and not over else [
+            lambda: tape(aten.softmax.int, x, d),
+            lambda: tape(aten.cumsum.default, x, d),
+            lambda: tape(aten.roll.default, x, [1], [d]),
+            lambda: tape(aten.flip.default, x, [d]),
+            lambda: tape(aten.sort.default, x, d).part(tape, 0),
+            lambda: tape(aten.sort.stable, x, stable=True, dim=d).part(tape, 0),
+            lambda: tape(aten.cummax.default, x, d).part(tape, 0),
+            lambda: tape(aten.add.Tensor, x, tape(aten.sum.dim_IntList, x, [d], True)),
+            lambda: tape(
+                aten.div.Tensor, x,
+                tape(aten.add.Tensor, tape(aten.linalg_vector_norm.default, x, 2, [d], True), 1.0)),
+            lambda: tape(aten.index_select.default, x,
+                         len(SHAPES[at]) - 1, tape(aten.arange.default, D)),
+            lambda: tape(aten.gather.default, x, d, tape(aten.argsort.default, x, d)),
+            lambda: tape(aten.slice.Tensor, tape(aten.constant_pad_nd.default, x, [1, 0]), -1, 0, D
+                         ),
+            lambda: tape(aten.mul.Tensor, x,
+                         tape(aten.var.correction, x, [d], correction=0, keepdim=True)),
+        ])())
 
 
 def fresh(tape: Tape, rng: random.Random, at: str, parameter: float = 0.2) -> Value:
@@ -77,8 +103,10 @@ def fresh(tape: Tape, rng: random.Random, at: str, parameter: float = 0.2) -> Va
     return rng.choice([
         lambda: tape(aten.ones.default, shape, **F64),
         lambda: tape(aten.full.default, shape, 0.7, **F64),
-        lambda: tape(aten.add.Tensor, tape(aten.mul.Tensor, tape(aten.rand.default, shape, **F64), 0.0), 1.3),
-        lambda: uneven(tape, rng, at, parameter), lambda: uneven(tape, rng, at, 2 * parameter)])()
+        lambda: tape(aten.add.Tensor,
+                     tape(aten.mul.Tensor, tape(aten.rand.default, shape, **F64), 0.0), 1.3),
+        lambda: uneven(tape, rng, at, parameter), lambda: uneven(tape, rng, at, 2 * parameter)
+    ])()
 
 
 def uneven(tape: Tape, rng: random.Random, at: str, parameter: float) -> Value:
@@ -91,7 +119,9 @@ def uneven(tape: Tape, rng: random.Random, at: str, parameter: float) -> Value:
 
 
 def table(tape: Tape, rng: random.Random, at: str, parameter: float = 0.4) -> Value:
-    """Values without batch that differ by position, written down for every example, in the form's order."""
+    """Values without batch that differ by position, written down for every example, in the form's
+    order.
+    """
     u = tape["u" if rng.random() < parameter else "table"]
     if at == "t":
         return tape(aten.repeat_interleave.self_int, u, Rows(), 0)
@@ -102,7 +132,9 @@ def table(tape: Tape, rng: random.Random, at: str, parameter: float = 0.4) -> Va
 
 
 def merged_fresh(tape: Tape, rng: random.Random) -> Value:
-    """Rows made from nothing that were alike until a reshape put other dimensions between them: in neither order."""
+    """Rows made from nothing that were alike until a reshape put other dimensions between them: in
+    neither order.
+    """
     ones = tape(aten.ones.default, [T, Rows(T), D // T], **F64) if rng.random() < 0.8 else tape(
         aten.ones.default, [T, Rows(), D], **F64)
     x = tape(aten.mul.Tensor, ones, tape(aten.reshape.default, tape["pos"], [T, 1, 1]))
@@ -113,7 +145,8 @@ def constants(tape: Tape, rng: random.Random, pool: Pool) -> None:
     """Meets a value with something made from nothing, or a table in its own order."""
     at = form(rng)
     x = newest(rng, pool, at)
-    other = table(tape, rng, at) if at in {"e", "t"} and rng.random() < 0.5 else fresh(tape, rng, at)
+    other = table(tape, rng, at) if at in {"e", "t"} and rng.random() < 0.5 else fresh(
+        tape, rng, at)
     if at in {"e", "t"} and rng.random() < 0.35:
         put(pool, at, other)
     put(pool, at, join(tape, rng, x, other))
@@ -125,7 +158,9 @@ def join(tape: Tape, rng: random.Random, x: Value, y: Value) -> Value:
         x, y = y, x
     letters = "nmd"[:len(x.shape) - 1] + "k"
     return rng.choice([
-        lambda: tape(aten.add.Tensor, x, y), lambda: tape(aten.mul.Tensor, x, y), lambda: tape(aten.maximum.default, x, y),
+        lambda: tape(aten.add.Tensor, x, y),
+        lambda: tape(aten.mul.Tensor, x, y),
+        lambda: tape(aten.maximum.default, x, y),
         lambda: tape(aten.einsum.default, f"{letters},{letters}->{letters}", [x, y]),
         lambda: tape(aten.einsum.default, f"{letters},{letters}->{letters}", [x, y]),
         lambda: tape(aten.where.self, tape(aten.gt.Scalar, y, 0.5), x, tape["one"]),
@@ -133,7 +168,9 @@ def join(tape: Tape, rng: random.Random, x: Value, y: Value) -> Value:
         lambda: tape(aten.addcmul.default, x, y, tape["v"]),
         lambda: tape(aten.slice.Tensor, tape(aten.cat.default, [y, x], -1), -1, D - 1, 2 * D - 1),
         lambda: tape(aten.prod.dim_int, tape(aten.stack.default, [x, y], 0), 0),
-        lambda: tape(aten.mul.Tensor, x, tape(aten.unsqueeze.default, tape(aten.cosine_similarity.default, x, y, -1), -1)),
+        lambda: tape(
+            aten.mul.Tensor, x,
+            tape(aten.unsqueeze.default, tape(aten.cosine_similarity.default, x, y, -1), -1)),
     ])()
 
 
@@ -150,7 +187,8 @@ def target(tape: Tape, rng: random.Random, at: str) -> Value:
             aten.repeat.default, tape["y"], [T])
     if choice < 4:
         wide = tape(aten.expand.default, tape(aten.unsqueeze.default, tape["y"], 1), [Rows(), T])
-        return tape(aten.reshape.default, wide if at == "e" else tape(aten.t.default, wide), [Rows(T)])
+        return tape(aten.reshape.default, wide if at == "e" else tape(aten.t.default, wide),
+                    [Rows(T)])
     return tape(aten.zeros.default, [Rows(T)], dtype=torch.long)
 
 
@@ -191,13 +229,20 @@ def norms(tape: Tape, rng: random.Random, pool: Pool) -> None:
     """Batch normalisation that evaluates, under its several names."""
     at = rng.choice(["b", "e", "t"])
     x, mean, spread = newest(rng, pool, at), tape["mean"], tape["spread"]
-    put(pool, at, rng.choice([
-        lambda: tape(aten.batch_norm.default, x, None, None, mean, spread, False, 0.1, 1e-5, False),
-        lambda: tape(aten._native_batch_norm_legit_no_training.default, x, None, None, mean, spread, 0.1, 1e-5).part(tape, 0),
-        lambda: tape(aten.native_batch_norm.default, x, None, None, mean, spread, False, 0.1, 1e-5).part(tape, 0)])())
+    put(
+        pool, at,
+        rng.choice([
+            lambda: tape(aten.batch_norm.default, x, None, None, mean, spread, False, 0.1, 1e-5,
+                         False), lambda: tape(aten._native_batch_norm_legit_no_training.default, x,
+                                              None, None, mean, spread, 0.1, 1e-5).part(tape, 0),
+            lambda: tape(aten.native_batch_norm.default, x, None, None, mean, spread, False, 0.1,
+                         1e-5).part(tape, 0)
+        ])())
 
 
-PLAIN: list[Step] = [moves, moves, moves, maps, maps, maps, constants, constants, joins, scores, own_rows, norms]
+PLAIN: list[Step] = [
+    moves, moves, moves, maps, maps, maps, constants, constants, joins, scores, own_rows, norms
+]
 
 
 def finish(tape: Tape, rng: random.Random, pool: Pool) -> Value:

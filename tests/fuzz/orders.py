@@ -1,7 +1,8 @@
 """Random programs whose rows stand in two orders: example by example beside position by position.
 
-A program is its seed. It is written down as ATen operations while it runs, at two batch sizes side by side, so a graph for
-the proof costs a few milliseconds. Values have one of five forms; `e` and `t` have the same shape and another order:
+A program is its seed. It is written down as ATen operations while it runs, at two batch sizes side
+by side, so a graph for the proof costs a few milliseconds. Values have one of five forms; `e` and
+`t` have the same shape and another order:
 
 | form | shape | order |
 |---|---|---|
@@ -63,7 +64,8 @@ class Tape:
         self.inputs: dict[str, tuple[str, Any]] = {}
         self.known: dict[str, Value] = {}
         for name, tensor in weights.items():
-            self._input(name, ("parameter" if tensor.requires_grad else "buffer", name), [tensor] * len(batches))
+            self._input(name, ("parameter" if tensor.requires_grad else "buffer", name),
+                        [tensor] * len(batches))
         for i, name in enumerate("xy"):
             self._input(name, ("batch", i), [batch[i] for batch in batches])
 
@@ -81,7 +83,8 @@ class Tape:
         made, nodes = [], []
         for side, graph in enumerate(self.graphs):
             value = target(*self._at(args, side, "values"), **self._at(kwargs, side, "values"))
-            node = graph.call_function(target, self._at(args, side, "nodes"), self._at(kwargs, side, "nodes"))
+            node = graph.call_function(target, self._at(args, side, "nodes"),
+                                       self._at(kwargs, side, "nodes"))
             node.meta["val"] = list(value) if isinstance(value, tuple) else value
             made.append(value)
             nodes.append(node)
@@ -94,7 +97,8 @@ class Tape:
             return getattr(arg, field)[side]
         if isinstance(arg, dict):
             return {k: self._at(v, side, field) for k, v in arg.items()}
-        return type(arg)(self._at(v, side, field) for v in arg) if isinstance(arg, list | tuple) else arg
+        return type(arg)(self._at(v, side, field) for v in arg) if isinstance(arg, list
+                                                                              | tuple) else arg
 
     def capture(self, loss: Value) -> Capture:
         """Returns the Capture of what was written down at two sizes."""
@@ -108,15 +112,19 @@ class Tape:
 
 
 def weights() -> dict[str, Tensor]:
-    """Parameters `w`, `u`, `v` and buffers `table`, `pos`, `one`, `mean`, `spread`, `mix`, float64."""
+    """Parameters `w`, `u`, `v` and buffers `table`, `pos`, `one`, `mean`, `spread`, `mix`,
+    float64.
+    """
     source = torch.Generator().manual_seed(5)
 
     def drawn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=source, dtype=torch.float64)
 
-    return {"w": drawn(D, D).requires_grad_(), "u": drawn(T, D).requires_grad_(), "v": drawn(1, D).requires_grad_(),
-            "table": drawn(T, D), "pos": drawn(T), "one": drawn(1, D), "mean": drawn(D), "spread": drawn(D).square(),
-            "mix": drawn(D, D)}
+    return {
+        "w": drawn(D, D).requires_grad_(), "u": drawn(T, D).requires_grad_(),
+        "v": drawn(1, D).requires_grad_(), "table": drawn(T, D), "pos": drawn(T),
+        "one": drawn(1, D), "mean": drawn(D), "spread": drawn(D).square(), "mix": drawn(D, D)
+    }
 
 
 Pool = dict[str, list[Value]]
@@ -146,10 +154,11 @@ def build(seed: int, held: dict[str, Tensor], *batches: Pair) -> tuple[Tape, Val
 
 
 class Shares(fx.Interpreter):
-    """Runs a program so that a parameter's gradient is one example's share of it, as the library cuts it.
+    """Runs a program so that a parameter's gradient is one example's share of it, as the library
+    cuts it.
 
-    Where a parameter enters, the gradient of the result passes to it from the slice of `example` alone, which the proof's
-    state tells.
+    Where a parameter enters, the gradient of the result passes to it from the slice of `example`
+    alone, which the proof's state tells.
     """
 
     def __init__(self, capture: Capture, axes: dict[str, Any], example: int) -> None:

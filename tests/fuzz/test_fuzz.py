@@ -1,4 +1,6 @@
-"""Random programs under random legal strategies equal the float64 loop at every batch size; mixing ones are refused."""
+"""Random programs under random legal strategies equal the float64 loop at every batch size; mixing
+ones are refused.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ from fxperex.testing import clipped, error, loop
 from fxperex.transform import outline
 
 REACHED: set[tuple[str, str]] = set()
-QUIET = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck), "phases": [Phase.generate, Phase.shrink]}
+QUIET = {
+    "deadline": None, "database": None, "suppress_health_check": list(HealthCheck),
+    "phases": [Phase.generate, Phase.shrink]
+}
 
 
 def some_strategies(model: Program, x: torch.Tensor, choice: random.Random) -> dict[str, str]:
@@ -35,7 +40,8 @@ def check(recipe: Recipe, number: int) -> None:
     model, choice = Program(recipe), random.Random(number)
     x = torch.randn(4, recipe.positions, recipe.width, dtype=torch.float64)
     wanted = some_strategies(model, x, choice)
-    private = fxperex.transform(model, (x,), forward=forward, strategy=wanted, clip=0.7, backend="eager")
+    private = fxperex.transform(model, (x, ), forward=forward, strategy=wanted, clip=0.7,
+                                backend="eager")
     REACHED.update((use.kind, c.strategy) for c in private.plan.choices for use in c.site.each)
     for rows in (4, choice.choice([0, 1, 2, 5])):
         x = torch.randn(rows, recipe.positions, recipe.width, dtype=torch.float64)
@@ -105,5 +111,7 @@ def test_random_mixing_programs_are_refused() -> None:
 @pytest.mark.nightly
 def test_two_thousand_programs() -> None:
     assert equal(1000, 1800) >= 1800 and mixing(1000, 200) >= 200
-    missing = {"linear", "conv", "bias", "norm", "elementwise", "generic"} - {kind for kind, _ in REACHED}
+    missing = {"linear", "conv", "bias", "norm", "elementwise", "generic"
+               } - {kind
+                    for kind, _ in REACHED}
     assert not missing, f"no program reached {missing}"

@@ -1,8 +1,10 @@
-"""Random programs with rows in two orders, constants and places: what the proof accepts depends on one example alone.
+"""Random programs with rows in two orders, constants and places: what the proof accepts depends on
+one example alone.
 
-Two perturbations of every accepted program, in float64: the other rows are changed, and a row is left out. Losses and
-per-example gradients of the plain program must stay, and the shares of a parameter's gradient, cut at the nodes where it
-enters as the proof's states tell, must be those per-example gradients.
+Two perturbations of every accepted program, in float64: the other rows are changed, and a row is
+left out. Losses and per-example gradients of the plain program must stay, and the shares of a
+parameter's gradient, cut at the nodes where it enters as the proof's states tell, must be those
+per-example gradients.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ def far(one: Tensor, two: Tensor) -> bool:
 
 
 def verdict(seed: int) -> str:
-    """Returns "accepted" or "refused" for the program `seed`; "moves", and how, for one accepted though examples meet."""
+    """Returns "accepted" or "refused" for the program `seed`; "moves", and how, for one accepted
+    though examples meet.
+    """
     held = weights()
     params = [p for p in held.values() if p.requires_grad]
     x, y = batch(seed, ROWS)
@@ -73,7 +77,9 @@ def verdict(seed: int) -> str:
 
 
 def swept(seeds: range) -> Counter[str]:
-    """Verdicts on the programs of `seeds`; raises AssertionError with the seeds of those that are accepted and move."""
+    """Verdicts on the programs of `seeds`; raises AssertionError with the seeds of those that are
+    accepted and move.
+    """
     found = {seed: verdict(seed) for seed in seeds}
     moved = {seed: how for seed, how in found.items() if how.startswith("moves")}
     assert not moved, f"accepted although examples meet: {moved}; see them with build(seed, ...)"
@@ -87,7 +93,8 @@ def test_three_hundred_programs_hold_or_are_refused() -> None:
 
 
 @pytest.mark.parametrize("plant", FAULTS.values(), ids=list(FAULTS))
-def test_a_fault_planted_in_the_proof_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_planted_in_the_proof_is_found(plant: Plant,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     assert any(verdict(seed).startswith("moves") for seed in range(300)), "no program shows it"
 

@@ -1,4 +1,6 @@
-"""The folder `interpreted` runs in a process of its own, under Triton's interpreter: see `test_interpreter.py`."""
+"""The folder `interpreted` runs in a process of its own, under Triton's interpreter: see
+`test_interpreter.py`.
+"""
 
 from __future__ import annotations
 

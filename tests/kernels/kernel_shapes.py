@@ -58,8 +58,8 @@ WEIGHTED_ODD: list[tuple[int, ...]] = [(), (64, 64, 3, 3), (1_000_003,)]
 def conv_case(
     sizes: tuple[Any, ...], options: tuple[Any, ...], channels_last: bool
 ) -> tuple[Tensor, Tensor, Shape]:
-    """Returns (inputs, output gradients, shape) of three examples; `channels_last`: laid out channels
-    last."""
+    """Returns (inputs, output gradients, shape) of three examples; `channels_last`: laid out
+    channels last."""
     images, channels, outputs, size = sizes
     shape = Shape(*options)
     out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, d, p in

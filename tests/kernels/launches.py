@@ -1,4 +1,6 @@
-"""What a launch would compile on a GPU that is not there: its kernel and arguments, specialised as Triton does."""
+"""What a launch would compile on a GPU that is not there: its kernel and arguments, specialised as
+Triton does.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,22 @@ from triton.compiler import ASTSource
 from fxperex.kernels import device
 from fxperex.kernels.gpu import tuning
 
-POINTERS = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16",
-            torch.int64: "*i64", torch.int32: "*i32", torch.int8: "*i8"}
-KERNELS = {"linear": "linear_tuned", "conv": "conv_tuned", "gram": "gram_tuned", "depthwise": "depthwise_kernel",
-           "affine": "affine_kernel", "embedding": "embedding_kernel", "weighted": "weighted_kernel", "chacha": "chacha_kernel"}
+POINTERS = {
+    torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16",
+    torch.int64: "*i64", torch.int32: "*i32", torch.int8: "*i8"
+}
+KERNELS = {
+    "linear": "linear_tuned", "conv": "conv_tuned", "gram": "gram_tuned",
+    "depthwise": "depthwise_kernel", "affine": "affine_kernel", "embedding": "embedding_kernel",
+    "weighted": "weighted_kernel", "chacha": "chacha_kernel"
+}
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel and what it was launched with: arguments by name, constants and a configuration's choices among them."""
+    """One kernel and what it was launched with: arguments by name, constants and a configuration's
+    choices among them.
+    """
 
     name: str
     kernel: Any
@@ -38,9 +47,12 @@ class Launch:
 
 
 class Recorder:
-    """Stands for a kernel of the library: notes the launch instead of making it, in every configuration that would be tried."""
+    """Stands for a kernel of the library: notes the launch instead of making it, in every
+    configuration that would be tried.
+    """
 
-    def __init__(self, name: str, kernel: Any, launches: list[Launch], during: Callable[[], None]) -> None:
+    def __init__(self, name: str, kernel: Any, launches: list[Launch],
+                 during: Callable[[], None]) -> None:
         self.name, self.kernel, self.launches, self.during = name, kernel, launches, during
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
@@ -64,14 +76,17 @@ class Recorder:
 
 def recorded(monkeypatch: pytest.MonkeyPatch, sm: int, run: Callable[[], Any],
              during: Callable[[], None] = lambda: None) -> list[Launch]:
-    """Returns the launches, of every configuration, that `run` would make on a GPU of compute capability `sm`."""
+    """Returns the launches, of every configuration, that `run` would make on a GPU of compute
+    capability `sm`.
+    """
     launches: list[Launch] = []
     with monkeypatch.context() as patch:
         patch.setattr(tuning, "capability", lambda _: divmod(sm, 10))
         patch.setattr(device, "_processors", lambda _: 132)
         for name, attribute in KERNELS.items():
             module = module_of(name)
-            patch.setattr(module, attribute, Recorder(name, getattr(module, attribute), launches, during))
+            patch.setattr(module, attribute,
+                          Recorder(name, getattr(module, attribute), launches, during))
         run()
     return launches
 
@@ -81,7 +96,9 @@ def module_of(name: str) -> ModuleType:
 
 
 def compiled(launch: Launch, sm: int) -> Any:
-    """Returns what Triton makes of a launch: integers that are 1 are constants, those that 16 divides are said to be."""
+    """Returns what Triton makes of a launch: integers that are 1 are constants, those that 16
+    divides are said to be.
+    """
     signature: dict[str, str] = {}
     constants: dict[tuple[int], Any] = {}
     divisible: dict[tuple[int], Any] = {}
@@ -91,18 +108,20 @@ def compiled(launch: Launch, sm: int) -> Any:
             signature[parameter.name], constants[(i,)] = "constexpr", value
             continue
         pointer = isinstance(value, Tensor)
-        signature[parameter.name] = POINTERS[value.dtype] if pointer else "i32" if abs(value) < 2**31 else "i64"
+        signature[parameter.name] = POINTERS[value.dtype] if pointer else "i32" if abs(
+            value) < 2**31 else "i64"
         if pointer or value % 16 == 0:
             divisible[(i,)] = [["tt.divisibility", 16]]
-    return triton.compile(ASTSource(launch.kernel, signature, constants, divisible), target=GPUTarget("cuda", sm, 32),
-                          options=launch.options)
+    return triton.compile(ASTSource(launch.kernel, signature, constants, divisible),
+                          target=GPUTarget("cuda", sm, 32), options=launch.options)
 
 
 def resources(cubin: bytes, folder: Path) -> dict[str, int]:
     """Registers and local bytes a thread, read from the machine code."""
     (folder / "kernel.cubin").write_bytes(cubin)
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    assert tool.exists(), "Triton's own cuobjdump reads the machine code; without it spills would go unseen"
-    text = subprocess.run([tool, "--dump-resource-usage", folder / "kernel.cubin"], capture_output=True, text=True,
-                          check=True).stdout
+    assert tool.exists(
+    ), "Triton's own cuobjdump reads the machine code; without it spills would go unseen"
+    text = subprocess.run([tool, "--dump-resource-usage", folder / "kernel.cubin"],
+                          capture_output=True, text=True, check=True).stdout
     return {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}

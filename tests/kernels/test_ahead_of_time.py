@@ -1,7 +1,8 @@
-"""Kernels compile to machine code without a GPU, fit in its shared memory, and keep their tiles in registers.
+"""Kernels compile to machine code without a GPU, fit in its shared memory, and keep their tiles in
+registers.
 
-What is compiled is what `launch` would: every kernel, dtype and way of multiplying, with strides that 16 divides and with
-odd ones, for the GPUs of five generations.
+What is compiled is what `launch` would: every kernel, dtype and way of multiplying, with strides
+that 16 divides and with odd ones, for the GPUs of five generations.
 """
 
 from __future__ import annotations
@@ -38,25 +39,29 @@ def _empty(*shape: int, dtype: torch.dtype = FP32, order: tuple[int, ...] = ()) 
     return made.permute([order.index(i) for i in range(len(shape))])
 
 
-def _linear(dtype: torch.dtype, precision: str, rows: int, t: int, d: int, p: int) -> Callable[[], Any]:
+def _linear(dtype: torch.dtype, precision: str, rows: int, t: int, d: int,
+            p: int) -> Callable[[], Any]:
     """Norms alone of float32 without TF32, else stored gradients."""
     store = None if (dtype, precision) == WAYS[0] else dtype
     a, g = _empty(rows, 1, t, d, dtype=dtype), _empty(rows, 1, t, p, dtype=dtype)
     return lambda: module_of("linear").launch(a, g, store, precision)
 
 
-def _conv(dtype: torch.dtype, precision: str, x: tuple[int, ...], outputs: int, shape: Shape, last: bool) -> Callable[[], Any]:
+def _conv(dtype: torch.dtype, precision: str, x: tuple[int, ...], outputs: int, shape: Shape,
+          last: bool) -> Callable[[], Any]:
     store = None if (dtype, precision) == WAYS[0] else dtype
     sizes = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, d, p in
              zip(x[3:], shape.kernel, shape.stride, shape.dilation, shape.before, strict=True)]
     order = (0, 1, *range(3, len(x)), 2) if last else ()
-    operands = _empty(*x, dtype=dtype, order=order), _empty(x[0], 1, outputs, *sizes, dtype=dtype, order=order)
+    operands = _empty(*x, dtype=dtype, order=order), _empty(x[0], 1, outputs, *sizes, dtype=dtype,
+                                                            order=order)
     if shape.groups == x[2]:
         return lambda: module_of("depthwise").launch(*operands, shape, store)
     return lambda: module_of("conv").launch(*operands, shape, store, precision)
 
 
-def _affine(dtype: torch.dtype, rows: int, channels: int, positions: int, per: int) -> Callable[[], Any]:
+def _affine(dtype: torch.dtype, rows: int, channels: int, positions: int,
+            per: int) -> Callable[[], Any]:
     """`per` 0: a layer norm, whose channels lie innermost."""
     x = _empty(rows, channels, positions, dtype=dtype, order=() if per else (0, 2, 1))
     statistics = _empty(rows, channels // per if per else positions)
@@ -74,7 +79,8 @@ def _embedding(dtype: torch.dtype, width: int) -> Callable[[], Any]:
 
 
 def _weighted(dtype: torch.dtype, size: int) -> Callable[[], Any]:
-    operands = _empty(8, size, dtype=dtype), _empty(8, dtype=torch.float64), _empty(8, dtype=torch.bool)
+    operands = _empty(8, size,
+                      dtype=dtype), _empty(8, dtype=torch.float64), _empty(8, dtype=torch.bool)
     return lambda: module_of("weighted").launch(*operands)
 
 
@@ -83,20 +89,26 @@ def _chacha() -> Any:
 
 
 THREE, SEVEN = Shape([3, 3], [1, 1], [1, 1], [1, 1], 1), Shape([7, 7], [2, 2], [1, 1], [3, 3], 1)
-Case = tuple[str, Callable[[], Any], bool]  # its name, the launch, whether its products run on tensor cores
+Case = tuple[str, Callable[[], Any],
+             bool]  # its name, the launch, whether its products run on tensor cores
 
 
 def _products() -> list[Case]:
-    """Large weights whose positions one program walks, and small ones whose positions are split over programs."""
+    """Large weights whose positions one program walks, and small ones whose positions are split
+    over programs.
+    """
     cases: list[Case] = []
     for dtype, precision in WAYS:
         name, cores = f"{NAMES[dtype]}-{precision}", (dtype, precision) != WAYS[0]
         cases += [(f"linear-{name}", _linear(dtype, precision, 64, 1024, 768, 3072), cores),
                   (f"linear-odd-{name}", _linear(dtype, precision, 64, 1023, 769, 50257), cores),
                   (f"linear-split-{name}", _linear(dtype, precision, 8, 1024, 768, 16), cores),
-                  (f"conv-{name}", _conv(dtype, precision, (64, 1, 256, 16, 16), 512, THREE, True), cores),
-                  (f"conv-odd-{name}", _conv(dtype, precision, (64, 1, 255, 15, 15), 511, THREE, False), cores),
-                  (f"conv-split-{name}", _conv(dtype, precision, (8, 1, 3, 224, 224), 64, SEVEN, False), cores)]
+                  (f"conv-{name}", _conv(dtype, precision, (64, 1, 256, 16, 16), 512, THREE,
+                                         True), cores),
+                  (f"conv-odd-{name}",
+                   _conv(dtype, precision, (64, 1, 255, 15, 15), 511, THREE, False), cores),
+                  (f"conv-split-{name}",
+                   _conv(dtype, precision, (8, 1, 3, 224, 224), 64, SEVEN, False), cores)]
     return cases
 
 
@@ -107,8 +119,10 @@ def _passes() -> list[Case]:
             word = f"{'odd-' * odd}{name}"
             kernel = (THREE if odd else SEVEN)._replace(groups=64 + odd)
             image = (8, 1, 64 + odd, 32, 32)
-            cases += [(f"depthwise-{word}", _conv(dtype, "ieee", image, 64 + odd, kernel, not odd), False),
-                      (f"affine-group-{word}", _affine(dtype, 8, 6 * (16 + odd), 256 + odd, 6), False),
+            cases += [(f"depthwise-{word}", _conv(dtype, "ieee", image, 64 + odd, kernel,
+                                                  not odd), False),
+                      (f"affine-group-{word}", _affine(dtype, 8, 6 * (16 + odd), 256 + odd,
+                                                       6), False),
                       (f"affine-layer-{word}", _affine(dtype, 8, 768 + odd, 256 + odd, 0), False),
                       (f"embedding-{word}", _embedding(dtype, 128 + odd), False),
                       (f"weighted-{word}", _weighted(dtype, 2**20 + odd), False),
@@ -127,13 +141,17 @@ def _check(launch: Launch, sm: int, cores: bool, folder: Path) -> None:
     used = resources(kernel.asm["cubin"], folder)
     assert used["REG"] <= 255 and used["STACK"] + used["LOCAL"] <= SPILL, (used, launch.options)
     if cores or (launch.name == "gram" and sm in (80, 90)):
-        assert re.search(r"tcgen05\.mma|wgmma|mma\.sync", kernel.asm["ptx"]), "products must run on tensor cores"
+        assert re.search(r"tcgen05\.mma|wgmma|mma\.sync",
+                         kernel.asm["ptx"]), "products must run on tensor cores"
 
 
 def _parameters() -> list[Any]:
-    return [pytest.param(run, cores, sm, id=f"{name}-{sm}",
-                         marks=() if sm == 90 or (sm == 80 and name in AGAIN) else pytest.mark.nightly)
-            for sm in SHARED for name, run, cores in CASES]
+    return [
+        pytest.param(run, cores, sm, id=f"{name}-{sm}",
+                     marks=() if sm == 90 or (sm == 80 and name in AGAIN) else pytest.mark.nightly)
+        for sm in SHARED
+        for name, run, cores in CASES
+    ]
 
 
 @pytest.mark.parametrize(("run", "cores", "sm"), _parameters())
@@ -170,13 +188,15 @@ def test_few_configurations_are_tried(sm: int, monkeypatch: pytest.MonkeyPatch) 
     for name, run, _ in [*CASES, *SWEEP]:
         launches = recorded(monkeypatch, sm, run)
         assert 1 <= len(launches) <= 4, name
-        steps = [(v.arguments.get("BLOCK_T"), v.arguments.get("BLOCK_K"), *v.options.values()) for v in launches]
+        steps = [(v.arguments.get("BLOCK_T"), v.arguments.get("BLOCK_K"), *v.options.values())
+                 for v in launches]
         assert len(set(steps)) == len(steps), f"{name}: one configuration tried twice"
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("sm", SHARED)
-def test_every_configuration_compiles(sm: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_configuration_compiles(sm: int, tmp_path: Path,
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
     compiled_so_far: set[str] = set()
     for _, run, _ in [*CASES, *SWEEP]:
         for launch in recorded(monkeypatch, sm, run):
@@ -200,7 +220,11 @@ def test_kernels_go_to_the_gpu_of_their_operands(monkeypatch: pytest.MonkeyPatch
         assert current == [torch.device("meta")]
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
-    names = {launch.name for _, run, _ in CASES for launch in recorded(monkeypatch, 90, run, during)}
+    names = {
+        launch.name
+        for _, run, _ in CASES
+        for launch in recorded(monkeypatch, 90, run, during)
+    }
     assert names == set(KERNELS) and not current
 
 

@@ -1,4 +1,6 @@
-"""What runs without a GPU: the ops' schemas and fakes, their ATen references, and the reasons why not Triton."""
+"""What runs without a GPU: the ops' schemas and fakes, their ATen references, and the reasons why
+not Triton.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +35,22 @@ def _calls() -> dict[Any, tuple[Any, ...]]:
     a, g = torch.randn(3, 2, 7, 5), torch.randn(3, 2, 7, 4)
     x, y = torch.randn(3, 2, 4, 7, 6), torch.randn(3, 2, 6, 4, 6)
     rows = torch.randn(3, 6, 9)
-    return {kernels.linear_sq_norm: (a, g), kernels.linear_gradients: (a.bfloat16(), g.bfloat16(), "ieee"),
-            kernels.conv_sq_norm: (x, y, *SHAPE), kernels.conv_gradients: (x, y, *SHAPE, "ieee"),
-            kernels.gram_sq_norm: (a, g), kernels.embedding_sq_norm: (torch.randint(4, (3, 7)), g[:, 0]),
-            kernels.affine_gradients: (rows, rows, torch.randn(3, 2), torch.rand(3, 2), 3),
-            kernels.weighted_sum: (a, torch.rand(3, dtype=torch.float64), torch.tensor([True, False, True])),
-            kernels.patches: (x[:, 0], [3, 2], [2, 1], [1, 2], [1, 1], [1, 1], True),
-            norms.long_blocks: (torch.randn(3, 1600),),
-            kernels.products_of_patches: (x[:, 0], y[:, 0].flatten(2), [3, 2], [2, 1], [1, 2], [1, 1], [1, 1], 2, 2, False),
-            kernels.chacha20: (torch.arange(11, dtype=torch.int32), 13, 2)}
+    return {
+        kernels.linear_sq_norm: (a, g), kernels.linear_gradients: (a.bfloat16(), g.bfloat16(),
+                                                                   "ieee"),
+        kernels.conv_sq_norm: (x, y, *SHAPE), kernels.conv_gradients: (x, y, *SHAPE, "ieee"),
+        kernels.gram_sq_norm: (a, g), kernels.embedding_sq_norm: (torch.randint(4, (3, 7)), g[:,
+                                                                                              0]),
+        kernels.affine_gradients: (rows, rows, torch.randn(3, 2), torch.rand(3, 2), 3),
+        kernels.weighted_sum: (a, torch.rand(3,
+                                             dtype=torch.float64), torch.tensor([True, False,
+                                                                                 True])),
+        kernels.patches: (x[:, 0], [3, 2], [2, 1], [1, 2], [1, 1], [1, 1],
+                          True), norms.long_blocks: (torch.randn(3, 1600), ),
+        kernels.products_of_patches: (x[:, 0], y[:, 0].flatten(2), [3, 2], [2, 1], [1, 2], [1, 1],
+                                      [1, 1], 2, 2, False),
+        kernels.chacha20: (torch.arange(11, dtype=torch.int32), 13, 2)
+    }
 
 
 @pytest.mark.parametrize("op", _calls(), ids=lambda op: op._name)
@@ -64,8 +73,8 @@ def test_run_numbers_count_distinct_tokens() -> None:
 def test_an_embedding_of_long_rows_needs_no_square() -> None:
     """T = 20,000: a T x T matrix would take 3.2 GB an example."""
     model, ids = nn.Embedding(50, 3), torch.randint(50, (2, 20_000))
-    private = fxperex.transform(model, (ids,), forward=lambda m, i: m(i).square().sum((1, 2)), strategy="ghost",
-                                backend="eager")
+    private = fxperex.transform(model, (ids, ), forward=lambda m, i: m(i).square().sum((1, 2)),
+                                strategy="ghost", backend="eager")
     counts = torch.stack([torch.bincount(row, minlength=50) for row in ids]).double()
     truth = (2 * counts[:, :, None] * model.weight.double()).square().sum((1, 2)).sqrt()
     share = private.step(ids).norms / truth.detach() - 1
@@ -77,10 +86,12 @@ def test_an_embedding_of_long_rows_needs_no_square() -> None:
 def test_the_cpu_says_why() -> None:
     model, x = nn.Linear(3, 2), torch.randn(4, 5, 3)
     forward = lambda m, v: m(v).square().sum((1, 2))  # noqa: E731
-    private = fxperex.transform(model, (x,), forward=forward, strategy="fused_stored", backend="eager")
+    private = fxperex.transform(model, (x, ), forward=forward, strategy="fused_stored",
+                                backend="eager")
     assert "need a CUDA GPU" in str(private.plan)
     with pytest.raises(ConfigError, match="need a CUDA GPU"):
-        fxperex.transform(model, (x,), forward=forward, strategy={"weight": "fused_stored"}, backend="eager")
+        fxperex.transform(model, (x, ), forward=forward, strategy={"weight": "fused_stored"},
+                          backend="eager")
 
 
 def test_every_missing_piece_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,12 +117,20 @@ def test_offsets_beyond_32_bits_are_left_to_aten(monkeypatch: pytest.MonkeyPatch
 
 def test_an_empty_batch_has_empty_gradients() -> None:
     """No kernel is launched for it, and no reference divides by its rows."""
-    a, g, ids = torch.empty(0, 1, 5, 3), torch.empty(0, 1, 5, 4), torch.zeros(0, 5, dtype=torch.long)
-    x, y, shape = torch.empty(0, 1, 3, 5, 5), torch.empty(0, 1, 4, 5, 5), ([3, 3], [1, 1], [1, 1], [1, 1], 1)
-    linear_grads, conv_grads = kernels.linear_gradients(a, g, "ieee"), kernels.conv_gradients(x, y, *shape, "ieee")
+    a, g, ids = torch.empty(0, 1, 5, 3), torch.empty(0, 1, 5,
+                                                     4), torch.zeros(0, 5, dtype=torch.long)
+    x, y, shape = torch.empty(0, 1, 3, 5, 5), torch.empty(0, 1, 4, 5,
+                                                          5), ([3, 3], [1, 1], [1, 1], [1, 1], 1)
+    linear_grads, conv_grads = kernels.linear_gradients(a, g, "ieee"), kernels.conv_gradients(
+        x, y, *shape, "ieee")
     assert linear_grads[0].shape == (0, 1, 4, 3) and conv_grads[0].shape == (0, 4, 3, 3, 3)
-    norms = [linear_grads[1], conv_grads[1], kernels.linear_sq_norm(a, g), kernels.conv_sq_norm(x, y, *shape),
-             kernels.gram_sq_norm(a, g), kernels.embedding_sq_norm(ids, g[:, 0])]
+    norms = [
+        linear_grads[1], conv_grads[1],
+        kernels.linear_sq_norm(a, g),
+        kernels.conv_sq_norm(x, y, *shape),
+        kernels.gram_sq_norm(a, g),
+        kernels.embedding_sq_norm(ids, g[:, 0])
+    ]
     assert all(n.shape == (0,) for n in norms)
     nobody = torch.empty(0), torch.ones(0, dtype=torch.bool)
     assert torch.equal(by_factors(conv_grads[0], *nobody), torch.zeros(4, 3, 3, 3))
@@ -123,8 +142,9 @@ def test_an_empty_batch_has_empty_gradients() -> None:
 
 def test_scale_and_shift_of_a_norm_are_one_pass() -> None:
     with torch.device("meta"):
-        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Flatten(2), nn.LayerNorm(16), nn.Tanh(),
-                              nn.InstanceNorm1d(8, affine=True), nn.BatchNorm1d(8).eval(), nn.RMSNorm(16))
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Flatten(2),
+                              nn.LayerNorm(16), nn.Tanh(), nn.InstanceNorm1d(8, affine=True),
+                              nn.BatchNorm1d(8).eval(), nn.RMSNorm(16))
         x = torch.empty(4, 3, 6, 6)
     made = outline(model, (x,), forward=lambda m, v: m(v).square().sum((1, 2)), strategy="affine",
                    device=torch.device("cuda"))
@@ -139,7 +159,8 @@ def test_importing_the_library_imports_no_triton() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("size", [7, FUSED // 4])  # elements: three rows of either dtype are worth an operation
+@pytest.mark.parametrize(
+    "size", [7, FUSED // 4])  # elements: three rows of either dtype are worth an operation
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_that_do_not_count_may_hold_anything(size: int, dtype: torch.dtype) -> None:
     grads, factors = torch.randn(3, size).to(dtype), torch.rand(3, dtype=torch.float64)
@@ -152,15 +173,19 @@ def test_rows_that_do_not_count_may_hold_anything(size: int, dtype: torch.dtype)
 
 @pytest.mark.parametrize("piece", [16, 300, 1200, 2**21], ids=lambda n: f"{n} bytes")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_products_streamed_in_pieces_of_any_size(piece: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_streamed_in_pieces_of_any_size(piece: int, dtype: torch.dtype,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "STREAMED", piece)
-    a, g = torch.randn(5, 2, 7, 6, dtype=dtype), torch.randn(5, 2, 9, 7, dtype=dtype).transpose(2, 3)
+    a, g = torch.randn(5, 2, 7, 6, dtype=dtype), torch.randn(5, 2, 9, 7,
+                                                             dtype=dtype).transpose(2, 3)
     truth = torch.einsum("bgtp,bgtd->bgpd", g.double(), a.double()).square().sum((1, 2, 3))
     assert error(kernels.linear_sq_norm(a, g), truth) <= (1e-6 if dtype == torch.float32 else 1e-13)
 
 
-@pytest.mark.parametrize(("stride", "dilation"), [((1, 1), (1, 1)), ((2, 3), (1, 1)), ((1, 2), (2, 1))])
-def test_patches_in_both_layouts_are_those_of_unfold(stride: tuple[int, int], dilation: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("stride", "dilation"), [((1, 1), (1, 1)), ((2, 3), (1, 1)),
+                                                  ((1, 2), (2, 1))])
+def test_patches_in_both_layouts_are_those_of_unfold(stride: tuple[int, int],
+                                                     dilation: tuple[int, int]) -> None:
     x, kernel = torch.randn(3, 5, 7, 8), (3, 2)
     wide = torch.nn.functional.pad(x, (1, 2, 0, 1))
     truth = torch.nn.functional.unfold(wide, kernel, dilation=dilation, stride=stride)
@@ -185,20 +210,23 @@ def test_sums_of_gradients_that_lie_in_another_order_are_contiguous() -> None:
 
 
 @pytest.mark.parametrize("kind", ["conv", "conv_transpose"])
-def test_patches_in_pieces_are_the_same_gradients(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patches_in_pieces_are_the_same_gradients(kind: str,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     """Every sample whose patches are copied, as if they were too large to form at once."""
     monkeypatch.setattr(sites, "FRESH", 1)
     monkeypatch.setattr(sites, "PIECE", 1)
     pieced = 0
     for model, batch in registry.kinds()[kind].samples():
         private = against_the_loop(model.double(), tuple(x.double() for x in batch), ["unfold"])[0]
-        pieced += sum("products_of_patches" in str(n.target) for n in private.step_graph.graph.nodes)
+        pieced += sum(
+            "products_of_patches" in str(n.target) for n in private.step_graph.graph.nodes)
     assert pieced >= 6
 
 
 def test_large_patches_are_formed_in_pieces_of_even_size() -> None:
     model, x = nn.Conv2d(8, 4, 5, padding=2), torch.empty(64, 8, 64, 64)
-    plan = outline(model, (x,), forward=lambda m, v: m(v).square().sum((1, 2, 3)), strategy="unfold").plan
+    plan = outline(model, (x, ), forward=lambda m, v: m(v).square().sum((1, 2, 3)),
+                   strategy="unfold").plan
     site = next(c.site for c in plan.choices if c.site.name == "weight")
     assert sites.at_once(site) == 4 and sites.patches_bytes(site) == 64 * 8 * 25 * 64**2 * 4
     cost = next(c.cost for c in plan.choices if c.site.name == "weight")

@@ -1,4 +1,6 @@
-"""Attention with every mask, local response norm, and loops that export unrolls: against the loop, seeing no other example."""
+"""Attention with every mask, local response norm, and loops that export unrolls: against the loop,
+seeing no other example.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,18 @@ from fxperex.errors import BatchMixingError
 from fxperex.testing import Call, flat, moved
 
 B, T, D, H = 3, 4, 6, 2
-PADDING = torch.tensor([[False, False, True, True], [False, False, False, False], [False, False, False, True]])
+PADDING = torch.tensor([[False, False, True, True], [False, False, False, False],
+                        [False, False, False, True]])
 CAUSAL = torch.ones(T, T, dtype=torch.bool).triu(1)
 Maker = Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]
 
 
-def _attention(run: Callable[..., Tensor], *more: Tensor, **options: object) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    return Call(run, nn.MultiheadAttention(D, H, **options)), (torch.randn(B, T, D), *more)  # type: ignore[arg-type]
+def _attention(run: Callable[..., Tensor], *more: Tensor,
+               **options: object) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    return Call(run,
+                nn.MultiheadAttention(D, H,
+                                      **options)), (torch.randn(B, T,
+                                                                D), *more)  # type: ignore[arg-type]
 
 
 def _heads(x: Tensor) -> Tensor:
@@ -52,7 +59,9 @@ def _sequence_first(layer: nn.MultiheadAttention, x: Tensor, padding: Tensor) ->
 
 
 def _scan(cell: nn.Module, x: Tensor) -> Tensor:
-    """A state carried along: a decay, a gate, and an early output, as state-space layers have it."""
+    """A state carried along: a decay, a gate, and an early output, as state-space layers have
+    it.
+    """
     state, outs = torch.zeros_like(x[:, 0]), []
     for step in x.unbind(1):
         gate = cell(step).sigmoid()
@@ -69,29 +78,40 @@ def _backwards(cell: nn.Module, x: Tensor) -> Tensor:
 
 
 MODELS: dict[str, Maker] = {
-    "attention, causal": lambda: _attention(lambda m, x: m(x, x, x, attn_mask=CAUSAL, need_weights=False)[0], batch_first=True),
-    "attention, causal by a flag": lambda: _attention(lambda m, x: m(x, x, x, attn_mask=CAUSAL, is_causal=True,
-                                                                     need_weights=False)[0], batch_first=True),
-    "attention, padding": lambda: _attention(lambda m, x, p: m(x, x, x, key_padding_mask=p)[0], PADDING, batch_first=True),
-    "attention, padding and scores": lambda: _attention(
-        lambda m, x, p: m(x, x, x, key_padding_mask=torch.where(p, -9.0, 0.0).to(x.dtype),
-                          attn_mask=torch.linspace(-1, 1, T * T).view(T, T).to(x.dtype))[0], PADDING, batch_first=True),
-    "attention, a mask of each example's own": lambda: _attention(
-        lambda m, x, p: m(x, x, x, attn_mask=p[:, None, None, :].expand(-1, H, T, -1).reshape(-1, T, T))[0], PADDING,
+    "attention, causal": lambda: _attention(
+        lambda m, x: m(x, x, x, attn_mask=CAUSAL, need_weights=False)[0], batch_first=True),
+    "attention, causal by a "
+    "flag": lambda: _attention(
+        lambda m, x: m(x, x, x, attn_mask=CAUSAL, is_causal=True, need_weights=False)[0],
         batch_first=True),
+    "attention, padding": lambda: _attention(lambda m, x, p: m(x, x, x, key_padding_mask=p)[0],
+                                             PADDING, batch_first=True),
+    "attention, padding and scores": lambda: _attention(
+        lambda m, x, p: m(x, x, x, key_padding_mask=
+                          torch.where(p, -9.0, 0.0).to(x.dtype), attn_mask=torch.linspace(
+                              -1, 1, T * T).view(T, T).to(x.dtype))[0], PADDING, batch_first=True),
+    "attention, a mask of each example's own": lambda: _attention(
+        lambda m, x, p: m(x, x, x, attn_mask=p[:, None, None, :].expand(-1, H, T, -1).reshape(
+            -1, T, T))[0], PADDING, batch_first=True),
     "attention, sequence first": lambda: _attention(_sequence_first, PADDING),
-    "attention, its weights": lambda: _attention(lambda m, x: m(x, x, x, average_attn_weights=False)[1], batch_first=True),
-    "attention, another source": lambda: _attention(_cross, torch.randn(B, 5, 4), kdim=4, vdim=4, batch_first=True),
-    "attention, bias and zero tokens": lambda: _attention(lambda m, x: m(x, x, x)[0], add_bias_kv=True, add_zero_attn=True,
-                                                          batch_first=True),
+    "attention, its "
+    "weights": lambda: _attention(lambda m, x: m(x, x, x, average_attn_weights=False)[1],
+                                  batch_first=True),
+    "attention, another "
+    "source": lambda: _attention(_cross, torch.randn(B, 5, 4), kdim=4, vdim=4, batch_first=True),
+    "attention, bias and zero "
+    "tokens": lambda: _attention(lambda m, x: m(x, x, x)[0], add_bias_kv=True, add_zero_attn=True,
+                                 batch_first=True),
     "product": lambda: _stacked(_product()),
     "product, causal": lambda: _stacked(_product(is_causal=True)),
     "product, scaled": lambda: _stacked(_product(scale=0.3)),
     "product, mask": lambda: _stacked(_product(), ~PADDING[:, None, None, :]),
     "product, scores": lambda: _stacked(_product(), torch.randn(B, 1, T, T)),
-    "local response": lambda: (nn.Sequential(nn.Conv1d(T, 5, 3), nn.LocalResponseNorm(3, alpha=0.5)), (torch.randn(B, T, D),)),
-    "scan": lambda: (Call(_scan, nn.Linear(D, D)), (torch.randn(B, T, D),)),
-    "scan, backwards": lambda: (Call(_backwards, nn.Linear(D, D)), (torch.randn(B, T, D),)),
+    "local response": lambda:
+    (nn.Sequential(nn.Conv1d(T, 5, 3), nn.LocalResponseNorm(3, alpha=0.5)),
+     (torch.randn(B, T, D), )),
+    "scan": lambda: (Call(_scan, nn.Linear(D, D)), (torch.randn(B, T, D), )),
+    "scan, backwards": lambda: (Call(_backwards, nn.Linear(D, D)), (torch.randn(B, T, D), )),
 }
 
 
@@ -105,7 +125,9 @@ def test_against_the_loop_and_blind_to_others(name: str) -> None:
 
 
 def test_a_padding_mask_along_the_batch_is_refused() -> None:
-    model, (x,) = _attention(lambda m, x: m(x.transpose(0, 1), x.transpose(0, 1), x.transpose(0, 1))[0], batch_first=True)
+    model, (x, ) = _attention(
+        lambda m, x: m(x.transpose(0, 1), x.transpose(0, 1), x.transpose(0, 1))[0],
+        batch_first=True)
     with pytest.raises(BatchMixingError, match="batch"):
         fxperex.transform(model, (x,), forward=lambda m, x: m(x).square().sum(), backend="eager")
 

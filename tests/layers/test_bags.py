@@ -1,4 +1,6 @@
-"""Embedding bags of `[B, T]` ids against the loop: every mode, padding, repeated ids, weights; what has no place is refused."""
+"""Embedding bags of `[B, T]` ids against the loop: every mode, padding, repeated ids, weights; what
+has no place is refused.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ def test_equals_the_loop(mode: str, padding: int | None, strategy: str) -> None:
 
     model, ids = nn.EmbeddingBag(7, 3, mode=mode, padding_idx=padding).double(), _ids()
     total, norms = clipped(loop(model, forward, (ids,)), 1.0)
-    result = fxperex.transform(model, (ids,), forward=forward, strategy=strategy, backend="eager").step(ids)
+    result = fxperex.transform(model, (ids, ), forward=forward, strategy=strategy,
+                               backend="eager").step(ids)
     assert error(result.norms, norms) <= 1e-10
     assert model.weight.grad is not None and error(model.weight.grad, total["weight"]) <= 1e-10
 
@@ -59,4 +62,5 @@ def test_per_sample_weights() -> None:
 def test_bags_of_differing_lengths_are_refused() -> None:
     model, starts = nn.EmbeddingBag(7, 3, mode="sum"), torch.tensor([0, 3, 8, 12, 16])
     with pytest.raises(BatchMixingError, match="embedding_bag"):
-        fxperex.transform(model, (_ids().flatten(),), forward=lambda m, x: m(x, starts).square().sum(1), backend="eager")
+        fxperex.transform(model, (_ids().flatten(), ),
+                          forward=lambda m, x: m(x, starts).square().sum(1), backend="eager")

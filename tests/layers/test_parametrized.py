@@ -1,4 +1,6 @@
-"""Parameters behind other parameters: weight norm, orthogonal maps, any parametrization, LoRA, chunks; against the loop."""
+"""Parameters behind other parameters: weight norm, orthogonal maps, any parametrization, LoRA,
+chunks; against the loop.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def parametrized(module: nn.Module, *maps: nn.Module, name: str = "weight") -> n
 
 
 class Lora(nn.Module):
-    """A frozen layer beside a trainable product of low rank; `merged`: one weight, the two added up."""
+    """A frozen layer beside a trainable product of low rank; `merged`: one weight, the two added
+    up.
+    """
 
     def __init__(self, merged: bool, rank: int = 2) -> None:
         super().__init__()
@@ -61,7 +65,8 @@ class Stacked(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.randn(12, 4)), nn.Parameter(torch.randn(12))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (F.linear(x, w, self.bias[4 * i:4 * i + 4]) for i, w in enumerate(self.weight.chunk(3)))
+        q, k, v = (F.linear(x, w, self.bias[4 * i:4 * i + 4])
+                   for i, w in enumerate(self.weight.chunk(3)))
         return F.scaled_dot_product_attention(q, k, v)
 
 
@@ -75,21 +80,28 @@ def _old_weight_norm(dim: int | None) -> nn.Module:
 
 MODELS: dict[str, Maker] = {
     "weight norm": lambda: (parametrizations.weight_norm(nn.Conv1d(4, 3, 2)), _tokens()),
-    "weight norm over all": lambda: (parametrizations.weight_norm(nn.Linear(4, 3), dim=None), _tokens()),
+    "weight norm over all": lambda:
+    (parametrizations.weight_norm(nn.Linear(4, 3), dim=None), _tokens()),
     "orthogonal": lambda: (parametrizations.orthogonal(nn.Linear(4, 4)), _tokens()),
-    "orthogonal by Cayley": lambda: (parametrizations.orthogonal(nn.Linear(4, 3), orthogonal_map="cayley"), _tokens()),
-    "orthogonal by Householder": lambda: (parametrizations.orthogonal(nn.Linear(4, 3), orthogonal_map="householder"), _tokens()),
+    "orthogonal by "
+    "Cayley": lambda:
+    (parametrizations.orthogonal(nn.Linear(4, 3), orthogonal_map="cayley"), _tokens()),
+    "orthogonal by "
+    "Householder": lambda:
+    (parametrizations.orthogonal(nn.Linear(4, 3), orthogonal_map="householder"), _tokens()),
     "symmetric": lambda: (parametrized(nn.Linear(4, 4), Symmetric()), _tokens()),
     "symmetric of low rank": lambda: (parametrized(nn.Linear(4, 4), LowRank()), _tokens()),
-    "one after the other": lambda: (parametrized(nn.Linear(4, 4), Symmetric(), nn.Tanh()), _tokens()),
+    "one after the "
+    "other": lambda: (parametrized(nn.Linear(4, 4), Symmetric(), nn.Tanh()), _tokens()),
     "bias": lambda: (parametrized(nn.Conv1d(4, 3, 2), nn.Softplus(), name="bias"), _tokens()),
-    "LoRA": lambda: (Lora(False), (torch.randn(3, 4, 5),)),
-    "LoRA, merged": lambda: (Lora(True), (torch.randn(3, 4, 5),)),
+    "LoRA": lambda: (Lora(False), (torch.randn(3, 4, 5), )),
+    "LoRA, merged": lambda: (Lora(True), (torch.randn(3, 4, 5), )),
     "stacked weight": lambda: (Stacked(), _tokens()),
-    "weight and its transpose": lambda: (Call(lambda m, x: F.linear(m(x).tanh(), m.weight.t()),
-                                              parametrizations.weight_norm(nn.Linear(4, 3))), _tokens()),
-    "normalised rows": lambda: (Call(lambda m, x: F.linear(x, F.normalize(m.weight, dim=1)) * m.bias.exp(), nn.Linear(4, 3)),
-                                _tokens()),
+    "weight and its transpose": lambda: (Call(lambda m, x: F.linear(m(x).tanh(), m.weight.t(
+    )), parametrizations.weight_norm(nn.Linear(4, 3))), _tokens()),
+    "normalised rows": lambda:
+    (Call(lambda m, x: F.linear(x, F.normalize(m.weight, dim=1)) * m.bias.exp(), nn.Linear(4, 3)),
+     _tokens()),
 }
 
 
@@ -109,9 +121,14 @@ def test_old_weight_norm_equals_the_new(dim: int | None) -> None:
         new.bias.copy_(old.bias)
     parametrizations.weight_norm(new, dim=dim)
     (x,) = (b.double() for b in _tokens())
-    found = [fxperex.transform(m, (x,), forward=lambda m, x: m(x).sin().flatten(1).sum(1), backend="eager").gradients(x)
-             for m in (old, new)]
-    pairs = {"bias": "bias", "weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+    found = [
+        fxperex.transform(m, (x, ), forward=lambda m, x: m(x).sin().flatten(1).sum(1),
+                          backend="eager").gradients(x) for m in (old, new)
+    ]
+    pairs = {
+        "bias": "bias", "weight_g": "parametrizations.weight.original0",
+        "weight_v": "parametrizations.weight.original1"
+    }
     assert set(found[0]) == set(pairs)
     for one, two in pairs.items():
         assert error(found[0][one], found[1][two], 1e-3) <= 1e-10, one

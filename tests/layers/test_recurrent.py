@@ -1,4 +1,6 @@
-"""Recurrent layers and cells: taken apart, every weight is one site over all steps, and equal to the loop."""
+"""Recurrent layers and cells: taken apart, every weight is one site over all steps, and equal to
+the loop.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ STEPS = 4
 EVERY = ("auto", "naive", "multi", "crb", "unfold", "ghost")
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "lstm": lambda: nn.LSTM(3, 4, batch_first=True),
-    "lstm, two layers and directions": lambda: nn.LSTM(3, 4, 2, batch_first=True, bidirectional=True),
+    "lstm, two layers and "
+    "directions": lambda: nn.LSTM(3, 4, 2, batch_first=True, bidirectional=True),
     "lstm, projected": lambda: nn.LSTM(3, 4, 2, batch_first=True, proj_size=2, bidirectional=True),
     "lstm, no bias": lambda: nn.LSTM(3, 4, batch_first=True, bias=False),
     "gru, two layers and directions": lambda: nn.GRU(3, 4, 2, batch_first=True, bidirectional=True),
@@ -48,7 +51,8 @@ def stepped(cell: nn.Module, x: Tensor) -> Tensor:
 LAYERS |= {
     "lstm, sequence first": lambda: Call(sequence_first, nn.LSTM(3, 4)),
     "gru, sequence first": lambda: Call(sequence_first, nn.GRU(3, 4)),
-    "lstm, its last state from a given one": lambda: Call(last_state, nn.LSTM(3, 4, batch_first=True)),
+    "lstm, its last state from a "
+    "given one": lambda: Call(last_state, nn.LSTM(3, 4, batch_first=True)),
     "lstm cell": lambda: Call(stepped, nn.LSTMCell(3, 4)),
     "gru cell": lambda: Call(stepped, nn.GRUCell(3, 4)),
     "rnn cell": lambda: Call(stepped, nn.RNNCell(3, 4, nonlinearity="relu")),
@@ -59,7 +63,8 @@ LAYERS |= {
 def test_against_the_loop(name: str) -> None:
     model = LAYERS[name]().double()
     x = torch.randn(3, STEPS, 3, dtype=torch.float64)
-    for step in against_the_loop(model, (x,), EVERY if name in {"lstm", "gru cell"} else ("auto", "ghost")):
+    for step in against_the_loop(model, (x, ), EVERY if name in {"lstm", "gru cell"} else
+                                 ("auto", "ghost")):
         sites = [c.site for c in step.plan.choices]
         assert len(sites) == len(list(model.parameters()))
         weights = [s for s in sites if len(s.shape) == 2]
@@ -67,18 +72,25 @@ def test_against_the_loop(name: str) -> None:
 
 
 def test_no_gradient_is_stored_per_step() -> None:
-    """Under ghost the step graph holds no tensor as large as one example's weight gradient per example."""
+    """Under ghost the step graph holds no tensor as large as one example's weight gradient per
+    example.
+    """
     model, x = nn.LSTM(6, 20, batch_first=True), torch.randn(3, STEPS, 6)
     private = fxperex.transform(model, (x,), forward=curved, strategy="ghost", backend="eager")
     stored = len(x) * model.weight_hh_l0.numel()
-    sizes = [n.meta["val"].numel() for n in private.step_graph.graph.nodes if hasattr(n.meta.get("val"), "numel")]
+    sizes = [
+        n.meta["val"].numel()
+        for n in private.step_graph.graph.nodes
+        if hasattr(n.meta.get("val"), "numel")
+    ]
     assert max(sizes) < stored
 
 
 def test_the_batch_where_the_steps_belong_is_refused() -> None:
     model = nn.Sequential(nn.LSTM(3, 4))  # not batch_first, fed batch first
     with pytest.raises((BatchMixingError, CaptureError), match="batch_first"):
-        fxperex.transform(model, (torch.randn(3, STEPS, 3),), forward=lambda m, x: m(x)[0].flatten(1).sum(1), backend="eager")
+        fxperex.transform(model, (torch.randn(3, STEPS, 3), ),
+                          forward=lambda m, x: m(x)[0].flatten(1).sum(1), backend="eager")
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])

@@ -11,18 +11,24 @@ RULE = "analysis/test_rules.py::test_the_rule_agrees_with_perturbation"
 
 MUTANTS = [
     Mutant("softmax over the batch is accepted", "analysis/rules/reduce.py",
-           'drop(context, context.axis("self"), context.arg("dim"), True, "runs")', 'context.axis("self")',
+           'drop(context, context.axis("self"), context.arg("dim"), True, '
+           '"runs")', 'context.axis("self")',
            (MIXING + "[softmax]", MIXING + "[cumsum]")),
     Mutant("sorting the batch is accepted", "analysis/rules/reduce.py",
-           'drop(context, context.axis("self"), context.arg("dim"), True, "orders")', 'context.axis("self")',
+           'drop(context, context.axis("self"), context.arg("dim"), True, '
+           '"orders")', 'context.axis("self")',
            (MIXING + "[sort]",)),
     Mutant("rolling and flipping the batch are accepted", "analysis/rules/view.py",
-           "if axis is not None and (not dims or axis.dim in", "if False and (not dims or axis.dim in",
+           "if axis is not None and (not dims or "
+           "axis.dim in", "if False and (not dims or axis.dim in",
            (MIXING + "[roll]", MIXING + "[flip]")),
     Mutant("examples in another order inside a dimension are accepted", "analysis/state.py",
-           "if one.place == two.place:", "if one.dim == two.dim:", (PROMISE + "test_examples_in_another_order_do_not_meet",)),
+           "if one.place == "
+           "two.place:", "if one.dim == "
+                         "two.dim:", (PROMISE + "test_examples_in_another_order_do_not_meet",)),
     Mutant("normalising over the batch is accepted", "analysis/rules/layers.py",
-           "if axis is not None and axis.dim >= rank - below:", "if False:", (RULE + "[layer_norm]", RULE + "[group_norm]")),
+           "if axis is not None and axis.dim >= rank - "
+           "below:", "if False:", (RULE + "[layer_norm]", RULE + "[group_norm]")),
     Mutant("batch normalisation in training mode is accepted", "analysis/rules/layers.py",
            'if not evaluates and context.arg("training?", True):', "if False:",
            (MODULES, MIXING + "[functional batch norm]")),
@@ -38,7 +44,8 @@ MUTANTS = [
     Mutant("gathering along the batch is accepted", "analysis/rules/index.py",
            "if any(a is not None and a.dim == along for a in (base, chosen)):", "if False:",
            (MIXING + "[gather]", RULE + "[gather]")),
-    Mutant("scale_grad_by_freq is accepted", "analysis/rules/index.py", 'if context.arg("scale_grad_by_freq"):',
+    Mutant("scale_grad_by_freq is "
+           "accepted", "analysis/rules/index.py", 'if context.arg("scale_grad_by_freq"):',
            "if False:", (MODULES,)),
     Mutant("an operation without a rule is taken for pointwise", "analysis/batch_axis.py",
            '    raise Mixes("this library has no batch rule for it',
@@ -49,15 +56,18 @@ MUTANTS = [
            "(aten.index.Tensor, (self.copies[weight], [ids])), 1))",
            ("analysis/test_losses.py::test_a_coupling_normaliser_becomes_the_examples_own",
            PROMISE + "test_weights_with_ignored_positions_are_the_examples_own")),
-    Mutant("isometry is not checked", "analysis/sites.py", "origin.isometric and real, True,", "True, True,",
+    Mutant("isometry is not "
+           "checked", "analysis/sites.py", "origin.isometric and real, True,", "True, True,",
            ("test_runtime.py::test_shared_and_derived_weights",)),
-    Mutant("every site is alone on its parameter", "analysis/sites.py", "return not pieces or (", "return True or (",
+    Mutant("every site is alone on its "
+           "parameter", "analysis/sites.py", "return not pieces or (", "return True or (",
            (PROMISE + "test_a_parameter_and_a_piece_of_it_have_one_norm",)),
     Mutant("what a parameter enters counts as rows that are all alike", "analysis/batch_axis.py",
            "return settled(state) if context.site else state", "return state",
            ("analysis/test_attacks.py::test_an_attack_is_refused_at_its_line[expanded_parameter]",
             "analysis/test_attacks.py::test_an_attack_is_refused_at_its_line[product_of_ones]")),
-    Mutant("a pattern that repeats counts as rows that are all alike", "analysis/rules/pointwise.py",
+    Mutant("a pattern that repeats counts as rows that are all "
+           "alike", "analysis/rules/pointwise.py",
            "fresh=size == 1)", "fresh=True)",
            ("analysis/test_attacks.py::test_an_attack_is_refused_at_its_line[repeated_times]",)),
     Mutant("constants of the batch size are accepted", "capture/refusals.py",

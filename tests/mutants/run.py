@@ -1,10 +1,12 @@
-"""Breaks the library in every way of the tables, one at a time, and asks of each whether the ordinary tests see it.
+"""Breaks the library in every way of the tables, one at a time, and asks of each whether the
+ordinary tests see it.
 
     python tests/mutants/run.py [--jobs N] [--only WORDS ...] [--record FILE] [--write]
 
-The package and its tests are copied to a temporary folder; a mutant changes one text there, and its tests are run by a
-fork of this process, which has imported torch and never the library. A mutant is killed if one of them fails, and has
-survived if they pass; a module that no longer imports is neither.
+The package and its tests are copied to a temporary folder; a mutant changes one text there, and its
+tests are run by a fork of this process, which has imported torch and never the library. A mutant is
+killed if one of them fails, and has survived if they pass; a module that no longer imports is
+neither.
 """
 
 from __future__ import annotations
@@ -50,15 +52,21 @@ class Fate:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--only", nargs="+", metavar="WORDS", help="the mutants with any of these in their name")
-    parser.add_argument("--record", type=Path, help="verdicts kept there as they come: a run that was cut off goes on from it")
-    parser.add_argument("--write", action="store_true", help=f"write {TABLE.relative_to(ROOT)}, which needs all verdicts")
-    parser.add_argument("--no-baseline", action="store_true", help="do not run the tests on the library as it is first")
+    parser.add_argument("--only", nargs="+", metavar="WORDS", help="the mutants with any of these "
+                                                                   "in their name")
+    parser.add_argument("--record", type=Path, help="verdicts kept there as they come: a run that "
+                                                    "was cut off goes on from it")
+    parser.add_argument("--write", action="store_true", help=f"write {TABLE.relative_to(ROOT)}, "
+                                                             "which needs all verdicts")
+    parser.add_argument("--no-baseline", action="store_true", help="do not run the tests on the "
+                                                                   "library as it is first")
     options = parser.parse_args()
     _warm()
-    known = json.loads(options.record.read_text()) if options.record and options.record.exists() else {}
+    known = json.loads(
+        options.record.read_text()) if options.record and options.record.exists() else {}
     chosen = [m for m in MUTANTS if known.get(m.name) != KILLED
               and (options.only is None or any(words in m.name for words in options.only))]
 
@@ -66,12 +74,15 @@ def main() -> int:
         known[fate.mutant.name] = fate.verdict
         if options.record:
             options.record.write_text(json.dumps(known, indent=1) + "\n")
-        print(f"{fate.verdict:<8} {fate.seconds:4.0f} s  {fate.mutant.name}: {fate.told}", flush=True)
+        print(f"{fate.verdict:<8} {fate.seconds:4.0f} s  {fate.mutant.name}: "
+              f"{fate.told}", flush=True)
 
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         homes = [_copy(Path(folder) / str(i)) for i in range(options.jobs)]
         if not options.no_baseline:
-            verdict, told = Tests(homes[0], tuple(sorted({t for m in chosen for t in m.tests})), 6 * LIMIT).end()
+            verdict, told = Tests(homes[0], tuple(sorted({t
+                                                          for m in chosen
+                                                          for t in m.tests})), 6 * LIMIT).end()
             if verdict != SURVIVED:
                 print(f"the library as it is does not pass the tests: {verdict} {told}")
                 return 2
@@ -102,7 +113,8 @@ def _all(mutants: list[Mutant], homes: list[Path], report: Callable[[Fate], None
         while waiting and free:
             trial = Trial(waiting.pop(), free.pop())
             running[trial.tests.process.sentinel] = trial
-        for sentinel in wait(list(running), timeout=1.0) or [s for s, t in running.items() if t.tests.late]:
+        for sentinel in wait(list(running),
+                             timeout=1.0) or [s for s, t in running.items() if t.tests.late]:
             trial = running.pop(sentinel)  # type: ignore[call-overload]
             report(trial.end())
             free.append(trial.home)
@@ -127,7 +139,8 @@ class Tests:
 
     def __init__(self, home: Path, tests: tuple[str, ...], limit: float) -> None:
         self.start, self.limit, self._told = time.monotonic(), limit, home / "told.txt"
-        self.process = multiprocessing.get_context("fork").Process(target=_pytest, args=(home, tests, self._told))
+        self.process = multiprocessing.get_context("fork").Process(target=_pytest,
+                                                                   args=(home, tests, self._told))
         self.process.start()
 
     @property
@@ -145,28 +158,39 @@ class Tests:
         failed = [line.split(" - ")[0] for line in told.splitlines() if line.startswith("FAILED ")]
         if self.process.exitcode == 1 and failed:
             return KILLED, failed[0].removeprefix("FAILED tests/")
-        return (SURVIVED, "its tests pass") if self.process.exitcode == 0 else (BROKEN, " ".join(told.split())[-300:])
+        return (SURVIVED,
+                "its tests pass") if self.process.exitcode == 0 else (BROKEN,
+                                                                      " ".join(told.split())[-300:])
 
 
 def _pytest(home: Path, tests: tuple[str, ...], told: Path) -> None:
-    assert not any(name.partition(".")[0] == "fxperex" for name in sys.modules), "the library was imported before it was changed"
-    os.environ |= {"FXPEREX_CACHE": str(home / "cache"), "PYTHONPATH": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+    assert not any(name.partition(".")[0] == "fxperex"
+                   for name in sys.modules), "the library was imported before it was changed"
+    os.environ |= {
+        "FXPEREX_CACHE": str(home / "cache"), "PYTHONPATH": str(home),
+        "PYTHONDONTWRITEBYTECODE": "1"
+    }
     sys.dont_write_bytecode = True
     os.chdir(home)
     sys.path[0] = str(home)
     with told.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    code = pytest.main(["-x", "-q", "-o", "addopts=", "-m", "not nightly", "-p", "no:cacheprovider", "--tb=line",
-                        "--show-capture=no", *(f"tests/{t}" for t in tests)])
+    code = pytest.main([
+        "-x", "-q", "-o", "addopts=", "-m", "not nightly", "-p", "no:cacheprovider", "--tb=line",
+        "--show-capture=no", *(f"tests/{t}" for t in tests)
+    ])
     sys.stdout.flush()
     os._exit(int(code))
 
 
 def _warm() -> None:
-    """Imports, before any fork, what every test needs of others' packages: torch's exporter alone takes seconds."""
+    """Imports, before any fork, what every test needs of others' packages: torch's exporter alone
+    takes seconds.
+    """
     torch.set_num_threads(1)
-    for name in ("torch.fx.experimental.proxy_tensor", "dp_accounting", "scipy.stats", "scipy.optimize"):
+    for name in ("torch.fx.experimental.proxy_tensor", "dp_accounting", "scipy.stats",
+                 "scipy.optimize"):
         importlib.import_module(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -175,13 +199,16 @@ def _warm() -> None:
 
 def table(verdicts: dict[str, str]) -> str:
     """Returns the page: every mutant, its verdict, and the tests that were asked."""
-    rows = [f"| {m.name} | `{m.file}` | {verdicts[m.name]} | {', '.join(f'`{t}`' for t in m.tests)} |" for m in MUTANTS]
+    rows = [f"| {m.name} | `{m.file}` | {verdicts[m.name]} | "
+            f"{', '.join(f'`{t}`' for t in m.tests)} |" for m in MUTANTS]
     killed = sum(verdicts[m.name] == KILLED for m in MUTANTS)
     return "\n".join(["# Mutants", "",
-                      f"{killed} of {len(MUTANTS)} deliberate breaks of the library are seen by the ordinary tests. Each changes "
-                      "one text in one file (`tests/mutants/of_*.py`); the tests named are those that were asked.", "",
+                      f"{killed} of {len(MUTANTS)} deliberate breaks of the library are seen by "
+                      "the ordinary tests. Each changes one text in one file "
+                      "(`tests/mutants/of_*.py`); the tests named are those that were asked.", "",
                       "Made by `python tests/mutants/run.py --write`.", "",
-                      "| broken promise | file | verdict | tests |", "|---|---|---|---|", *rows, ""])
+                      "| broken promise | file | verdict | "
+                      "tests |", "|---|---|---|---|", *rows, ""])
 
 
 if __name__ == "__main__":

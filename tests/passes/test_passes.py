@@ -1,4 +1,6 @@
-"""The pass that moves norms up: what it does, what it must not touch, and that the step computes the same in no more memory."""
+"""The pass that moves norms up: what it does, what it must not touch, and that the step computes
+the same in no more memory.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ WIDE = torch.Size([4, 1000])
 
 
 def _trace(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
-    return make_fx(function, tracing_mode="fake")(*inputs)  # fake values keep who shares whose memory
+    return make_fx(function,
+                   tracing_mode="fake")(*inputs)  # fake values keep who shares whose memory
 
 
 def _names(graph: fx.GraphModule) -> list[str]:
@@ -50,7 +53,8 @@ def test_norms_move_up_and_their_inputs_die() -> None:
     assert made.moved == ("site0", "site1", "site2")
     assert _names(graph) == ["add", "sum_1", "mul", "sum_2", "exp", "sum_3"]
     wide = WIDE.numel() * 4
-    assert made.before - made.after >= wide * 0.9 and peak(listing(graph.graph)[0]).bytes == made.after
+    assert made.before - made.after >= wide * 0.9 and peak(listing(
+        graph.graph)[0]).bytes == made.after
     assert all(torch.equal(a, b) for a, b in zip(want, graph(x), strict=True))
 
 
@@ -58,7 +62,8 @@ def test_a_move_that_would_cost_memory_is_not_made() -> None:
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
         narrow = x[:, :1] + 1
         most = (x * 3).exp().sum(1)  # two wide values at once: the peak
-        return most, narrow.expand(WIDE).sin()  # wide and an output: early, it would live through the peak
+        return most, narrow.expand(
+            WIDE).sin()  # wide and an output: early, it would live through the peak
 
     graph = _trace(run, torch.randn(WIDE))
     for node in graph.graph.nodes:
@@ -96,7 +101,8 @@ def test_a_norm_waits_for_no_second_name_and_makes_nothing_before_its_gradient()
         gradient = (x * 2).exp()
         last = (gradient * 3).sin()
         again = torch.ops.aten.alias.default(a)
-        total = (again.cos() * gradient).sum(1)  # the site's: a value of its input alone, then one of both
+        total = (again.cos() * gradient).sum(
+            1)  # the site's: a value of its input alone, then one of both
         return total, last
 
     graph = _trace(run, torch.randn(WIDE))
@@ -111,9 +117,15 @@ def test_a_norm_waits_for_no_second_name_and_makes_nothing_before_its_gradient()
 def _vgg() -> nn.Module:
     layers: list[nn.Module] = []
     for inputs, outputs in ((3, 16), (16, 32), (32, 64)):
-        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.Conv2d(outputs, outputs, 3, padding=1), nn.ReLU(),
-                   nn.MaxPool2d(2)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10))
+        layers += [
+            nn.Conv2d(inputs, outputs, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2)
+        ]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, 128), nn.ReLU(), nn.Dropout(0.5),
+                         nn.Linear(128, 10))
 
 
 def _resnet() -> nn.Module:
@@ -123,19 +135,24 @@ def _resnet() -> nn.Module:
 
 def _transformer() -> nn.Module:
     layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True, norm_first=True)
-    return nn.Sequential(nn.Flatten(2), nn.Linear(1024, 32), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False),
-                         nn.Flatten(), nn.Linear(96, 10))
+    return nn.Sequential(nn.Flatten(2), nn.Linear(1024, 32),
+                         nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Flatten(),
+                         nn.Linear(96, 10))
 
 
 @pytest.mark.parametrize("make", [_vgg, _resnet, _transformer])
-def test_a_step_computes_the_same_in_no_more_memory(make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_computes_the_same_in_no_more_memory(make: Callable[[], nn.Module],
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     x, mask = torch.randn(4, 3, 32, 32), torch.tensor([True, True, False, True])
     monkeypatch.setattr(rewriter, "schedule", lambda graph, first: None)
     for name, private in under(make(), (x,), curved, 1.0, ("auto", "unfold")):
         graph, inputs = private.step_graph, [*private._inputs((x,)), mask]
         torch.manual_seed(5)
         want = graph(*inputs)
-        made: Schedule = schedule(graph, {c.site.name for c in private.plan.choices if not c.cost.rereads})
+        made: Schedule = schedule(graph,
+                                  {c.site.name
+                                   for c in private.plan.choices
+                                   if not c.cost.rereads})
         assert made.after == peak(listing(graph.graph)[0]).bytes <= made.before, name
         verify(graph, 4, [tuple(p.shape) for p in private.parameters.values()], "graph")
         torch.manual_seed(5)

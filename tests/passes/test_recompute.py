@@ -1,4 +1,6 @@
-"""Forward values computed again under a budget: the same bits in less memory, and never what draws random numbers."""
+"""Forward values computed again under a budget: the same bits in less memory, and never what draws
+random numbers.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ WIDE = torch.Size([4, 1000])
 
 
 def _chain(kind: str = "") -> tuple[fx.GraphModule, Tensor]:
-    """Two wide forward values that the "backward" reads last, after a peak in which they need not live."""
+    """Two wide forward values that the "backward" reads last, after a peak in which they need not
+    live.
+    """
 
     def run(x: Tensor) -> Tensor:
         with tagged("part", "forward"):
@@ -57,7 +61,9 @@ def test_values_go_and_come_back_in_front_of_their_first_reader() -> None:
 @pytest.mark.parametrize("kind", ["random", "written"])
 def test_what_would_not_give_the_same_bits_is_refused(kind: str) -> None:
     graph, _ = _chain(kind)
-    name = next(n.name for n in graph.graph.nodes if "rand" in n.name or (kind == "written" and n.name == "exp"))
+    name = next(n.name
+                for n in graph.graph.nodes
+                if "rand" in n.name or (kind == "written" and n.name == "exp"))
     with pytest.raises(CoverageError, match=f"{name}.* cannot be recomputed"):
         recompute(graph, [name])
 
@@ -96,29 +102,37 @@ def _cnn() -> nn.Module:
 
 
 def _encoder(dropout: float = 0.0) -> nn.Module:
-    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=dropout, batch_first=True, norm_first=True, activation="gelu")
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=dropout, batch_first=True,
+                                       norm_first=True, activation="gelu")
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
 
 def _mlp(depth: int = 8, dropout: float = 0.0) -> nn.Module:
-    blocks = [nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.LayerNorm(16), nn.Dropout(dropout)) for _ in range(depth)]
+    blocks = [
+        nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.LayerNorm(16), nn.Dropout(dropout))
+        for _ in range(depth)
+    ]
     return nn.Sequential(*blocks)
 
 
 def _tight(model: nn.Module, batch: tuple[Tensor, ...], **how: object) -> PerExampleModule:
     """The step under the smallest budget there is."""
     with pytest.raises(ConfigError, match="smallest budget that does is") as refused:
-        fxperex.transform(model, batch, forward=curved, memory=1, backend="eager", **how)  # type: ignore[arg-type]
+        fxperex.transform(model, batch, forward=curved, memory=1, backend="eager",
+                          **how)  # type: ignore[arg-type]
     told = str(refused.value).split("smallest budget that does is ")[1].split(",")[0]
-    made = fxperex.transform(model, batch, forward=curved, memory=told, backend="eager", **how)  # type: ignore[arg-type]
+    made = fxperex.transform(model, batch, forward=curved, memory=told, backend="eager",
+                             **how)  # type: ignore[arg-type]
     assert made.plan.peak is not None and made.plan.peak <= made.plan.budget.memory  # type: ignore[union-attr]
     return made
 
 
 IMAGES, TOKENS = torch.randn(4, 3, 12, 12), torch.randn(4, 16, 16)
 MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
-    "cnn": (_cnn, IMAGES), "encoder": (_encoder, TOKENS), "lstm": (_Recurrent, torch.randn(4, 40, 6)),
-    "tied": (_Tied, torch.randn(4, 32, 24)), "mlp": (_mlp, torch.randn(4, 64, 16))}
+    "cnn": (_cnn, IMAGES), "encoder": (_encoder, TOKENS),
+    "lstm": (_Recurrent, torch.randn(4, 40, 6)), "tied": (_Tied, torch.randn(4, 32, 24)),
+    "mlp": (_mlp, torch.randn(4, 64, 16))
+}
 
 
 def _nodes(private: PerExampleModule) -> list[fx.Node]:
@@ -140,7 +154,8 @@ def test_against_the_loop_and_bit_for_bit_against_the_plan_that_keeps_all(name: 
     scale = 1e-3 * float(norms.max())
     sums = {n: model.get_parameter(n).grad for n in total}
     assert all(error(sums[n], want, scale) <= LIMIT[torch.float64] for n, want in total.items())
-    plain = fxperex.transform(model, batch, forward=curved, backend="eager", clip=clip, strategy=_keeping(private.plan))
+    plain = fxperex.transform(model, batch, forward=curved, backend="eager", clip=clip,
+                              strategy=_keeping(private.plan))
     assert not _nodes(plain)
     result, kept = plain.sums(*batch)
     assert torch.equal(result.norms, found.norms)
@@ -156,12 +171,15 @@ def _keeping(plan: Plan) -> Plan:
 def test_one_example_at_a_time_reads_the_copies_too(name: str, strategy: str) -> None:
     make, x = MODELS[name]
     model = make()
-    # By name, so that the other sites are the planner's: asked for everywhere, `vmap` alone may set the peak.
+    # By name, so that the other sites are the planner's: asked for everywhere, `vmap` alone may set
+    # the peak.
     private = _tight(model, (x,), strategy={"?.weight": strategy} if name == "cnn" else strategy)
     assert _nodes(private) and strategy in {c.strategy for c in private.plan.choices}
-    plain = fxperex.transform(model, (x,), forward=curved, backend="eager", strategy=_keeping(private.plan))
+    plain = fxperex.transform(model, (x, ), forward=curved, backend="eager",
+                              strategy=_keeping(private.plan))
     (found, ours), (want, theirs) = private.sums(x), plain.sums(x)
-    assert torch.equal(found.norms, want.norms) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert torch.equal(found.norms, want.norms) and all(
+        torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.nightly
@@ -171,7 +189,9 @@ def test_a_saved_step_recomputes_too(tmp_path: Path) -> None:
     private.save(tmp_path / "step.pt2")
     found, want = fxperex.load(tmp_path / "step.pt2", model).step(*batch), private.sums(*batch)
     assert error(found.norms, want[0].norms) < 1e-5
-    assert all(error(model.get_parameter(n).grad, w) < 1e-5 for n, w in zip(private._order, want[1], strict=True))
+    assert all(
+        error(model.get_parameter(n).grad, w) < 1e-5
+        for n, w in zip(private._order, want[1], strict=True))
 
 
 @pytest.mark.parametrize("strategy", ["auto", "crb", "unfold", "ghost"])
@@ -180,7 +200,8 @@ def test_the_peak_is_what_the_plan_says(name: str, strategy: str) -> None:
     make, x = MODELS[name]
     private = _tight(make(), (x.repeat(4, *[1] * (x.dim() - 1)),), strategy=strategy)
     assert private.plan.peak is not None
-    # The scratch memory that `ghost` is said to need is an upper bound, and in small models a large part of the peak.
+    # The scratch memory that `ghost` is said to need is an upper bound, and in small models a large
+    # part of the peak.
     most = 1.25 if strategy == "ghost" else 1.1
     assert 0.9 < private.plan.peak / private.peak < most, (private.plan.peak, private.peak)
 
@@ -188,9 +209,12 @@ def test_the_peak_is_what_the_plan_says(name: str, strategy: str) -> None:
 def test_a_deep_model_fits_where_strategies_alone_do_not() -> None:
     model, batch = _mlp(24), (torch.randn(8, 256, 16),)
     free = fxperex.transform(model, batch, forward=curved, backend="eager", strategy="crb")
-    tight = fxperex.transform(model, batch, forward=curved, backend="eager", strategy="crb", memory=int(0.5 * free.peak))
-    assert tight.plan.recompute is not None and tight.peak <= 0.5 * 1.1 * free.peak  # what plans promise
-    keeping = fxperex.transform(model, batch, forward=curved, backend="eager", strategy=_keeping(tight.plan))
+    tight = fxperex.transform(model, batch, forward=curved, backend="eager", strategy="crb",
+                              memory=int(0.5 * free.peak))
+    # what plans promise
+    assert tight.plan.recompute is not None and tight.peak <= 0.5 * 1.1 * free.peak
+    keeping = fxperex.transform(model, batch, forward=curved, backend="eager",
+                                strategy=_keeping(tight.plan))
     assert keeping.peak > 0.9 * free.peak
 
 
@@ -199,7 +223,8 @@ def test_random_numbers_are_drawn_once_and_alike(make: Callable[..., nn.Module])
     model, batch = make(dropout=0.3), (torch.randn(6, 32, 16),)
     private = _tight(model, batch)
     assert _nodes(private) and not any(random(n) or writes(n) for n in _nodes(private))
-    plain = fxperex.transform(model, batch, forward=curved, backend="eager", strategy=_keeping(private.plan))
+    plain = fxperex.transform(model, batch, forward=curved, backend="eager",
+                              strategy=_keeping(private.plan))
     found = []
     for step in (private, plain):
         torch.manual_seed(3)
@@ -223,17 +248,20 @@ class _Counting(nn.Module):
 
 def test_buffers_clip_groups_autocast_and_chosen_rows() -> None:
     model, batch = _Counting(), (torch.randn(8, 64, 16),)
-    private = _tight(model, batch, clip=fxperex.clipping.PerLayer(1.0), autocast=torch.bfloat16, physical_batch="auto")
+    private = _tight(model, batch, clip=fxperex.clipping.PerLayer(1.0), autocast=torch.bfloat16,
+                     physical_batch="auto")
     assert _nodes(private)
-    plain = fxperex.transform(model, batch, forward=curved, backend="eager", strategy=_keeping(private.plan),
-                              clip=fxperex.clipping.PerLayer(1.0), autocast=torch.bfloat16)
+    plain = fxperex.transform(model, batch, forward=curved, backend="eager",
+                              strategy=_keeping(private.plan), clip=fxperex.clipping.PerLayer(1.0),
+                              autocast=torch.bfloat16)
     ours, theirs = private.sums(*batch), plain.sums(*batch)
     assert torch.equal(ours[0].factors, theirs[0].factors) and model.steps > 0
     assert all(torch.equal(a, b) for a, b in zip(ours[1], theirs[1], strict=True))
 
 
 def test_no_budget_never_recomputes() -> None:
-    free = fxperex.transform(_mlp(), (torch.randn(4, 64, 16),), forward=curved, backend="eager", physical_batch="auto")
+    free = fxperex.transform(_mlp(), (torch.randn(4, 64, 16), ), forward=curved, backend="eager",
+                             physical_batch="auto")
     assert free.plan.recompute is None and not _nodes(free)
 
 
@@ -258,11 +286,16 @@ def test_inductor_keeps_the_copies_apart() -> None:
     counts, results = [], []
 
     def count(graph: fx.Graph) -> None:
-        counts.append(sum(any(op in str(n.target) for op in ("addmm", "linear_pointwise", "mkl_linear")) for n in graph.nodes))
+        counts.append(
+            sum(
+                any(op in str(n.target)
+                    for op in ("addmm", "linear_pointwise", "mkl_linear"))
+                for n in graph.nodes))
 
     for plan in (private.plan, _keeping(private.plan)):
         with torch._inductor.config.patch(post_grad_custom_post_pass=count, fx_graph_cache=False):
-            step = fxperex.transform(model, batch, forward=curved, backend="inductor", strategy=plan)
+            step = fxperex.transform(model, batch, forward=curved, backend="inductor",
+                                     strategy=plan)
         assert step.backend == "inductor"
         results.append(step.sums(*batch))
     assert copied and counts[0] - counts[1] == copied, (counts, copied)

@@ -1,4 +1,6 @@
-"""Gradients of slices side by side: one operation instead of zeros and sums, the same bits; other sums stay."""
+"""Gradients of slices side by side: one operation instead of zeros and sums, the same bits; other
+sums stay.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,8 @@ def _spread(a: Tensor, b: Tensor) -> Tensor:
     return _put(a[0], 4, 0, 0) + _put(b, 4, 0, 1)  # of [4, 4] and [4, 4, 4]
 
 
-@pytest.mark.parametrize("function", [_missing, _twice, _elsewhere, _other_dimension, _scaled, _spread])
+@pytest.mark.parametrize("function",
+                         [_missing, _twice, _elsewhere, _other_dimension, _scaled, _spread])
 def test_other_sums_stay(function: Callable[..., Tensor]) -> None:
     values = torch.randn(4, 4), torch.randn(4, 4)
     graph = _trace(function, *values)
@@ -97,12 +100,18 @@ def test_the_part_of_a_longer_sum_is_stacked() -> None:
 
 
 def test_attention_has_neither_sums_of_slices_nor_a_product_a_row() -> None:
-    """Its queries, keys and values are slices of one linear map of a sequence that lies transposed in memory."""
+    """Its queries, keys and values are slices of one linear map of a sequence that lies transposed
+    in memory.
+    """
     model = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
     x, y = torch.randn(3, 5, 8), torch.randn(3, 5, 8)
-    private = fxperex.transform(model, (x, y), nn.functional.mse_loss, backend="eager", strategy="ghost")
+    private = fxperex.transform(model, (x, y), nn.functional.mse_loss, backend="eager",
+                                strategy="ghost")
     nodes = [n for n in private.step_graph.graph.nodes if n.op == "call_function"]
     assert not [n for n in nodes if n.target is SELECT]
-    mapped = [n for n in nodes if n.target is torch.ops.aten.bmm.default and n.meta["val"].shape[-1] in (24, 8)]
+    mapped = [
+        n for n in nodes
+        if n.target is torch.ops.aten.bmm.default and n.meta["val"].shape[-1] in (24, 8)
+    ]
     assert not mapped, mapped
     assert sum("stack" in str(n.target) for n in nodes) >= 1

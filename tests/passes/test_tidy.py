@@ -1,4 +1,6 @@
-"""The passes that take out what does nothing: fewer operations, the same bits, and what must stay stays."""
+"""The passes that take out what does nothing: fewer operations, the same bits, and what must stay
+stays.
+"""
 
 from __future__ import annotations
 
@@ -30,50 +32,63 @@ def _count(graph: fx.GraphModule, name: str = "") -> int:
 
 
 def _convolutions() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.GELU(), nn.Conv2d(8, 8, 3, groups=2), nn.Tanh(),
-                         nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 10))
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.GELU(),
+                         nn.Conv2d(8, 8, 3, groups=2), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten(),
+                         nn.Linear(72, 10))
 
 
 @pytest.mark.parametrize("strategy", ["auto", "unfold", "crb", "ghost", "vmap"])
-def test_the_step_has_fewer_operations_and_the_same_bits(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_step_has_fewer_operations_and_the_same_bits(strategy: str,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, y = _convolutions(), torch.randn(4, 3, 8, 8), torch.tensor([1, 2, 3, 4])
 
     def step() -> tuple[list[Tensor], int]:
         model.zero_grad()
-        private = fxperex.transform(model, (x, y), nn.CrossEntropyLoss(), strategy=strategy, backend="eager")
+        private = fxperex.transform(model, (x, y), nn.CrossEntropyLoss(), strategy=strategy,
+                                    backend="eager")
         result = private.step(x, y)
-        return [result.norms, *(p.grad for p in model.parameters() if p.grad is not None)], _count(private.step_graph)
+        return [result.norms, *(p.grad for p in model.parameters() if p.grad is not None)
+                ], _count(private.step_graph)
 
     made, few = step()
     monkeypatch.setattr(rewriter, "join_views", lambda graph: 0)
     monkeypatch.setattr(rewriter, "remove_redundant", lambda graph: 0)
     want, many = step()
     assert few < 0.75 * many
-    assert len(made) == len(want) == 9 and all(torch.equal(a, b) for a, b in zip(made, want, strict=True))
+    assert len(made) == len(want) == 9 and all(
+        torch.equal(a, b) for a, b in zip(made, want, strict=True))
 
 
 def test_small_sites_share_one_norm_and_one_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x, y = _convolutions().double(), torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.tensor([1, 2, 3, 4])
+    model, x, y = _convolutions().double(), torch.randn(
+        4, 3, 8, 8, dtype=torch.float64), torch.tensor([1, 2, 3, 4])
 
     def step() -> list[Tensor]:
         model.zero_grad()
-        private = fxperex.transform(model, (x, y), nn.CrossEntropyLoss(), strategy="unfold", backend="eager", clip=0.1)
+        private = fxperex.transform(model, (x, y), nn.CrossEntropyLoss(), strategy="unfold",
+                                    backend="eager", clip=0.1)
         sums = _count(private.step_graph, "aten.mv")
         assert sums == (8 if stored.SMALL == 0 else 1)
-        return [private.step(x, y).norms, *(p.grad for p in model.parameters() if p.grad is not None)]
+        return [
+            private.step(x, y).norms, *(p.grad for p in model.parameters() if p.grad is not None)
+        ]
 
     together = step()
-    assert len({t.untyped_storage().data_ptr() for t in together}) == len(together), "no gradient is part of another's memory"
+    assert len({t.untyped_storage().data_ptr()
+                for t in together}) == len(together), "no gradient is part of another's memory"
     monkeypatch.setattr(stored, "SMALL", 0)
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(together, step(), strict=True))
 
 
 class Twins(nn.Module):
-    """Two biases that receive the same gradient: too large to lie beside others, their sums small enough to be formed once."""
+    """Two biases that receive the same gradient: too large to lie beside others, their sums small
+    enough to be formed once.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.one, self.two = nn.Linear(4, 8000), nn.Parameter(torch.zeros(8000)), nn.Parameter(torch.zeros(8000))
+        self.first, self.one, self.two = nn.Linear(4, 8000), nn.Parameter(
+            torch.zeros(8000)), nn.Parameter(torch.zeros(8000))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(self.first(x) + self.one + self.two)
@@ -82,9 +97,11 @@ class Twins(nn.Module):
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
 def test_equal_results_stay_two_tensors(backend: str) -> None:
     model, x = Twins(), torch.randn(3, 4)
-    private = fxperex.transform(model, (x,), forward=lambda m, v: m(v).square().sum(1), backend=backend)
+    private = fxperex.transform(model, (x, ), forward=lambda m, v: m(v).square().sum(1),
+                                backend=backend)
     private.step(x)
-    assert model.one.grad is not None and model.two.grad is not None and torch.equal(model.one.grad, model.two.grad)
+    assert model.one.grad is not None and model.two.grad is not None and torch.equal(
+        model.one.grad, model.two.grad)
     assert model.one.grad.data_ptr() != model.two.grad.data_ptr()
 
     def run(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,7 +138,8 @@ def test_views_of_written_memory_stay_where_they_are() -> None:
 
     graph, x = _trace(run, torch.randn(3, 4)), torch.randn(3, 4)
     assert join_views(graph) == 1
-    assert torch.equal(graph(x)[0], (x * 2 + 1).reshape(12)) and torch.equal(graph(x)[1], x.reshape(12))
+    assert torch.equal(graph(x)[0],
+                       (x * 2 + 1).reshape(12)) and torch.equal(graph(x)[1], x.reshape(12))
 
 
 def test_what_is_formed_twice_is_formed_once_where_it_is_small() -> None:
@@ -134,7 +152,8 @@ def test_what_is_formed_twice_is_formed_once_where_it_is_small() -> None:
 
 
 VIEWS: tuple[Callable[[Tensor, random.Random], Tensor], ...] = (
-    lambda x, draw: x.reshape(draw.choice([(-1,), (x.shape[0], -1), (1, -1, x.shape[-1]), (*x.shape, 1)])),
+    lambda x, draw: x.reshape(
+        draw.choice([(-1, ), (x.shape[0], -1), (1, -1, x.shape[-1]), (*x.shape, 1)])),
     lambda x, draw: x.permute(draw.sample(range(x.dim()), x.dim())),
     lambda x, draw: x.unsqueeze(draw.randrange(x.dim())),
     lambda x, draw: x.transpose(draw.randrange(x.dim()), draw.randrange(x.dim())),
@@ -168,4 +187,5 @@ def test_a_chain_that_comes_back_is_gone() -> None:
     graph = _trace(run, torch.randn(2, 3, 4))
     join_views(graph)
     remove_redundant(graph)
-    assert [str(n.target) for n in graph.graph.nodes if n.op == "call_function"] == ["aten.add.Tensor"]
+    assert [str(n.target) for n in graph.graph.nodes if n.op == "call_function"
+            ] == ["aten.add.Tensor"]

@@ -1,7 +1,9 @@
-"""The digits, trained in a process of their own that gets a signal at a named point of a step, or at any time.
+"""The digits, trained in a process of their own that gets a signal at a named point of a step, or
+at any time.
 
-The process is a fork of this one: torch is imported and the step is made once, and what the fork does to them is its own.
-The points are places between two calls of the library, found by wrapping the callee; nothing in the library knows of them.
+The process is a fork of this one: torch is imported and the step is made once, and what the fork
+does to them is its own. The points are places between two calls of the library, found by wrapping
+the callee; nothing in the library knows of them.
 """
 
 from __future__ import annotations
@@ -39,18 +41,23 @@ TOLD = "told.json"
 
 
 def digits() -> tuple[PerExampleModule, tuple[Tensor, Tensor]]:
-    """Returns the private step of a small network and the training digits; two or more physical batches a step."""
+    """Returns the private step of a small network and the training digits; two or more physical
+    batches a step.
+    """
     data = load("digits")
     torch.manual_seed(0)
     x, y = standardise(data.train[0]), data.train[1]
-    private = fxperex.transform(network(data.shape, data.classes, width=4), (x[:2], y[:2]), nn.functional.cross_entropy,
+    private = fxperex.transform(network(data.shape, data.classes,
+                                        width=4), (x[:2], y[:2]), nn.functional.cross_entropy,
                                 clip=0.5, backend="eager", physical_batch=ROWS)
     return private, (x, y)
 
 
 @dataclass(frozen=True)
 class Point:
-    """The call of `owner.name` for which `only` is true; the signal comes `when`: "before", "after", or "half" way."""
+    """The call of `owner.name` for which `only` is true; the signal comes `when`: "before",
+    "after", or "half" way.
+    """
 
     owner: Any
     name: str
@@ -87,7 +94,11 @@ MAKING = {
     "secret written": Point(os, "link"),
     "secret in place": Point(os, "link", "after"),
     "run recorded": Point(Ledger, "append", "after"),
-} | {name: POINTS[name] for name in ("during the checkpoint", "before the rename", "after the rename", "checkpoint recorded")}
+} | {
+    name: POINTS[name]
+    for name in ("during the checkpoint", "before the rename", "after the rename",
+                 "checkpoint recorded")
+}
 
 
 @contextmanager
@@ -112,28 +123,38 @@ def armed(point: Point, ready: Callable[[], bool], number: int) -> Iterator[None
         yield
 
 
-def train(private: PerExampleModule, data: Any, folder: Path, point: str = "", step: int | None = None,
-          number: int = signal.SIGKILL, **change: Any) -> None:
-    """Trains to the end, or to the signal: at `point` after `step` steps, or, None, while the engine is made."""
+def train(private: PerExampleModule, data: Any, folder: Path, point: str = "",
+          step: int | None = None, number: int = signal.SIGKILL, **change: Any) -> None:
+    """Trains to the end, or to the signal: at `point` after `step` steps, or, None, while the
+    engine is made.
+    """
     held: list[PrivacyEngine] = []
 
     def ready() -> bool:
         return step is None or (bool(held) and held[0].steps_done >= step)
 
     order = armed((POINTS | MAKING)[point], ready, number) if point else nullcontext()
-    settings = {"expected_batch": BATCH, "epochs": STEPS * BATCH / 1437, "delta": 1e-4, "noise_multiplier": 1.0,
-                "folder": folder, "checkpoint_every": EVERY} | change
-    with order, PrivacyEngine(private, torch.optim.Adam(private.parameters.values(), lr=1e-2), data, **settings) as engine:
+    settings = {
+        "expected_batch": BATCH, "epochs": STEPS * BATCH / 1437, "delta": 1e-4,
+        "noise_multiplier": 1.0, "folder": folder, "checkpoint_every": EVERY
+    } | change
+    with order, PrivacyEngine(private, torch.optim.Adam(private.parameters.values(), lr=1e-2), data,
+                              **settings) as engine:
         held.append(engine)
         for _ in engine:
             pass
         weights = b"".join(p.detach().numpy().tobytes() for p in private.parameters.values())
-        (folder / TOLD).write_text(json.dumps({"steps": engine.steps_done, "units": engine.books.units,
-                                               "extra": engine.books.extra, "weights": hashlib.sha256(weights).hexdigest()}))
+        (folder / TOLD).write_text(
+            json.dumps({
+                "steps": engine.steps_done, "units": engine.books.units,
+                "extra": engine.books.extra, "weights": hashlib.sha256(weights).hexdigest()
+            }))
 
 
 def forked(work: Callable[[], None], kill_after: float | None = None) -> int:
-    """Returns how a copy of this process that does `work` ended: its exit code, or minus the signal that ended it."""
+    """Returns how a copy of this process that does `work` ended: its exit code, or minus the signal
+    that ended it.
+    """
     child = os.fork()
     if child == 0:
         code = 1

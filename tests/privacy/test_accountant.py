@@ -95,7 +95,8 @@ NONSENSE: dict[str, list[object]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in NONSENSE.items() for value in values])
+@pytest.mark.parametrize(("name", "value"),
+                         [(name, value) for name, values in NONSENSE.items() for value in values])
 def test_nonsense_never_reaches_the_accountant(name: str, value: object, sampler: PoissonSampler,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
@@ -124,7 +125,8 @@ def test_unreachable_targets_are_refused(sampler: PoissonSampler) -> None:
             noise_multiplier_for(target, delta, sampler)
 
 
-def test_a_missing_package_says_what_to_install(sampler: PoissonSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_says_what_to_install(sampler: PoissonSampler,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     with pytest.raises(ConfigError, match=r'pip install "fxperex\[accounting\]"'):
         epsilon(sampler, 1.0, 1e-5, steps=1)

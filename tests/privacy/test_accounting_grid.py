@@ -1,4 +1,6 @@
-"""400 settings: the account by PLD lies between an optimistic one and Renyi's, and moves the right way with everything."""
+"""400 settings: the account by PLD lies between an optimistic one and Renyi's, and moves the right
+way with everything.
+"""
 
 from __future__ import annotations
 
@@ -28,20 +30,23 @@ def test_bracketed_and_monotone(rate: float) -> None:
     found = {at: _epsilon(rate, *at) for at in GRID}
     assert len(found) * len(RATES) == 400
     for sigma in SIGMAS:
-        one = losses.from_gaussian_mechanism(sigma, pessimistic_estimate=False, sampling_prob=rate, use_connect_dots=False,
+        one = losses.from_gaussian_mechanism(sigma, pessimistic_estimate=False, sampling_prob=rate,
+                                             use_connect_dots=False,
                                              value_discretization_interval=FINE)
         for steps in STEPS:
             composed = one.self_compose(steps)
             for delta in DELTAS:
                 below, here = composed.get_epsilon_for_delta(delta), found[sigma, steps, delta]
                 # The optimistic one loses half a grid cell a step.
-                assert below <= here <= 1.02 * below + FINE * (2 + 0.6 * steps), (sigma, steps, delta)
+                assert below <= here <= 1.02 * below + FINE * (2 + 0.6 * steps), (sigma, steps,
+                                                                                  delta)
                 assert here <= _epsilon(rate, sigma, steps, delta, "rdp"), (sigma, steps, delta)
     for delta in DELTAS:
         for sigma in SIGMAS:
             assert all(found[sigma, a, delta] <= found[sigma, b, delta] for a, b in pairwise(STEPS))
         for steps in STEPS:
-            assert all(found[a, steps, delta] <= found[b, steps, delta] for a, b in pairwise(SIGMAS))
+            assert all(
+                found[a, steps, delta] <= found[b, steps, delta] for a, b in pairwise(SIGMAS))
     for sigma, steps in product(SIGMAS, STEPS):
         assert all(found[sigma, steps, a] <= found[sigma, steps, b] for a, b in pairwise(DELTAS))
 
@@ -57,13 +62,16 @@ def _tail(x: float, sigma: float) -> float:
 
 
 def _exact_delta(eps: float, rate: float, sigma: float) -> float:
-    """Of one step, from the two mixtures themselves: one unit more, and one less (Mironov et al. 2019, section 3)."""
+    """Of one step, from the two mixtures themselves: one unit more, and one less (Mironov et al.
+    2019, section 3).
+    """
     def where(ratio: float) -> float:
         """The x at which the mixture is `ratio` times the bare Gaussian."""
         return sigma**2 * math.log((ratio - 1 + rate) / rate) + 0.5
 
     more = where(math.exp(eps))
-    delta = (1 - rate) * _tail(more, sigma) + rate * _tail(more - 1, sigma) - math.exp(eps) * _tail(more, sigma)
+    delta = (1 - rate) * _tail(more, sigma) + rate * _tail(more - 1, sigma) - math.exp(eps) * _tail(
+        more, sigma)
     if math.exp(-eps) > 1 - rate:
         less = where(math.exp(-eps))
         mixed = (1 - rate) * _tail(-less, sigma) + rate * _tail(1 - less, sigma)
@@ -71,9 +79,12 @@ def _exact_delta(eps: float, rate: float, sigma: float) -> float:
     return delta
 
 
-@pytest.mark.parametrize(("rate", "sigma", "delta"), [
-    (0.001, 0.6, 1e-5), (0.01, 0.6, 1e-6), (0.01, 1.0, 1e-5), (0.01, 2.0, 1e-6), (0.05, 0.8, 1e-4), (0.05, 1.0, 1e-8),
-    (0.1, 1.5, 1e-5), (0.2, 1.0, 1e-5), (0.2, 4.0, 1e-6), (0.5, 1.0, 1e-5), (0.5, 2.0, 1e-4), (0.9, 3.0, 1e-5)])
+@pytest.mark.parametrize(("rate", "sigma", "delta"), [(0.001, 0.6, 1e-5), (0.01, 0.6, 1e-6),
+                                                      (0.01, 1.0, 1e-5), (0.01, 2.0, 1e-6),
+                                                      (0.05, 0.8, 1e-4), (0.05, 1.0, 1e-8),
+                                                      (0.1, 1.5, 1e-5), (0.2, 1.0, 1e-5),
+                                                      (0.2, 4.0, 1e-6), (0.5, 1.0, 1e-5),
+                                                      (0.5, 2.0, 1e-4), (0.9, 3.0, 1e-5)])
 def test_one_sampled_step_is_exact(rate: float, sigma: float, delta: float) -> None:
     found = _epsilon(rate, sigma, 1, delta)
     assert _exact_delta(found, rate, sigma) <= delta * (1 + 1e-9)
@@ -83,7 +94,10 @@ def test_one_sampled_step_is_exact(rate: float, sigma: float, delta: float) -> N
 def test_the_order_of_composition_does_not_matter() -> None:
     import dp_accounting
 
-    events = [PoissonSampler(SIZE, rate * SIZE, 1, seed=0).event(sigma) for rate, sigma in ((0.01, 1.0), (0.1, 3.0), (0.03, 1.5))]
+    events = [
+        PoissonSampler(SIZE, rate * SIZE, 1, seed=0).event(sigma)
+        for rate, sigma in ((0.01, 1.0), (0.1, 3.0), (0.03, 1.5))
+    ]
     for make in (dp_accounting.pld.PLDAccountant, dp_accounting.rdp.RdpAccountant):
         there, back = make(), make()
         for event in events:
@@ -108,12 +122,14 @@ def _moves_the_right_way(rate: float, sigma: float, steps: int, delta: float, by
 
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(RATE, SIGMA, COUNT, DELTA, st.floats(1.01, 10.0))
-def test_any_setting_moves_the_right_way(rate: float, sigma: float, steps: int, delta: float, by: float) -> None:
+def test_any_setting_moves_the_right_way(rate: float, sigma: float, steps: int, delta: float,
+                                         by: float) -> None:
     _moves_the_right_way(rate, sigma, steps, delta, by)
 
 
 @pytest.mark.nightly
 @settings(max_examples=500, deadline=None)
 @given(RATE, SIGMA, COUNT, DELTA, st.floats(1.01, 10.0))
-def test_500_settings_move_the_right_way(rate: float, sigma: float, steps: int, delta: float, by: float) -> None:
+def test_500_settings_move_the_right_way(rate: float, sigma: float, steps: int, delta: float,
+                                         by: float) -> None:
     _moves_the_right_way(rate, sigma, steps, delta, by)

@@ -12,7 +12,8 @@ import fxperex.errors
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "fxperex" / "docs" / "privacy.md").read_text()
 HOW = {"proved", "checked", "tested", "impossible", "not covered"}
-# Of people's choices and of floating-point addition no library can say more than that they are not covered.
+# Of people's choices and of floating-point addition no library can say more than that they are not
+# covered.
 LEFT_OPEN = {30, 57}
 
 
@@ -50,7 +51,9 @@ def test_every_bad_input_has_an_error_of_ours() -> None:
         for part in numbers.split(", "):
             first, _, last = part.partition("-")
             found += range(int(first), int(last or first) + 1)
-        assert all(hasattr(fxperex.errors, name) for name in re.findall(r"\w+(?:Error|Warning)\b", told)), numbers
+        assert all(
+            hasattr(fxperex.errors, name)
+            for name in re.findall(r"\w+(?:Error|Warning)\b", told)), numbers
     assert sorted(found) == list(range(1, 56))
 
 
@@ -58,4 +61,5 @@ def test_every_bad_input_has_an_error_of_ours() -> None:
 def test_what_is_named_exists(name: str) -> None:
     path, _, what = name.partition("::")
     assert (ROOT / path).is_file()
-    assert not what or re.search(rf"^\s*(def|class) {what}\b", (ROOT / path).read_text(), re.MULTILINE)
+    assert not what or re.search(r"^\s*(def|class) "
+                                 rf"{what}\b", (ROOT / path).read_text(), re.MULTILINE)

@@ -1,4 +1,6 @@
-"""One logical step is: a debit, the clipped sum, noise once, a constant divisor. And what must be refused is."""
+"""One logical step is: a debit, the clipped sum, noise once, a constant divisor. And what must be
+refused is.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,15 @@ import fxperex
 from fxperex.clipping import Adaptive, PerLayer
 from fxperex.config import SLACK
 from fxperex.errors import BudgetError, CoverageError, DivergedError, LedgerError, PrivacyError
-from fxperex.privacy import Mechanism, Noise, PoissonSampler, PrivacyEngine, Secret, ShuffledSampler, TruncatedPoissonSampler
+from fxperex.privacy import (
+    Mechanism,
+    Noise,
+    PoissonSampler,
+    PrivacyEngine,
+    Secret,
+    ShuffledSampler,
+    TruncatedPoissonSampler,
+)
 from fxperex.runtime.module import PerExampleModule
 
 Make = Callable[..., PrivacyEngine]
@@ -27,7 +37,8 @@ def test_a_run_is_the_formula(engine: Make, private: Callable[..., PerExampleMod
     for number, rows in enumerate(PoissonSampler(40, 10, 4, seed=4)):
         sums = other.sums(X[rows], Y[rows])[1]
         with torch.no_grad():
-            for p, value in zip(other.parameters.values(), noise.release(sums, number), strict=True):
+            for p, value in zip(other.parameters.values(), noise.release(sums, number),
+                                strict=True):
                 p -= value.float()
     assert len(list(run)) == len(run) == run.steps_done == run.books.units == 4
     for name, p in run.private.parameters.items():
@@ -36,7 +47,8 @@ def test_a_run_is_the_formula(engine: Make, private: Callable[..., PerExampleMod
 
 def test_noise_is_in_units_of_what_one_example_can_add(engine: Make) -> None:
     assert engine(clip=0.25).mechanism.std == pytest.approx(1.3 * 0.25 * (1 + SLACK), rel=1e-12)
-    assert engine(clip=PerLayer((0.3, ))).mechanism.std == pytest.approx(1.3 * 0.3 * (1 + SLACK), rel=1e-12)
+    assert engine(clip=PerLayer((0.3, ))).mechanism.std == pytest.approx(
+        1.3 * 0.3 * (1 + SLACK), rel=1e-12)
     twice = engine(relation="replace").mechanism
     assert twice.sensitivity == 2 * twice.bound and twice.std == 1.3 * twice.bound
     assert engine(relation="replace").epsilon() == 0
@@ -50,7 +62,8 @@ def test_virtual_steps_are_the_whole_step(engine: Make) -> None:
             assert len(part[0]) <= 1
             step.add(*part)
     assert parts.steps_done == parts.books.units == 1
-    torch.testing.assert_close(whole.private.parameters["weight"], parts.private.parameters["weight"])
+    torch.testing.assert_close(whole.private.parameters["weight"],
+                               parts.private.parameters["weight"])
     assert len(step.result.norms) == len(PoissonSampler(40, 10, 4, seed=4).draw(0))
 
 
@@ -94,24 +107,28 @@ def test_a_budget_stops_before_data_is_read(engine: Make) -> None:
     assert Watched.read == before and run.books.units == done
 
 
-def test_a_failure_before_the_noise_is_the_same_step_again(engine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_before_the_noise_is_the_same_step_again(engine: Make,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     run, smooth = engine(), engine()
     with monkeypatch.context() as patch:
         patch.setattr(run.private, "sums", _fail)
         with pytest.raises(KeyboardInterrupt):
             run.step()
-    assert (run.steps_done, run.books.units) == (0, 1) and run.private.parameters["weight"].grad is None
+    assert (run.steps_done,
+            run.books.units) == (0, 1) and run.private.parameters["weight"].grad is None
     run.step(), smooth.step()
     assert (run.steps_done, run.books.units) == (1, 1)
     assert torch.equal(run.private.parameters["weight"], smooth.private.parameters["weight"])
 
 
-def test_a_failure_after_the_noise_is_a_step_spent(engine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_after_the_noise_is_a_step_spent(engine: Make,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     run = engine()
     monkeypatch.setattr(run._gate.optimizer, "step", _fail)
     with pytest.raises(KeyboardInterrupt):
         next(iter(run))
-    assert (run.steps_done, run.books.units) == (1, 1)  # its noise was drawn and is never used again
+    assert (run.steps_done, run.books.units) == (1, 1
+                                                 )  # its noise was drawn and is never used again
 
 
 def test_leaving_a_step_early_clears_its_sum(engine: Make) -> None:
@@ -170,7 +187,8 @@ def test_leftover_gradients_do_not_join(engine: Make) -> None:
     assert torch.equal(run.private.parameters["weight"], other.private.parameters["weight"])
 
 
-def test_wrong_optimizers_are_refused(engine: Make, private: Callable[..., PerExampleModule]) -> None:
+def test_wrong_optimizers_are_refused(engine: Make, private: Callable[...,
+                                                                      PerExampleModule]) -> None:
     step = private()
     wrong = [torch.optim.SGD([step.parameters["weight"]], lr=1.0),
              torch.optim.SGD([*step.parameters.values(), nn.Parameter(torch.ones(1))], lr=1.0),
@@ -205,14 +223,16 @@ def test_rows_without_a_finite_gradient_add_nothing(engine: Make) -> None:
     bad = X.clone()
     bad[::2] = float("nan")
     run = engine(dataset=(bad, Y))
-    assert sum(r.dropped for r in run) > 0 and all(torch.isfinite(p).all() for p in run.private.parameters.values())
+    assert sum(r.dropped for r in run) > 0 and all(
+        torch.isfinite(p).all() for p in run.private.parameters.values())
 
 
 def test_low_precision_parameters_get_noise_before_rounding() -> None:
     model = nn.Linear(6, 3).bfloat16()
-    step = fxperex.transform(model, (X[:4].bfloat16(), Y[:4]), nn.functional.cross_entropy, clip=0.5, backend="eager")
-    with PrivacyEngine(step, torch.optim.SGD(model.parameters(), lr=1.0), (X.bfloat16(), Y), expected_batch=10, epochs=1,
-                       delta=1e-3, noise_multiplier=1.0) as run:
+    step = fxperex.transform(model, (X[:4].bfloat16(), Y[:4]), nn.functional.cross_entropy,
+                             clip=0.5, backend="eager")
+    with PrivacyEngine(step, torch.optim.SGD(model.parameters(), lr=1.0), (X.bfloat16(), Y),
+                       expected_batch=10, epochs=1, delta=1e-3, noise_multiplier=1.0) as run:
         sums = step.sums(X[:4].bfloat16(), Y[:4])[1]
         assert all(s.dtype == torch.float32 for s in sums)
         assert run.step().norms.dtype == torch.float64
@@ -241,8 +261,8 @@ def test_guarantee_says_everything(engine: Make) -> None:
     run = engine()
     run.step()
     told, facts = str(run.guarantee()), json.loads(run.guarantee().to_json())
-    for words in ("add-or-remove", "poisson", "Flat(bound=0.5)", "1 of 4 taken", "constant 10", "for science only",
-                  "floating-point attacks", "hyper-parameters", "not covered"):
+    for words in ("add-or-remove", "poisson", "Flat(bound=0.5)", "1 of 4 taken", "constant 10",
+                  "for science only", "floating-point attacks", "hyper-parameters", "not covered"):
         assert words in told
     assert facts["epsilon"] == run.epsilon() and facts["strategies"]
     assert facts["mechanism"]["standard deviation"] == run.mechanism.std
@@ -257,7 +277,8 @@ def test_the_account_that_a_guarantee_is_by_is_named(engine: Make) -> None:
     facts = run.guarantee().facts
     assert facts["account"]["method"] == "rdp" and facts["account"]["asked"] == "smaller"
     assert facts["epsilon"] == run.epsilon() == run.epsilon(method="rdp") < 1000
-    assert "by rdp from" in str(run.guarantee()) and "what several spend adds up" in str(run.guarantee())
+    assert "by rdp from" in str(run.guarantee()) and "what several spend adds up" in str(
+        run.guarantee())
     assert run.epsilon(method="pld") == float("inf")
 
 

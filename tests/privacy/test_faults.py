@@ -1,4 +1,6 @@
-"""Full disks, read-only folders, readers that die, sums that differ: each with its error, and nothing lost."""
+"""Full disks, read-only folders, readers that die, sums that differ: each with its error, and
+nothing lost.
+"""
 
 from __future__ import annotations
 
@@ -39,23 +41,31 @@ def _weights(made: PrivacyEngine) -> Tensor:
     return torch.cat([p.detach().flatten().clone() for p in made.private.parameters.values()])
 
 
-def test_a_sum_that_differs_is_drawn_afresh_and_paid_again(run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sum_that_differs_is_drawn_afresh_and_paid_again(run: Make, tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     again = _after_a_crash(run, tmp_path, monkeypatch, seed=None)
     assert again.steps_done == 2 and again.generation == 0
     list(again)
     # Step 2 had been released; it is done again with other rows and other noise, and is paid twice.
-    assert (again.steps_done, again.generation, again.books.units, again.books.extra) == (6, 1, 7, 1)
-    assert "extra after crashes" in str(again.guarantee()) and again.guarantee().facts["account"]["extra steps"] == 1
+    assert (again.steps_done, again.generation, again.books.units, again.books.extra) == (6, 1, 7,
+                                                                                          1)
+    assert "extra after crashes" in str(
+        again.guarantee()) and again.guarantee().facts["account"]["extra steps"] == 1
 
 
-def test_extra_debits_end_a_budgeted_run_early(run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    again = _after_a_crash(run, tmp_path, monkeypatch, seed=None, noise_multiplier=None, epsilon=3.0, account="rdp")
+def test_extra_debits_end_a_budgeted_run_early(run: Make, tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    again = _after_a_crash(run, tmp_path, monkeypatch, seed=None, noise_multiplier=None,
+                           epsilon=3.0, account="rdp")
     list(again)
     assert again.steps_done == 5 and again.books.units == 6 and again.epsilon() <= 3.0
 
 
-def _after_a_crash(run: Make, folder: Path, monkeypatch: pytest.MonkeyPatch, **change: Any) -> PrivacyEngine:
-    """A run that goes on from the checkpoint after 2 steps, one more having been released; its sums are not bit-stable."""
+def _after_a_crash(run: Make, folder: Path, monkeypatch: pytest.MonkeyPatch,
+                   **change: Any) -> PrivacyEngine:
+    """A run that goes on from the checkpoint after 2 steps, one more having been released; its sums
+    are not bit-stable.
+    """
     first = run(folder, **change)
     for _ in range(3):
         first.step()
@@ -76,14 +86,18 @@ def test_resuming_a_finished_run_does_nothing(run: Make, tmp_path: Path) -> None
     list(first)
     first.close()
     again = run(tmp_path)
-    assert again.steps_done == 6 and not list(again) and torch.equal(_weights(first), _weights(again))
+    assert again.steps_done == 6 and not list(again) and torch.equal(_weights(first),
+                                                                     _weights(again))
 
 
 @contextmanager
 def _size_limit(path: Path, room: int) -> Iterator[None]:
-    """A real limit of the system: files may grow to `room` bytes above the size of `path`; then writing fails."""
+    """A real limit of the system: files may grow to `room` bytes above the size of `path`; then
+    writing fails.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, ((path.stat().st_size if path.exists() else 0) + room, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE,
+                       ((path.stat().st_size if path.exists() else 0) + room, hard))
     try:
         yield
     finally:
@@ -134,7 +148,8 @@ FULL: dict[str, Callable[[PrivacyEngine, Path], Any]] = {
     "checkpoint folder": lambda made, folder: _refusing(Path, "mkdir", errno.ENOSPC),
     "checkpoint rename": lambda made, folder: _refusing(Path, "rename", errno.ENOSPC),
     "checkpoint names": lambda made, folder: _refusing(checkpoint, "sync", errno.EIO),
-    "checkpoint record": lambda made, folder: _disk(made, "write", lambda _, line: b'"set"' in line),
+    "checkpoint record": lambda made, folder: _disk(made, "write", lambda _, line: b'"set"' in line
+                                                    ),
 }
 
 
@@ -144,7 +159,8 @@ def test_disk_full(what: str, run: Make, tmp_path: Path) -> None:
     made.step()
     before = (tmp_path / "full" / "ledger.jsonl").read_bytes()
     act = made.checkpoint if "checkpoint" in what else made.step
-    with FULL[what](made, tmp_path / "full"), pytest.raises(LedgerError, match=r"No space left|File too large|Input/output"):
+    with FULL[what](made, tmp_path / "full"), pytest.raises(
+            LedgerError, match=r"No space left|File too large|Input/output"):
         act()
     left = (tmp_path / "full" / "ledger.jsonl").read_bytes()
     assert made.steps_done == made.books.units == 1 and (left == before or "cut back" in what)
@@ -158,7 +174,9 @@ def test_disk_full(what: str, run: Make, tmp_path: Path) -> None:
 
 def test_disk_full_at_the_commit_is_a_step_taken(run: Make, tmp_path: Path) -> None:
     made, smooth = run(tmp_path / "full"), run(tmp_path / "smooth")
-    with _disk(made, "write", lambda _, line: b'"commit"' in line), pytest.raises(LedgerError, match="No space left"):
+    with _disk(made, "write",
+               lambda _, line: b'"commit"' in line), pytest.raises(LedgerError,
+                                                                   match="No space left"):
         made.step()
     assert made.steps_done == made.books.units == 1
     list(made), list(smooth)
@@ -172,14 +190,19 @@ def test_a_folder_that_cannot_be_made(run: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
-@pytest.mark.parametrize(("owner", "name"), [(Path, "mkdir"), (checkpoint, "put"), (os, "link"), (Path, "open")])
+@pytest.mark.parametrize(("owner", "name"), [(Path, "mkdir"), (checkpoint, "put"), (os, "link"),
+                                             (Path, "open")])
 def test_a_read_only_folder(owner: Any, name: str, number: int, run: Make, tmp_path: Path) -> None:
-    with _refusing(owner, name, number), pytest.raises(LedgerError, match=f"{os.strerror(number)}.*nothing was spent"):
+    with _refusing(owner, name,
+                   number), pytest.raises(LedgerError,
+                                          match=f"{os.strerror(number)}.*nothing was spent"):
         run(tmp_path / "run")
-    assert len(list(run(tmp_path / "run"))) == 6, "once it may be written, it is a folder like any other"
+    assert len(list(run(tmp_path /
+                        "run"))) == 6, "once it may be written, it is a folder like any other"
 
 
-def test_a_folder_that_is_not_ours(run: Make, private: Callable[..., PerExampleModule], tmp_path: Path) -> None:
+def test_a_folder_that_is_not_ours(run: Make, private: Callable[..., PerExampleModule],
+                                   tmp_path: Path) -> None:
     """The system's own refusal; root, whom it refuses nothing, becomes nobody first."""
     tmp_path.chmod(0o500)
     step = private()  # a copy of this process may not run autograd
@@ -203,12 +226,14 @@ def test_a_run_that_may_no_longer_be_read(name: str, run: Make, tmp_path: Path) 
         run(tmp_path)
     path.rmdir()
     (tmp_path / "aside").rename(path)
-    with _refusing(Path, "read_bytes", errno.EIO), pytest.raises(LedgerError, match="Input/output error"):
+    with _refusing(Path, "read_bytes", errno.EIO), pytest.raises(LedgerError,
+                                                                 match="Input/output error"):
         run(tmp_path)
     run(tmp_path)
 
 
-def test_two_runs_on_one_folder(run: Make, private: Callable[..., PerExampleModule], tmp_path: Path) -> None:
+def test_two_runs_on_one_folder(run: Make, private: Callable[..., PerExampleModule],
+                                tmp_path: Path) -> None:
     first, step = run(tmp_path), private()
 
     def refused() -> None:
@@ -237,7 +262,8 @@ class Rows(torch.utils.data.TensorDataset):
 
 @pytest.mark.parametrize(("how", "workers"), [("raise", 0), ("raise", 1), ("die", 1)])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_reader_that_raises_or_dies(how: str, workers: int, run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_raises_or_dies(how: str, workers: int, run: Make, tmp_path: Path,
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
     made, smooth = run(tmp_path / "a", dataset=Rows(X, Y), workers=workers), run(tmp_path / "b")
     monkeypatch.setattr(Rows, "how", how)
     with pytest.raises(PrivacyError, match="could not be read"):
@@ -249,10 +275,13 @@ def test_a_reader_that_raises_or_dies(how: str, workers: int, run: Make, tmp_pat
 
 
 def test_an_interrupted_append_leaves_no_line(run: Make, tmp_path: Path) -> None:
-    """Ctrl-C while the disk syncs, outside the engine's own loop: the line is there, the ledger never agreed to it."""
+    """Ctrl-C while the disk syncs, outside the engine's own loop: the line is there, the ledger
+    never agreed to it.
+    """
     made, smooth = run(tmp_path / "a"), run(tmp_path / "b")
     for _ in range(2):
-        with mock.patch.object(os, "fsync", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        with mock.patch.object(os, "fsync",
+                               side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
             made.step()
     list(made), list(smooth)
     made.close()
@@ -285,7 +314,8 @@ def test_a_copy_of_the_process_may_not_go_on(run: Make, tmp_path: Path) -> None:
         run(tmp_path)
 
 
-def test_a_signal_is_not_lost_when_the_loop_is_broken_off(run: Make, private: Callable[..., PerExampleModule],
+def test_a_signal_is_not_lost_when_the_loop_is_broken_off(run: Make,
+                                                          private: Callable[..., PerExampleModule],
                                                           tmp_path: Path) -> None:
     step = private()
 

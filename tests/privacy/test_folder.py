@@ -60,7 +60,8 @@ def test_a_flipped_bit_is_seen(seed: int, folder: Path, engine: Make) -> None:
 def test_a_truncated_file_is_seen(seed: int, folder: Path, engine: Make) -> None:
     draw, path = random.Random(seed), _file(folder, FILES[seed % len(FILES)])
     data = path.read_bytes()
-    # A last line cut short is what a crash leaves, and says nothing (see below): the ledger is cut before it.
+    # A last line cut short is what a crash leaves, and says nothing (see below): the ledger is cut
+    # before it.
     left = data[:draw.randrange(len(data) if path.name != LEDGER else data[:-1].rfind(b"\n"))]
     path.write_bytes(left)
     _refused(engine, folder, "damaged|another run|rolled back")
@@ -68,7 +69,8 @@ def test_a_truncated_file_is_seen(seed: int, folder: Path, engine: Make) -> None
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100])
-def test_a_ledger_cut_to_less_than_a_line_is_no_new_ledger(keep: int, folder: Path, engine: Make) -> None:
+def test_a_ledger_cut_to_less_than_a_line_is_no_new_ledger(keep: int, folder: Path,
+                                                           engine: Make) -> None:
     left = (folder / LEDGER).read_bytes()[:keep]
     (folder / LEDGER).write_bytes(left)
     _refused(engine, folder, "rolled back")
@@ -80,7 +82,8 @@ def _file(folder: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("end", [b"", b"\x0b", b"\0"])
-def test_a_last_line_whole_but_for_its_newline_counts(end: bytes, engine: Make, tmp_path: Path) -> None:
+def test_a_last_line_whole_but_for_its_newline_counts(end: bytes, engine: Make,
+                                                      tmp_path: Path) -> None:
     made = engine(folder=tmp_path)
     made.books.begin(0, 0)
     made.close()
@@ -154,8 +157,10 @@ def test_another_secret_is_another_run(folder: Path, engine: Make) -> None:
 
 def test_lines_cannot_be_dropped_moved_or_added(folder: Path, engine: Make) -> None:
     lines = (folder / LEDGER).read_text().splitlines(keepends=True)
-    for forged in (lines[:4] + lines[5:], [lines[1], lines[0], *lines[2:]], [*lines, lines[-1]], [*lines, "{}\n"],
-                   [*lines, "[]\n"]):
+    for forged in (lines[:4] + lines[5:], [lines[1], lines[0],
+                                           *lines[2:]], [*lines,
+                                                         lines[-1]], [*lines,
+                                                                      "{}\n"], [*lines, "[]\n"]):
         (folder / LEDGER).write_text("".join(forged))
         _refused(engine, folder, "damaged or was tampered with at line")
 
@@ -179,7 +184,8 @@ def test_an_older_checkpoint_is_rolled_back(engine: Make, tmp_path: Path) -> Non
     _refused(engine, tmp_path / "run", "rolled back or removed")
 
 
-def test_a_whole_older_folder_is_seen_by_a_counter_alone(folder: Path, engine: Make, tmp_path: Path) -> None:
+def test_a_whole_older_folder_is_seen_by_a_counter_alone(folder: Path, engine: Make,
+                                                         tmp_path: Path) -> None:
     class Elsewhere:
         value = 0
 
@@ -196,23 +202,28 @@ def test_a_whole_older_folder_is_seen_by_a_counter_alone(folder: Path, engine: M
     made = engine(folder=folder, checkpoint_every=3, counter=counter)
     made.step()
     made.close()
-    engine(folder=shutil.copytree(old, tmp_path.parent / f"{tmp_path.name}-free"), checkpoint_every=3).close()
+    engine(folder=shutil.copytree(old, tmp_path.parent / f"{tmp_path.name}-free"),
+           checkpoint_every=3).close()
     _refused(engine, old, "rolled back", counter=counter)
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"noise_multiplier": 1.0}, "mechanism"), ({"clip": 0.25}, "mechanism"), ({"expected_batch": 5}, "mechanism"),
-    ({"relation": "replace"}, "mechanism"), ({"noise": "discrete"}, "mechanism"), ({"epochs": 2}, "sampler"),
-    ({"sampling": "shuffled", "relation": "zero-out"}, "mechanism"), ({"seed": 5}, "randomness"),
-    ({"delta": 1e-4}, "target: delta is 0.001, this engine's 0.0001"),
-    ({"budget": 5.0}, "target: budget is None, this engine's 5.0"),
-    ({"noise_multiplier": 1.0, "delta": 1e-4},
-     r"mechanism: noise multiplier is 1.3, this engine's 1.0; its mechanism: standard .*target")])
-def test_another_run_is_named(change: dict[str, Any], words: str, folder: Path, engine: Make) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"noise_multiplier": 1.0}, "mechanism"), ({"clip": 0.25}, "mechanism"),
+     ({"expected_batch": 5}, "mechanism"), ({"relation": "replace"}, "mechanism"),
+     ({"noise": "discrete"}, "mechanism"), ({"epochs": 2}, "sampler"),
+     ({"sampling": "shuffled", "relation": "zero-out"}, "mechanism"), ({"seed": 5}, "randomness"),
+     ({"delta": 1e-4}, "target: delta is 0.001, this engine's 0.0001"),
+     ({"budget": 5.0}, "target: budget is None, this engine's 5.0"),
+     ({"noise_multiplier": 1.0, "delta": 1e-4},
+      r"mechanism: noise multiplier is 1.3, this engine's 1.0; its mechanism: standard .*target")])
+def test_another_run_is_named(change: dict[str, Any], words: str, folder: Path,
+                              engine: Make) -> None:
     _refused(engine, folder, f"belongs to another run: its {words}", **change)
 
 
-def test_another_optimizer_or_model_is_named(folder: Path, engine: Make, private: Callable[..., Any]) -> None:
+def test_another_optimizer_or_model_is_named(folder: Path, engine: Make,
+                                             private: Callable[..., Any]) -> None:
     step = private()
     _refused(engine, folder, "its optimizer is 'SGD', this engine's 'Adam'", step=step,
              optimizer=torch.optim.Adam(step.parameters.values()))
@@ -242,13 +253,15 @@ def test_a_torn_line_was_never_begun(folder: Path, engine: Make) -> None:
 
 
 @pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW"])
-def test_optimizers_come_back_as_they_were(kind: str, engine: Make, private: Callable[..., Any], tmp_path: Path) -> None:
+def test_optimizers_come_back_as_they_were(kind: str, engine: Make, private: Callable[..., Any],
+                                           tmp_path: Path) -> None:
     def run(folder: Path, stops: int) -> tuple[torch.Tensor, dict[str, Any]]:
         for _ in range(stops + 1):
             step = private()
             how = {"momentum": 0.9} if kind == "SGD" else {"betas": (0.8, 0.9)}
-            made = engine(step, optimizer=getattr(torch.optim, kind)(step.parameters.values(), lr=0.1, **how), folder=folder,
-                          checkpoint_every=1)
+            made = engine(
+                step, optimizer=getattr(torch.optim, kind)(step.parameters.values(), lr=0.1, **how),
+                folder=folder, checkpoint_every=1)
             for _ in range(len(made) // (stops + 1)):
                 made.step()
             made.close()
@@ -271,8 +284,9 @@ def test_the_adaptive_bound_comes_back(engine: Make, tmp_path: Path) -> None:
 def test_dropout_is_replayed(engine: Make, private: Callable[..., Any], tmp_path: Path) -> None:
     def run(folder: Path, stops: int) -> list[float]:
         for _ in range(stops + 1):
-            made = engine(private(model=torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(6, 3))), folder=folder,
-                          checkpoint_every=1)
+            made = engine(
+                private(model=torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(6, 3))),
+                folder=folder, checkpoint_every=1)
             torch.manual_seed(stops)  # a global seed has no say
             for _ in range(4 // (stops + 1)):
                 made.step()
@@ -341,4 +355,5 @@ def test_a_ledger_in_memory_checks_nothing_and_counts_all() -> None:
     ledger = Ledger(bytes(32))
     ledger.open()
     ledger.append("begin", step=0, generation=0)
-    assert ledger.has(1, ledger.head) and not ledger.has(2, ledger.head) and not ledger.has(0, "0" * 64)
+    assert ledger.has(
+        1, ledger.head) and not ledger.has(2, ledger.head) and not ledger.has(0, "0" * 64)

@@ -1,4 +1,6 @@
-"""What is no error: rows that are not finite, empty and single batches, gradients of nothing; each is an ordinary step."""
+"""What is no error: rows that are not finite, empty and single batches, gradients of nothing; each
+is an ordinary step.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,15 @@ class Spare(nn.Linear):
 
 
 HANDLED: dict[str, Callable[..., tuple[Any, ...]]] = {
-    "NaN rows": lambda x: (x.fill_(NAN),), "Inf rows": lambda x: (x.fill_(INF),), "zero gradient": lambda x: (x, 0.0),
-    "denormals": lambda x: (x.mul_(1e-42),), "constant loss": lambda x: (x, 0.0, 1.0), "unused parameter": lambda x: (x,),
-    "B = 0": lambda x: (x,), "B = 1": lambda x: (x,), "a batch of padding alone": lambda x: (x,),
+    "NaN rows": lambda x: (x.fill_(NAN), ),
+    "Inf rows": lambda x: (x.fill_(INF), ),
+    "zero gradient": lambda x: (x, 0.0),
+    "denormals": lambda x: (x.mul_(1e-42), ),
+    "constant loss": lambda x: (x, 0.0, 1.0),
+    "unused parameter": lambda x: (x, ),
+    "B = 0": lambda x: (x, ),
+    "B = 1": lambda x: (x, ),
+    "a batch of padding alone": lambda x: (x, ),
 }
 EXPECTED = {"B = 0": 1e-6, "a batch of padding alone": 1e-6, "B = 1": 1}
 
@@ -37,14 +45,18 @@ def test_is_no_error(name: str, engine: Callable[..., PrivacyEngine]) -> None:
     x, *rest = HANDLED[name](X.clone())
     scale, shift = [*rest, *(1.0, 0.0)[len(rest):]]
     model = Spare() if name == "unused parameter" else nn.Linear(6, 3)
-    step = fxperex.transform(model, (X[:4], Y[:4]), lambda o, y: scale * F.cross_entropy(o, y, reduction="none") + shift,
+    step = fxperex.transform(model, (X[:4], Y[:4]),
+                             lambda o, y: scale * F.cross_entropy(o, y, reduction="none") + shift,
                              backend="eager")
     expected = EXPECTED.get(name, 10)
     run = engine(step, dataset=(x, Y), expected_batch=expected, epochs=2 * expected / 40)
     before = {n: p.detach().clone() for n, p in step.parameters.items()}
     results = list(run)
     assert len(results) == run.books.units == 2
-    assert name not in {"B = 0", "a batch of padding alone"} or [len(r.norms) for r in results] == [0, 0]
-    assert name not in {"NaN rows", "Inf rows"} or sum(r.dropped for r in results) == sum(len(r.norms) for r in results) > 0
+    assert name not in {"B = 0", "a batch of padding "
+                                 "alone"} or [len(r.norms) for r in results] == [0, 0]
+    assert name not in {"NaN rows", "Inf rows"
+                        } or sum(r.dropped for r in results) == sum(len(r.norms)
+                                                                    for r in results) > 0
     for n, p in step.parameters.items():
         assert torch.isfinite(p).all() and (p != before[n]).all(), n

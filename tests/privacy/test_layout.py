@@ -112,7 +112,8 @@ def test_numbers_past_the_end_of_a_stream_are_refused() -> None:
 
 
 def test_a_folder_of_another_layout_is_refused_and_says_why(
-        engine: Callable[..., PrivacyEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        engine: Callable[...,
+                         PrivacyEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that went on with other noise would not be the run that a crash interrupted."""
     with monkeypatch.context() as before:
         before.setattr("fxperex.privacy.noise.streams.LAYOUT", "noise layout 1")

@@ -1,4 +1,6 @@
-"""The noise is Gaussian of the asked spread, no two tensors share any of it, and none is used twice."""
+"""The noise is Gaussian of the asked spread, no two tensors share any of it, and none is used
+twice.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +21,22 @@ from fxperex.errors import PrivacyError
 from fxperex.privacy import Mechanism, Noise, PrivacyEngine, Secret
 from fxperex.privacy.noise.normal import box_muller, gaussian
 
-# Draws with which a chi-square test sees an error of 1 % of the spread, 99.9 times in 100, at a false alarm rate of 1e-6.
+# Draws with which a chi-square test sees an error of 1 % of the spread, 99.9 times in 100, at a
+# false alarm rate of 1e-6.
 DRAWS = 318_551
 SECURE = [True, False]
 
 
-def _noise(secret: Secret | None = None, std: float = 1.0, divisor: float = 1.0, kind: str = "gaussian", size: int = 4) -> Noise:
-    return Noise(Mechanism(Flat(1.0), std, "add-or-remove", divisor, size, kind), secret or Secret())
+def _noise(secret: Secret | None = None, std: float = 1.0, divisor: float = 1.0,
+           kind: str = "gaussian", size: int = 4) -> Noise:
+    return Noise(Mechanism(Flat(1.0), std, "add-or-remove", divisor, size, kind), secret
+                 or Secret())
 
 
 def _quantile(level: float, count: int) -> tuple[float, float]:
-    """Bounds of chi-square of `count` degrees over `count`, by the normal approximation, exact enough at this count."""
+    """Bounds of chi-square of `count` degrees over `count`, by the normal approximation, exact
+    enough at this count.
+    """
     z = float(torch.special.ndtri(torch.tensor(level, dtype=torch.float64)))
     return 1 + z * math.sqrt(2 / count), 1 - z * math.sqrt(2 / count)
 
@@ -39,7 +46,9 @@ def _quantile(level: float, count: int) -> tuple[float, float]:
 def test_spread_of_every_tensor(secure: bool, kind: str) -> None:
     noise = _noise(Secret(secure=secure), 2.0, 4.0, kind, DRAWS)
     low, high = _quantile(0.5e-6, DRAWS)
-    for value in noise.release([torch.full((DRAWS,), 6.0), torch.full((DRAWS,), 6.0, dtype=torch.float64)], 0):
+    for value in noise.release(
+        [torch.full((DRAWS, ), 6.0),
+         torch.full((DRAWS, ), 6.0, dtype=torch.float64)], 0):
         z = (value - 1.5) * 4.0 / noise.mechanism.std
         assert value.dtype == torch.float64 and low < float(z.square().mean()) < high
         assert abs(float(z.mean())) < 4.9 / math.sqrt(DRAWS)
@@ -53,18 +62,29 @@ def test_spread_of_every_tensor(secure: bool, kind: str) -> None:
 def test_a_wrong_spread_would_be_seen() -> None:
     low, high = _quantile(0.5e-6, DRAWS)
     z = gaussian(Secret().streams("test"), DRAWS, 0)
-    assert not low < float((1.01 * z).square().mean()) < high and not low < float((0.99 * z).square().mean()) < high
+    assert not low < float((1.01 * z).square().mean()) < high and not low < float(
+        (0.99 * z).square().mean()) < high
 
 
 @pytest.mark.parametrize("secure", SECURE)
 def test_streams_do_not_meet(secure: bool) -> None:
     secret, count = Secret(secure=secure), 1_000_000
-    draws = [gaussian(secret.streams(purpose, generation), count, step, item)
-             for purpose in ("noise", "other") for generation in (0, 1) for step in (0, 1) for item in (0, 1)]
+    draws = [
+        gaussian(secret.streams(purpose, generation), count, step, item)
+        for purpose in ("noise", "other")
+        for generation in (0, 1)
+        for step in (0, 1)
+        for item in (0, 1)
+    ]
     draws += [gaussian(Secret(secure=secure).streams("noise"), count, 0)]
     together = torch.corrcoef(torch.stack(draws)).fill_diagonal_(0)
     assert together.abs().max() < 4.9 / math.sqrt(count)
-    words = np.concatenate([secret.streams("noise", g).bits(125_000, s, i) for g in (0, 1) for s in (0, 1) for i in (0, 1)])
+    words = np.concatenate([
+        secret.streams("noise", g).bits(125_000, s, i)
+        for g in (0, 1)
+        for s in (0, 1)
+        for i in (0, 1)
+    ])
     assert len(np.unique(words)) == len(words)
 
 
@@ -116,7 +136,8 @@ def test_seeded_runs_repeat_and_secret_ones_do_not() -> None:
     def first(secret: Secret) -> Tensor:
         return _noise(secret).release([torch.zeros(4)], 0)[0]
 
-    assert torch.equal(first(Secret(1)), first(Secret(1))) and not torch.equal(first(Secret(1)), first(Secret(2)))
+    assert torch.equal(first(Secret(1)), first(
+        Secret(1))) and not torch.equal(first(Secret(1)), first(Secret(2)))
     # torch.manual_seed on the CPU cannot tell these two apart.
     assert not torch.equal(first(Secret(1)), first(Secret(1 + 2**32)))
     assert not torch.equal(first(Secret()), first(Secret()))
@@ -144,17 +165,20 @@ def test_shape_of_a_million_and_tails_of_ten(secure: bool) -> None:
     assert stats.kstest(z, "norm").pvalue > 1e-6
     # Poisson with mean 68.0 beyond 4.5, and 5.73 beyond 5.
     sizes = [gaussian(streams, 2_500_000, step).abs() for step in range(1, 5)]
-    assert 33 < sum(int((s > 4.5).sum()) for s in sizes) < 113 and 0 <= sum(int((s > 5).sum()) for s in sizes) < 21
+    assert 33 < sum(int((s > 4.5).sum())
+                    for s in sizes) < 113 and 0 <= sum(int((s > 5).sum()) for s in sizes) < 21
 
 
 def test_a_step_on_no_rows_releases_noise_of_its_spread_on_every_tensor() -> None:
-    """The path as it is used, per tensor: transform, engine, mechanism, noise, divisor, optimizer."""
+    """The path as it is used, per tensor: transform, engine, mechanism, noise, divisor,
+    optimizer.
+    """
     model = nn.Sequential(nn.Linear(564, 565), nn.Linear(565, 3)).double()
     before = [p.detach().clone() for p in model.parameters()]
     x, y = torch.zeros(4, 564, dtype=torch.float64), torch.zeros(4, dtype=torch.long)
     step = fxperex.transform(model, (x, y), nn.functional.cross_entropy, clip=0.5, backend="eager")
-    with PrivacyEngine(step, torch.optim.SGD(model.parameters(), lr=1.0), (x, y), expected_batch=1e-9, epochs=1e-10, delta=1e-3,
-                       noise_multiplier=1.3) as run:
+    with PrivacyEngine(step, torch.optim.SGD(model.parameters(), lr=1.0), (x, y),
+                       expected_batch=1e-9, epochs=1e-10, delta=1e-3, noise_multiplier=1.3) as run:
         assert len(run.step().norms) == 0
         for old, new in zip(before, model.parameters(), strict=True):
             z = (old - new.detach()) * 1e-9 / (1.3 * 0.5 * (1 + SLACK))
@@ -169,7 +193,8 @@ def test_tail_beyond_59_in_a_thousand_million_draws(secure: bool) -> None:
     streams, beyond = Secret(secure=secure).streams("tail"), 0
     for step in range(250):
         beyond += int((gaussian(streams, 4_000_000, step).abs() > 5.9).sum())
-    # Poisson with mean 3.63; 15 or more has probability 1e-5, none 0.03: three tries would be refused wrongly once in 4e4.
+    # Poisson with mean 3.63; 15 or more has probability 1e-5, none 0.03: three tries would be
+    # refused wrongly once in 4e4.
     assert beyond < 15
 
 
@@ -177,7 +202,8 @@ def test_discrete_release_lies_on_the_grid() -> None:
     noise = _noise(kind="discrete", divisor=1.0, size=100)
     value = noise.release([torch.randn(100)], 0)[0] / noise.mechanism.grid
     assert torch.equal(value, value.round())
-    # Rounding to the grid can add at most half a grid per coordinate on either side, which the noise covers.
+    # Rounding to the grid can add at most half a grid per coordinate on either side, which the
+    # noise covers.
     assert noise.mechanism.grid * math.sqrt(100) <= noise.mechanism.bound * 2.0**-20
     assert noise.mechanism.std >= noise.mechanism.bound + noise.mechanism.grid * math.sqrt(100)
 

@@ -21,7 +21,8 @@ def test_batches_have_binomial_sizes() -> None:
     sampler = PoissonSampler(1000, 200, 500, seed=1)
     sizes = torch.tensor([float(len(rows)) for rows in sampler])
     assert len(sizes) == 500
-    # 500 draws of Binomial(1000, 0.2): standard errors 0.57 of the mean and 0.4 of the spread 12.65.
+    # 500 draws of Binomial(1000, 0.2): standard errors 0.57 of the mean and 0.4 of the spread
+    # 12.65.
     assert abs(sizes.mean() - 200) < 3
     assert abs(sizes.std() - 12.65) < 2
 
@@ -60,11 +61,13 @@ def test_global_seeds_are_neither_read_nor_written() -> None:
 
 def test_event_is_that_of_one_step() -> None:
     sampler = PoissonSampler(100, 7, 5, seed=0)
-    assert sampler.event(1.5) == dp_accounting.PoissonSampledDpEvent(sampler.rate, dp_accounting.GaussianDpEvent(1.5))
+    assert sampler.event(1.5) == dp_accounting.PoissonSampledDpEvent(
+        sampler.rate, dp_accounting.GaussianDpEvent(1.5))
 
 
-@pytest.mark.parametrize("arguments", [(0, 1, 1), (10, 0, 1), (10, 11, 1), (10, float("nan"), 1), (10, 5, -1),
-                                       (10, 5, 1.5), (True, 1, 1), (10, 5, 1, "seed"), (10, 1e-25, 1)])
+@pytest.mark.parametrize("arguments", [(0, 1, 1), (10, 0, 1), (10, 11, 1), (10, float("nan"), 1),
+                                       (10, 5, -1), (10, 5, 1.5), (True, 1, 1), (10, 5, 1, "seed"),
+                                       (10, 1e-25, 1)])
 def test_nonsense_is_refused(arguments: tuple[object, ...]) -> None:
     with pytest.raises(ConfigError):
         PoissonSampler(*arguments)  # type: ignore[arg-type]

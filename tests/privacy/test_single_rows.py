@@ -1,4 +1,5 @@
-"""What one row adds on its own is within the bound: every kind x strategy x dtype, adversarial rows.
+"""What one row adds on its own is within the bound: every kind x strategy x dtype, adversarial
+rows.
 
 The registry is enumerated, so a new rule is pressed the moment it exists. A row's output gradients
 are given with the row, so that inputs and gradients are adversarial both. Lengths are taken in

@@ -29,13 +29,17 @@ def test_two_implementations_agree(count: int) -> None:
     key, nonce = Secret().value(), bytes(range(12))
     words = torch.from_numpy(np.frombuffer(key + nonce, "<i4").copy())
     for counter in (0, 1, 2**31, 2**32 - 125):
-        assert kernels.chacha20(words, count, counter).numpy().tobytes() == chacha20(key, nonce, count, counter).tobytes()
+        assert kernels.chacha20(words, count,
+                                counter).numpy().tobytes() == chacha20(key, nonce, count,
+                                                                       counter).tobytes()
 
 
 def test_words_are_the_bits() -> None:
     for secure in (True, False):
         streams = Secret(secure=secure).streams("noise")
-        assert streams.words(9, 3, 2, torch.device("cpu")).numpy().tobytes() == streams.bits(9, 3, 2).tobytes()
+        assert streams.words(9, 3, 2,
+                             torch.device("cpu")).numpy().tobytes() == streams.bits(9, 3,
+                                                                                    2).tobytes()
 
 
 def test_a_stream_ends_before_its_counter_wraps() -> None:

@@ -1,4 +1,6 @@
-"""The picture: every site in it, lanes in order, well-formed SVG, a page with numbers, a PNG that is not blank."""
+"""The picture: every site in it, lanes in order, well-formed SVG, a page with numbers, a PNG that
+is not blank.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,14 @@ def private() -> fxperex.PerExampleModule:
     return fxperex.transform(model, batch, nn.CrossEntropyLoss(), backend="eager")
 
 
-def test_svg_names_every_site_in_its_colour(private: fxperex.PerExampleModule, tmp_path: Path) -> None:
+def test_svg_names_every_site_in_its_colour(private: fxperex.PerExampleModule,
+                                            tmp_path: Path) -> None:
     root = ET.fromstring(private.draw(tmp_path / "plan.svg").read_text())
     titles = {t.text: r.get("fill") for r in root.iter(f"{SVG}rect") for t in r.iter(f"{SVG}title")}
     for c in private.plan.choices:
-        mine = [fill for text, fill in titles.items() if text and text.startswith(f"{c.site.name} (")]
+        mine = [
+            fill for text, fill in titles.items() if text and text.startswith(f"{c.site.name} (")
+        ]
         assert mine == [color(c.strategy)], c.site.name
 
 
@@ -48,7 +53,8 @@ def test_modules_are_folded_until_they_fit(private: fxperex.PerExampleModule) ->
     made = lanes(private.capture.graph, private.plan)
     names = [lane.name for lane in made]
     assert names == [*map(str, range(16)), "loss"]  # blocks whole: their 42 parts would not fit
-    assert len(made) <= MOST and sum(len(lane.choices) for lane in made) == len(private.plan.choices)
+    assert len(made) <= MOST and sum(len(lane.choices)
+                                     for lane in made) == len(private.plan.choices)
     assert made[5].ops["linear"] == 2 and made[5].reads == ["4"]
 
 
@@ -60,7 +66,8 @@ def test_nothing_runs_out_of_its_column(private: fxperex.PerExampleModule) -> No
 
 def test_page_holds_picture_and_numbers(private: fxperex.PerExampleModule, tmp_path: Path) -> None:
     page = private.draw(tmp_path / "plan.html").read_text()
-    assert "<svg" in page and all(c.site.name in page for c in private.plan.choices) and "trained" in page
+    assert "<svg" in page and all(c.site.name in page
+                                  for c in private.plan.choices) and "trained" in page
     assert "<svg" in private._repr_html_() and "<table>" in private.plan._repr_html_()
 
 
@@ -68,7 +75,8 @@ def test_png_is_a_picture(private: fxperex.PerExampleModule, tmp_path: Path) -> 
     from matplotlib import image as images
 
     image = images.imread(private.draw(tmp_path / "plan.png"))
-    assert image.shape[0] > 500 and image.shape[1] > 1000 and 0.02 < (image[..., :3].min(2) < 0.95).mean() < 0.9
+    assert image.shape[0] > 500 and image.shape[1] > 1000 and 0.02 < (image[..., :3].min(2)
+                                                                      < 0.95).mean() < 0.9
 
 
 def test_strategies_have_colours_of_their_own() -> None:
@@ -78,6 +86,7 @@ def test_strategies_have_colours_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("name", ["plan.gif", "plan", "no/such/folder/plan.svg"])
-def test_a_picture_that_cannot_be_is_refused(private: fxperex.PerExampleModule, name: str, tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_is_refused(private: fxperex.PerExampleModule, name: str,
+                                             tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="picture"):
         private.draw(tmp_path / name)

@@ -76,7 +76,9 @@ def epsilon_of_mu(mu: float, delta: float) -> float:
 
     if excess(0.0) <= 0:
         return 0.0
-    return LARGEST if excess(LARGEST) >= 0 else float(needed("scipy.optimize").brentq(excess, 0.0, LARGEST, xtol=1e-9))
+    if excess(LARGEST) >= 0:
+        return LARGEST
+    return float(needed("scipy.optimize").brentq(excess, 0.0, LARGEST, xtol=1e-9))
 
 
 def guesses(correct: int, guessed: int, canaries: int, delta: float,

@@ -22,7 +22,8 @@ from fxperex.runtime.module import PerExampleModule
 
 Drive = Callable[[PrivacyEngine], object]
 Data = tuple[Tensor, ...]
-CHANGED = 0.01  # what is added to the data of a resumed run, so that no step is replayed bit for bit
+# what is added to the data of a resumed run, so that no step is replayed bit for bit
+CHANGED = 0.01
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,8 @@ class Folder:
         try:
             checkpoint.put(draft, secret.value())
             os.link(draft, path)
-        except FileExistsError:  # another process was first; the ledger's lock decides between the two
+        # another process was first; the ledger's lock decides between the two
+        except FileExistsError:
             return Secret(seed, secure, path.read_bytes())
         finally:
             draft.unlink(missing_ok=True)

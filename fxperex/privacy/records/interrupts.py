@@ -48,7 +48,8 @@ def held(wanted: bool) -> Iterator[Waiting]:
     finally:
         for number, handler in zip(SIGNALS, before, strict=True):
             signal.signal(number, handler)
-        if broken_off and waiting.signal:  # the loop was left with the signal on hand: as if it came now
+        # the loop was left with the signal on hand: as if it came now
+        if broken_off and waiting.signal:
             signal.raise_signal(waiting.signal)
     if waiting.signal:
         _raise(waiting.signal)

@@ -41,7 +41,8 @@ def remove_redundant(graph: fx.GraphModule) -> int:
             node.replace_all_uses_with(replacement)  # type: ignore[arg-type]
             graph.graph.erase_node(node)
     for node in list(graph.graph.nodes):
-        if node.target is operator.getitem:  # at once: a tuple keeps all its values while one of them is to be taken
+        # at once: a tuple keeps all its values while one of them is to be taken
+        if node.target is operator.getitem:
             node.args[0].append(node)
     graph.recompile()
     return before - len(graph.graph.nodes)

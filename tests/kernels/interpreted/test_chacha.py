@@ -1,4 +1,6 @@
-"""The key stream on the device is the RFC's, the same as on the CPU, and so is the noise made of it."""
+"""The key stream on the device is the RFC's, the same as on the CPU, and so is the noise made of
+it.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ def _words(key: bytes, nonce: bytes) -> torch.Tensor:
 
 @pytest.mark.parametrize(("key", "nonce", "counter", "block"), VECTORS)
 def test_rfc_8439(key: bytes, nonce: str, counter: int, block: str) -> None:
-    assert kernels.chacha20(_words(key, bytes.fromhex(nonce)), 8, counter).numpy().tobytes().hex() == block
+    assert kernels.chacha20(_words(key, bytes.fromhex(nonce)), 8,
+                            counter).numpy().tobytes().hex() == block
 
 
 @pytest.mark.parametrize("count", [0, 1, 15, 1024, 1025, 3000])
@@ -35,10 +38,14 @@ def test_against_the_references(count: int) -> None:
 
 
 def test_noise_is_drawn_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    mechanism, secret, sums = Mechanism(Flat(1.0), 1.5, "add-or-remove", 2.0, 9), Secret(), [torch.randn(3, 2), torch.randn(3)]
+    mechanism, secret, sums = Mechanism(Flat(1.0), 1.5, "add-or-remove", 2.0,
+                                        9), Secret(), [torch.randn(3, 2),
+                                                       torch.randn(3)]
     calls: list[int] = []
     real = kernels.chacha20
-    monkeypatch.setattr(kernels, "chacha20", lambda words, count, counter: calls.append(count) or real(words, count, counter))
+    monkeypatch.setattr(
+        kernels, "chacha20",
+        lambda words, count, counter: calls.append(count) or real(words, count, counter))
     found = Noise(mechanism, secret).release(sums, 7, 1)
     assert calls == [6, 4]
     monkeypatch.setattr(kernels, "unavailable", lambda _: "not here")

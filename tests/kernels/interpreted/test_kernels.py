@@ -1,4 +1,6 @@
-"""Kernels against float64 formulas: odd sizes, strided and transposed operands, every dtype, splits, stored or not."""
+"""Kernels against float64 formulas: odd sizes, strided and transposed operands, every dtype,
+splits, stored or not.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def test_linear(groups: int, positions: int, inputs: int, outputs: int, dtype: t
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_small_weight_fills_the_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LoRA of rank 16 with T = 1024, on 132 processors: one tile an example, so its positions are split, and added in order."""
+    """LoRA of rank 16 with T = 1024, on 132 processors: one tile an example, so its positions are
+    split, and added in order.
+    """
     monkeypatch.setattr(device, "_processors", lambda _: 132)
     grids: list[int] = []
     monkeypatch.setattr(linear, "linear_tuned", _Counting(linear.linear_tuned, grids))
@@ -54,11 +58,14 @@ def test_a_small_weight_fills_the_gpu(dtype: torch.dtype, monkeypatch: pytest.Mo
     assert grids == [3 * 4], "four parts of 256 positions, for each of three examples"
     # The square of the sum: parts of one gradient that cancel must cancel in its norm.
     assert error(found, squares(truth)) <= 1e-6 and torch.equal(found, kernels.linear_sq_norm(a, g))
-    signs = torch.tensor([1.0, -1.0]).repeat_interleave(256).repeat(2)[None, None, :, None].to(dtype)
-    cancelling = kernels.linear_sq_norm(a[:, :, :256].repeat(1, 1, 4, 1), g[:, :, :256].repeat(1, 1, 4, 1) * signs)
+    signs = torch.tensor([1.0, -1.0]).repeat_interleave(256).repeat(2)[None, None, :,
+                                                                       None].to(dtype)
+    cancelling = kernels.linear_sq_norm(a[:, :, :256].repeat(1, 1, 4, 1),
+                                        g[:, :, :256].repeat(1, 1, 4, 1) * signs)
     assert (cancelling <= 1e-10 * found).all()
     grads, norms = kernels.linear_gradients(a, g, "ieee")
-    assert grads.dtype == dtype and error(grads, truth) <= STORED[dtype] and error(norms, squares(grads)) <= 1e-6
+    assert grads.dtype == dtype and error(grads, truth) <= STORED[dtype] and error(
+        norms, squares(grads)) <= 1e-6
 
 
 class _Counting:
@@ -73,11 +80,14 @@ class _Counting:
 
 
 def test_a_first_convolution_fills_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A weight of 8 x 27 over 32 x 32 positions: one tile an example, split as a small linear map is."""
+    """A weight of 8 x 27 over 32 x 32 positions: one tile an example, split as a small linear map
+    is.
+    """
     monkeypatch.setattr(device, "_processors", lambda _: 132)
     grids: list[int] = []
     monkeypatch.setattr(conv, "conv_tuned", _Counting(conv.conv_tuned, grids))
-    x, g, shape = conv_case((1, 3, 8, (32, 32)), ([3, 3], [1, 1], [1, 1], [1, 1], 1), channels_last=True)
+    x, g, shape = conv_case((1, 3, 8, (32, 32)), ([3, 3], [1, 1], [1, 1], [1, 1], 1),
+                            channels_last=True)
     assert error(kernels.conv_sq_norm(x, g, *shape), squares(by_autograd(x, g, shape))) <= 1e-6
     assert grids == [3 * 4]
 
@@ -86,9 +96,12 @@ def by_autograd(x: Tensor, g: Tensor, shape: kernels.Shape) -> Tensor:
     """The truth: one ordinary convolution backward per example."""
     dims = len(shape.kernel)
     weight = x.new_zeros(g.shape[2], x.shape[2] // shape.groups, *shape.kernel).double()
-    return torch.stack([torch.ops.aten.convolution_backward(
-        gb, xb, weight, None, shape.stride, shape.before, shape.dilation, False, [0] * dims, shape.groups,
-        [False, True, False])[1] for xb, gb in zip(x.double(), g.double(), strict=True)])
+    return torch.stack([
+        torch.ops.aten.convolution_backward(gb, xb, weight, None, shape.stride, shape.before,
+                                            shape.dilation, False, [0] * dims, shape.groups,
+                                            [False, True, False])[1]
+        for xb, gb in zip(x.double(), g.double(), strict=True)
+    ])
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -107,7 +120,8 @@ def test_conv(sizes: tuple, options: tuple, last: bool) -> None:  # type: ignore
     if shape.groups < x.shape[2]:
         for store in (None, torch.float32):
             grads, found = conv.launch(x, g, shape, store, "ieee", parts=3)
-            assert error(found, squares(truth)) <= 1e-6 and (grads is None or error(grads, truth) <= 1e-6)
+            assert error(found, squares(truth)) <= 1e-6 and (grads is None
+                                                             or error(grads, truth) <= 1e-6)
     else:
         assert error(depthwise.launch(x, g, shape, None)[0], truth) <= 1e-6
 
@@ -133,7 +147,8 @@ def test_gram_of_cancelling_positions() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("length", "width", "entries"), EMBEDDING)
 def test_embedding(length: int, width: int, entries: int, dtype: torch.dtype) -> None:
-    ids, g = torch.randint(entries, (3, length)), torch.randn(length, 3, width).to(dtype).transpose(0, 1)
+    ids, g = torch.randint(entries, (3, length)), torch.randn(length, 3,
+                                                              width).to(dtype).transpose(0, 1)
     table = torch.zeros(3, entries, width, dtype=torch.float64)
     for b in range(3):
         table[b].index_add_(0, ids[b], g[b].double())
@@ -149,7 +164,8 @@ def test_affine(per: int, last: bool, dtype: torch.dtype) -> None:
         x, g = (v.transpose(1, 2).contiguous().transpose(1, 2) for v in (x, g))
     count = 37 if per == 0 else 2
     mean, rstd = torch.randn(3, count), torch.rand(3, count) + 0.5
-    wide_mean, wide_rstd = (s.double()[:, None] if per == 0 else s.double().repeat_interleave(3, 1)[:, :, None]
+    wide_mean, wide_rstd = (s.double()[:, None]
+                            if per == 0 else s.double().repeat_interleave(3, 1)[:, :, None]
                             for s in (mean, rstd))
     truth = (g.double() * (x.double() - wide_mean) * wide_rstd).sum(2), g.double().sum(2)
     *found, norms = kernels.affine_gradients(x, g, mean, rstd, per)
@@ -167,4 +183,5 @@ def test_weighted_sum(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     truth = torch.einsum("b,b...->...", factors[valid], grads[valid].double())
     found = kernels.weighted_sum(grads, factors, valid)
     assert found.dtype == torch.float32 and error(found, truth) <= 1e-6
-    assert torch.equal(kernels.weighted_sum(grads, factors, torch.zeros(5, dtype=torch.bool)), torch.zeros(shape))
+    assert torch.equal(kernels.weighted_sum(grads, factors, torch.zeros(5, dtype=torch.bool)),
+                       torch.zeros(shape))

@@ -16,15 +16,19 @@ from fxperex.testing import Call, error
 KINDS = kinds()
 MERGED = Call(lambda m, x: m(x.flatten(0, 1)).unflatten(0, (-1, 2)), nn.GroupNorm(2, 4))
 PRODUCT = ("fused", "fused_stored", "ghost")
-NAMES = {"linear": PRODUCT, "conv": PRODUCT, "conv_transpose": PRODUCT, "bilinear": PRODUCT, "norm": ("affine",),
-         "embedding": ("ghost",)}
+NAMES = {
+    "linear": PRODUCT, "conv": PRODUCT, "conv_transpose": PRODUCT, "bilinear": PRODUCT,
+    "norm": ("affine", ), "embedding": ("ghost", )
+}
 CASES: list[tuple[str, nn.Module, tuple[Tensor, ...]]] = [
     (kind, *sample) for kind in NAMES for sample in KINDS[kind].samples()]
-CASES += [("norm", nn.RMSNorm((4, 5), eps=0.3), (torch.randn(3, 2, 4, 5),)),
-          ("norm", MERGED, (torch.randn(3, 2, 4, 5),)), ("norm", nn.GroupNorm(2, 4), (torch.randn(3, 4),))]
+CASES += [("norm", nn.RMSNorm((4, 5), eps=0.3), (torch.randn(3, 2, 4, 5), )),
+          ("norm", MERGED, (torch.randn(3, 2, 4, 5), )),
+          ("norm", nn.GroupNorm(2, 4), (torch.randn(3, 4), ))]
 
 
-@pytest.mark.parametrize(("kind", "model", "batch"), CASES, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(("kind", "model", "batch"), CASES, ids=lambda v: v
+                         if isinstance(v, str) else "")
 def test_against_the_loop(kind: str, model: nn.Module, batch: tuple[Tensor, ...]) -> None:
     torch.manual_seed(3)
     against_the_loop(copy.deepcopy(model), batch, NAMES[kind])
@@ -48,27 +52,34 @@ def test_cancelling_tokens_stay_within_the_bound(name: str) -> None:
     signs = torch.tensor([1.0, -1.0]).repeat(32)[:, None]
     x = signs * torch.randn(1, 1, 32) + 1e-3 * torch.randn(1, 64, 32)
     model, weights = nn.Linear(32, 16, bias=False), torch.randn(16)
-    fxperex.transform(model, (x,), forward=lambda m, v: 1e3 * (m(v) * weights).sum((1, 2)), strategy=name,
-                      backend="eager").step(x)
-    assert model.weight.grad is not None and float(model.weight.grad.double().norm()) <= 1 + 2.0**-20
+    fxperex.transform(model, (x, ), forward=lambda m, v: 1e3 * (m(v) * weights).sum((1, 2)),
+                      strategy=name, backend="eager").step(x)
+    assert model.weight.grad is not None and float(
+        model.weight.grad.double().norm()) <= 1 + 2.0**-20
 
 
 def test_one_pass_serves_every_norm_with_statistics_of_its_own() -> None:
-    for model, x in ((nn.LayerNorm(5), (3, 4, 5)), (nn.RMSNorm(5), (3, 4, 5)), (nn.GroupNorm(2, 4), (3, 4, 5)),
-                     (nn.InstanceNorm1d(4, affine=True), (3, 4, 5)), (nn.BatchNorm1d(4).eval(), (3, 4, 5))):
-        private = fxperex.transform(model, (torch.randn(x),), forward=curved, strategy="affine", backend="eager")
+    for model, x in ((nn.LayerNorm(5), (3, 4, 5)), (nn.RMSNorm(5), (3, 4, 5)),
+                     (nn.GroupNorm(2, 4), (3, 4, 5)), (nn.InstanceNorm1d(4,
+                                                                         affine=True), (3, 4, 5)),
+                     (nn.BatchNorm1d(4).eval(), (3, 4, 5))):
+        private = fxperex.transform(model, (torch.randn(x), ), forward=curved, strategy="affine",
+                                    backend="eager")
         assert {c.strategy for c in private.plan.choices} == {"affine"}, model
 
 
 def test_an_eps_that_is_not_given_is_that_of_the_computation() -> None:
-    """Short inputs, where it matters; the loop in float64 has another, so the layer's own formula is the truth."""
+    """Short inputs, where it matters; the loop in float64 has another, so the layer's own formula
+    is the truth.
+    """
     model, x = nn.RMSNorm(5), 1e-3 * torch.randn(3, 4, 5)
-    one, other = (fxperex.transform(model, (x,), forward=curved, strategy=name, backend="eager").step(x).norms
-                  for name in ("affine", "direct"))
+    one, other = (fxperex.transform(model, (x, ), forward=curved, strategy=name,
+                                    backend="eager").step(x).norms for name in ("affine", "direct"))
     assert error(one, other) <= 1e-6
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy, inside the interpreter
+@pytest.mark.filterwarnings("ignore:invalid value "
+                            "encountered:RuntimeWarning")  # numpy, inside the interpreter
 def test_an_example_that_is_not_finite_adds_nothing() -> None:
     for name in ("fused", "fused_stored"):
         model, x = nn.Linear(5, 3), torch.randn(4, 6, 5)
