@@ -114,8 +114,7 @@ def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows:
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         exported = export(wrapped, _resize(batch, distinct(model, batch)), elsewhere, symbolic=True)
-        # Taking operations apart may fix the size, without a word; then each size is exported by
-        # itself.
+        # Taking operations apart may fix the size, without a word; each is then exported alone.
         exported = exported if exported.range_constraints else None
     except FxperexError:  # from the user's forward, where it is one of this library's
         raise
@@ -136,11 +135,8 @@ def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows:
             source = fixed[count] if exported is None else exported
             graph = specialise(source, model, _resize(batch, count), fakes, count)
             inputs, constants = inputs_of(source)
-            named = {
-                name: constants[key]
-                for name, (kind, key) in inputs.items()
-                if kind == "constant"
-            }
+            named = {name: constants[key] for name, (kind, key) in inputs.items()
+                     if kind == "constant"}
             return Program(graph, count, named)
         except FxperexError:
             raise
@@ -152,10 +148,8 @@ def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows:
     source = fixed[size] if exported is None else exported
     inputs, constants = inputs_of(source)
     first_names = _first_names(model)
-    inputs = {
-        k: (kind, first_names.get(key, key)) if kind == "parameter" else (kind, key)
-        for k, (kind, key) in inputs.items()
-    }
+    inputs = {k: (kind, first_names.get(key, key)) if kind == "parameter" else (kind, key)
+              for k, (kind, key) in inputs.items()}
     mutated = [user_name(name) for name in source.graph_signature.buffers_to_mutate.values()]
     return Capture(main, twin, inputs, constants, mutated, exported is not None, make, fakes)
 

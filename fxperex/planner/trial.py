@@ -110,16 +110,12 @@ class Trial:
         return [named[use.node] for use in site.each]
 
     def _trace(self, sites: list[Site], strategy: str) -> tuple[fx.GraphModule, list[Tensor]]:
-        rows, nodes = sites[0].rows, list(
-            dict.fromkeys(node for site in sites for node in self._nodes(site)))
+        rows = sites[0].rows
+        nodes = list(dict.fromkeys(node for site in sites for node in self._nodes(site)))
         arguments = dict.fromkeys(pytree.tree_leaves([(n.args, n.kwargs) for n in nodes]))
         operands = [a for a in arguments if isinstance(a, fx.Node)]
-        outs = {
-            n: [v
-                for v in pytree.tree_leaves(n.meta["val"])
-                if isinstance(v, Tensor)]
-            for n in nodes
-        }
+        outs = {n: [v for v in pytree.tree_leaves(n.meta["val"]) if isinstance(v, Tensor)]
+                for n in nodes}
         mains = {n.name: n for n in self.capture.main.nodes}
         twins = dict(zip(mains, self.capture.twin.nodes, strict=True))
         emit = strategies()[strategy]
@@ -158,8 +154,8 @@ class Trial:
                 graph = make_fx(step, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
         forget_strides(graph)
         join_views(graph)
-        remove_redundant(
-            graph)  # before dead code goes, because the forward's own results are part of it
+        # Before dead code goes, because the forward's own results are part of it.
+        remove_redundant(graph)
         graph.graph.eliminate_dead_code()
         graph.recompile()
         return graph, inputs

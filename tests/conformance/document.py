@@ -22,7 +22,7 @@ weight of a product to what rounding is relative to, `|sum_t |g_t|^T |a_t||`, wh
 examples (batch normalisation in training mode) is right where it is refused.
 
 *Offered*: cases with a batch axis and a parameter. *Captured*: the graph was made. A refusal is not a pass.
-"""
+"""  # noqa: E501
 NOTES = """
 - **Opacus layers**: `opacus/tests/grad_samples` of opacus 1.6.0, all that its tests hand to `run_test` under hypothesis
   seed 0, doubles left out; every other case with the suite's own loss. Inputs that are packed sequences (58 of the 100

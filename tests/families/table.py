@@ -44,7 +44,9 @@ def line(row: Row) -> str:
         return f"| {row.name} | refused: {row.refusal} | | | | |"
     export = "symbolic" if row.symbolic else "two sizes"
     chosen = ", ".join(f"{name} {count}" for name, count in row.strategies.items())
-    return f"| {row.name} | {export} | {row.sites} | {chosen} | {max(row.norms, row.sums):.1e} | {row.leak:.1e} |"
+    error = max(row.norms, row.sums)
+    cells = row.name, export, row.sites, chosen, f"{error:.1e}", f"{row.leak:.1e}"
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def main(names: list[str]) -> None:

@@ -29,9 +29,7 @@ def conv_kernel(x, g, grads, squares, T, D, P, groups, chunk, parts, tiles, tile
                 CHANNELS_LAST: tl.constexpr, STORE: tl.constexpr, SQUARE: tl.constexpr,
                 PRECISION: tl.constexpr, WIDEN: tl.constexpr, BLOCK_T: tl.constexpr,
                 BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr):
-    """One tile of one part; `T` counts positions of all images of an example, `D = channels KZ KY
-    KX` columns.
-    """
+    """One tile of one part; `T` counts positions of all images; `D = channels KZ KY KX`."""
     tile = tl.program_id(0) % tiles
     part = tl.program_id(0) // tiles % parts
     row = (tl.program_id(0) // tiles // parts).to(tl.int64)
@@ -48,10 +46,9 @@ def conv_kernel(x, g, grads, squares, T, D, P, groups, chunk, parts, tiles, tile
     tap_y = tap // KX % KY * apart_y - before_y
     tap_x = tap % KX * apart_x - before_x
     column = channel * x_c + tap_z * x_z + tap_y * x_y + tap_x * x_x
-    first = part * chunk
-    stop = tl.minimum(first + chunk, T)
+    stop = tl.minimum((part + 1) * chunk, T)
     total = tl.zeros((BLOCK_P, BLOCK_D), dtype=tl.float32)
-    for start in range(first, stop, BLOCK_T):
+    for start in range(part * chunk, stop, BLOCK_T):
         ts = start + tl.arange(0, BLOCK_T)
         at_x, at_y, at_z, image = ts % OX, ts // OX % OY, ts // (OX * OY) % OZ, ts // (OX * OY * OZ)
         gs = tl.load(
