@@ -101,6 +101,21 @@ class _Whole(nn.Module):
             return no_custom_backward(loss)
 
 
+def _for_all_sizes(wrapped: nn.Module, batch: tuple[Tensor, ...],
+                   elsewhere: Elsewhere | None) -> Any:
+    """Returns one export for any number of examples, or None if the code fixes the number."""
+    try:
+        exported = export(wrapped, batch, elsewhere, symbolic=True)
+    except FxperexError:  # from the user's forward, if it is one of this library's
+        raise
+    except Exception as error:  # export raises many unrelated classes
+        if data_dependent(error):
+            raise explain(error) from error
+        return None
+    # Taking operations apart may fix the size, without a word; each is then exported alone.
+    return exported if exported.range_constraints else None
+
+
 def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows: int,
             elsewhere: Elsewhere | None = None) -> Capture:
     """Returns the Capture of `forward(model, *batch)`, exported `elsewhere`.
@@ -112,16 +127,7 @@ def capture(model: nn.Module, forward: Forward, batch: tuple[Tensor, ...], rows:
     size = max(rows, 2)  # one example has no visible batch axis
     wrapped = _Whole(model if elsewhere is None else elsewhere.model(model), forward)
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
-    try:
-        exported = export(wrapped, _resize(batch, distinct(model, batch)), elsewhere, symbolic=True)
-        # Taking operations apart may fix the size, without a word; each is then exported alone.
-        exported = exported if exported.range_constraints else None
-    except FxperexError:  # from the user's forward, where it is one of this library's
-        raise
-    except Exception as error:  # export raises many unrelated classes
-        if data_dependent(error):
-            raise explain(error) from error
-        exported = None
+    exported = _for_all_sizes(wrapped, _resize(batch, distinct(model, batch)), elsewhere)
     fixed: dict[int, Any] = {}  # exports at one size
 
     def make(count: int) -> Program:
