@@ -27,7 +27,7 @@ SAYS = {
     "graphs": {
         "read_a_plan": r"the same by the plan from JSON: True",
         "hugging_face": r"one site of 2 uses",
-        "lora": r"448 of 15936 parameters are trained; 4 sites, 12 frozen",
+        "lora": r"448 of 15968 parameters are trained; 4 sites, 12 frozen",
         "own_operation": r"without a rule: example.squash.+no batch rule.*\nwith the rule: er",
         "own_strategy": r"0\.weight +linear +linear +16,1,1,32,64 +einsum",
     },
