@@ -15,10 +15,10 @@ import torch
 
 from fxperex.cli._progress import Report, progress
 from fxperex.errors import ConfigError, PrivacyError
+from fxperex.plan.table import aligned
 from fxperex.privacy.audit import ATTACKS, TIGHT, OneRun, Setting, Verdict, audit, one_run
 from fxperex.privacy.audit.one_run import dirac
-from fxperex.privacy.guarantee import versions
-from fxperex.report.explain import aligned
+from fxperex.privacy.versions import versions
 
 HELP = ("attack the guarantee itself: canaries in runs of the engine, epsilon's lower bound "
         "beside the claim")

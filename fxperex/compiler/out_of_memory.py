@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fxperex.errors import MemoryLimitError
-from fxperex.planner import Plan
+from fxperex.plan.plan import Plan
 
 
 def guarded(step: Callable[..., Sequence[Any]], plan: Plan,

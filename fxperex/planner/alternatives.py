@@ -5,29 +5,15 @@ choice elsewhere.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from fxperex.devices import Profile
+from fxperex.plan.alternative import Alternative
 from fxperex.plan.plan import Plan
 from fxperex.planner.candidates import naive
 from fxperex.planner.memory import plan_peak
 from fxperex.planner.planner import with_frame
 from fxperex.registry import at_rows, strategies
 from fxperex.rewrite.frame import Frames
-
-
-@dataclass(frozen=True)
-class Alternative:
-    """Strategy `name` at `legal` of `sites`: seconds of the sites and of the step, peak bytes of
-    the step.
-    """
-
-    name: str
-    legal: int
-    sites: int
-    seconds: float
-    step_seconds: float
-    peak: float
 
 
 def explained(plan: Plan, frames: Frames, profile: Profile) -> tuple[Plan, list[Alternative]]:

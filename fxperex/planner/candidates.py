@@ -11,7 +11,7 @@ from fxperex.analysis.sites import Analysis
 from fxperex.cost_model.sites import grads_bytes
 from fxperex.devices import Profile
 from fxperex.errors import ConfigError
-from fxperex.plan.plan import Choice
+from fxperex.plan.choice import Choice
 from fxperex.registry import Cost, Site, strategies
 
 WORDS = ("auto", "measure")  # what `strategy` may be beside a strategy's name

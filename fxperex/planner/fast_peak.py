@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fxperex.memory.liveness import raised
-from fxperex.plan.plan import Choice
+from fxperex.plan.choice import Choice
 from fxperex.planner.memory import BUNDLE, bundle_bytes, bundled, movable, norm_transient, sum_makes
 from fxperex.rewrite.frame import Frame
 

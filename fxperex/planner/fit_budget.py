@@ -8,7 +8,7 @@ from fxperex.devices import Profile
 from fxperex.errors import ConfigError
 from fxperex.memory.liveness import Peak
 from fxperex.plan.byte_sizes import budget_text, size
-from fxperex.plan.plan import Recompute
+from fxperex.plan.choice import Recompute
 from fxperex.planner.memory import plan_peak, site_of
 from fxperex.planner.recompute import Pools, cheapest, smallest_pool
 from fxperex.planner.search import Choices, fit, smallest, starts

@@ -19,7 +19,7 @@ from fxperex.config import accumulator
 from fxperex.cost_model.sites import inputs_bytes, outputs_bytes, sum_scratch, summing_bytes
 from fxperex.memory.liveness import Instruction, Listing, Peak, peak, raised
 from fxperex.memory.repetition import BACKWARD, FORWARD, SUMS, Program
-from fxperex.plan.plan import Choice
+from fxperex.plan.choice import Choice
 from fxperex.rewrite.frame import Frame
 from fxperex.strategies.stored import small
 

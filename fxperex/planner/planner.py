@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from fxperex.analysis.sites import Analysis
 from fxperex.devices import Profile
 from fxperex.errors import ConfigError
-from fxperex.plan.plan import Budget, Choice, Plan, check_same
+from fxperex.plan.choice import Budget, Choice
+from fxperex.plan.plan import Plan
+from fxperex.plan.same_model import check_same
 from fxperex.planner.candidates import choose, forced, naive
 from fxperex.planner.fit_budget import refuse, within
 from fxperex.planner.memory import plan_peak

@@ -17,7 +17,7 @@ from itertools import accumulate
 from fxperex.devices import Profile
 from fxperex.memory.liveness import Instruction, peak
 from fxperex.memory.repetition import FORWARD
-from fxperex.plan.plan import Choice, Recompute
+from fxperex.plan.choice import Choice, Recompute
 from fxperex.planner.memory import program
 from fxperex.rewrite.frame import Frame
 

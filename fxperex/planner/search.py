@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from fxperex.cost_model.sites import inputs_bytes, outputs_bytes
 from fxperex.memory.liveness import Peak
-from fxperex.plan.plan import Choice
+from fxperex.plan.choice import Choice
 from fxperex.planner.fast_peak import Timeline
 from fxperex.planner.memory import plan_peak, site_of
 from fxperex.registry import Cost

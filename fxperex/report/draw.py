@@ -15,10 +15,11 @@ from torch import fx
 
 from fxperex.errors import ConfigError
 from fxperex.plan.byte_sizes import size
-from fxperex.plan.plan import Choice, Plan
+from fxperex.plan.choice import Choice
+from fxperex.plan.plan import Plan
+from fxperex.plan.table import shape, why_not
 from fxperex.report.canvas import Arrow, Canvas, Rect, Text, fitted, length, png, svg
 from fxperex.report.colors import color
-from fxperex.report.explain import shape, totals, why_not
 from fxperex.report.html import page, plan_html
 from fxperex.report.lanes import Lane, lanes
 
@@ -100,7 +101,7 @@ class _Columns:
 def _heading(canvas: Canvas, plan: Plan, title: str, captured: fx.Graph, step: fx.Graph | None,
              at: _Columns) -> None:
     canvas.add(Text(LEFT, 24, title or "private step", 17, bold=True))
-    for i, line in enumerate(totals(plan)[:2]):
+    for i, line in enumerate(plan.totals()[:2]):
         canvas.add(Text(LEFT, 44 + 16 * i, line, 11, color="#555555"))
     x = LEFT
     for name in dict.fromkeys(c.strategy for c in sorted(plan.choices, key=lambda c: -c.seconds)):

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from fxperex.capture.program import module_path
 from fxperex.layers.shapes import packet
-from fxperex.plan.plan import Choice, Plan
+from fxperex.plan.choice import Choice
+from fxperex.plan.plan import Plan
 
 MOST = 28
 

@@ -25,8 +25,9 @@ from fxperex.errors import BackendWarning, FxperexError
 from fxperex.graph.step_graph import StepGraph
 from fxperex.memory.liveness import listing, peak
 from fxperex.numerics import rounding
-from fxperex.planner import Plan
-from fxperex.planner.alternatives import Alternative, explained
+from fxperex.plan.alternative import Alternative
+from fxperex.plan.plan import Plan
+from fxperex.planner.alternatives import explained
 from fxperex.rewrite.frame import trace_frames
 from fxperex.rewrite.rewriter import parameter_order, rewrite
 from fxperex.runtime import batches

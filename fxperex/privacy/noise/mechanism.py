@@ -14,7 +14,7 @@ from typing import Any
 
 from fxperex.clipping import Adaptive, Clip, as_rule
 from fxperex.config import SLACK
-from fxperex.errors import ConfigError
+from fxperex.errors import ConfigError, PrivacyError
 from fxperex.privacy.accountant import RELATIONS
 from fxperex.privacy.checks import one_of, positive, whole
 
@@ -64,8 +64,15 @@ class Mechanism:
 
     @property
     def holds(self) -> bool:
-        """Whether the rule still has the sensitivity that the noise was made for."""
+        """True while the rule has the sensitivity that the noise was made for."""
         return self.bound == self.clip.sensitivity * (1 + SLACK)
+
+    def check(self, clip: Clip) -> None:
+        """Raises PrivacyError unless `clip` is the rule, with the bound that the noise is for."""
+        if clip is not self.clip or not self.holds:
+            raise PrivacyError(f"clip.sensitivity changed to {clip.sensitivity} since the engine "
+                               f"was made; the noise is for a bound of {self.bound}. Make a new "
+                               "engine")
 
     @property
     def adaptive(self) -> Adaptive | None:
