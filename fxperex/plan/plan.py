@@ -7,7 +7,8 @@ A plan is frozen. It prints as a table, and goes to JSON and back.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
 
@@ -30,6 +31,7 @@ class Plan:
     were traced: for a budget, for `physical_batch="auto"` or by `explain`.
     recompute: what the step computes twice to fit a budget (its seconds count in frame_seconds), or
     None.
+    unmeasured: {kernel that the device's profile has no rate of: the kernel whose rate it has}.
     """
 
     choices: tuple[Choice, ...]
@@ -42,6 +44,7 @@ class Plan:
     frame_seconds: float | None = None
     peak: float | None = None
     recompute: Recompute | None = None
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def frame_rows(self) -> int:
@@ -91,7 +94,9 @@ class Plan:
                          "counted in forward and backward")
         if any(c.strategy in c.measured for c in self.choices):
             lines.append("* measured on the device")
-        return lines
+        return [*lines, *(f"the kernel {kernel!r} was never measured on this device: it is priced "
+                          f"like {source!r}, which may be wrong by a factor of 2; `fxperex "
+                          "calibrate` measures it" for kernel, source in self.unmeasured.items())]
 
     def notes(self) -> list[str]:
         """Returns a line for each unused parameter, and for each choice that has a note."""
@@ -122,6 +127,7 @@ class Plan:
             "budget": asdict(self.budget) if self.budget else None,
             "recompute": asdict(self.recompute) if self.recompute else None,
             "unused": list(self.unused), "frozen": list(self.frozen),
+            "unmeasured": dict(self.unmeasured),
             "sites": [choice.to_dict() for choice in self.choices]}
         return json.dumps(body, indent=1) + "\n"
 
@@ -148,4 +154,5 @@ def _from_dict(body: dict[str, Any]) -> Plan:
     return Plan(
         tuple(Choice.from_dict(choice) for choice in body["sites"]), str(body["whole"]),
         int(body["rows"]), str(body["device"]), tuple(body["unused"]), tuple(body["frozen"]),
-        Budget(**budget) if budget else None, body["frame_seconds"], body["peak"], recompute)
+        Budget(**budget) if budget else None, body["frame_seconds"], body["peak"], recompute,
+        dict(body.get("unmeasured", {})))

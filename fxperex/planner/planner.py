@@ -48,9 +48,11 @@ class _Request:
             choices = tuple(choose(site, self.profile, groups.get(site.name, (site,)),
                                    by_site.get(site.name), everywhere) for site in sites)
         reuse = isinstance(self.strategy, Plan) and self.memory is None
+        costs = [cost for choice in choices for cost in choice.costs.values()]
         plan = Plan(choices, "naive" if one_by_one else "graph", rows, self.profile.device,
                     self.analysis.unused, self.frozen,
-                    recompute=self.strategy.recompute if reuse else None)
+                    recompute=self.strategy.recompute if reuse else None,
+                    unmeasured=self.profile.relatives(costs))
         if self.timer is not None and self.strategy == "measure":
             plan = refine(plan, self.profile, self.timer)
         return plan
@@ -99,10 +101,11 @@ def with_frame(plan: Plan, frame: Frame, profile: Profile) -> Plan:
     bytes.
     """
     repeated = plan.recompute
+    unmeasured = {**plan.unmeasured, **profile.relatives(frame.costs)}
     seconds = plan.turns * sum(profile.seconds(cost) for cost in frame.costs)
     peak = plan_peak(frame, plan.choices, repeated.nodes if repeated else ())
     return replace(plan, frame_seconds=seconds + (repeated.seconds if repeated else 0.0),
-                   peak=peak.bytes)
+                   peak=peak.bytes, unmeasured=unmeasured)
 
 
 def refine(plan: Plan, profile: Profile, timer: Timer) -> Plan:
