@@ -16,9 +16,9 @@ from fxperex.errors import ConfigError
 from fxperex.memory.workspace import FRESH
 from fxperex.registry import Cost, Work
 
-VERSION = 9
+VERSION = 9  # of the JSON
 WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a number
-# relative error of figures that nobody measured: kernels reach half of a data sheet's peak, or less
+# Relative error of rates that nobody measured: kernels reach half of a data sheet's peak, or less.
 UNMEASURED = 1.0
 Samples = Mapping[str, Mapping[str, tuple[tuple[tuple[int, ...], float], ...]]]
 

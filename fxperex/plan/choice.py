@@ -1,6 +1,4 @@
-"""The strategy of one site, and what a budget changed: the values that a plan is made of, and their
-JSON.
-"""
+"""The values that a plan is made of: the strategy of each site, and what a budget changed."""
 
 from __future__ import annotations
 

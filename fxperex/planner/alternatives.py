@@ -1,6 +1,4 @@
-"""What the plan is measured against: each strategy alone, wherever it is legal, with the plan's
-choice elsewhere.
-"""
+"""What a plan is compared with: each strategy wherever it is legal, the plan's choice elsewhere."""
 
 from __future__ import annotations
 
@@ -17,17 +15,13 @@ from fxperex.rewrite.frame import Frames
 
 
 def explained(plan: Plan, frames: Frames, profile: Profile) -> tuple[Plan, list[Alternative]]:
-    """Returns `plan` with the seconds of forward and backward and its peak, and its
-    alternatives.
-    """
-    return with_frame(plan, frames.at(plan.frame_rows),
-                      profile), alternatives(plan, frames, profile)
+    """Returns (`plan` with its peak and the seconds of forward and backward, its alternatives)."""
+    complete = with_frame(plan, frames.at(plan.frame_rows), profile)
+    return complete, alternatives(plan, frames, profile)
 
 
 def alternatives(plan: Plan, frames: Frames, profile: Profile) -> list[Alternative]:
-    """Returns the plan itself first, as "this plan", then every strategy that is legal
-    somewhere.
-    """
+    """Returns the plan itself, as "this plan", then each strategy that is legal somewhere."""
     return list(_alternatives(plan, frames, profile))
 
 

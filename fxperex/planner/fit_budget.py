@@ -1,6 +1,4 @@
-"""The fastest plan within a budget, with or without recomputing, and the smallest budget that
-works.
-"""
+"""The fastest plan within a budget, with or without recomputing, and the smallest that works."""
 
 from __future__ import annotations
 
@@ -51,9 +49,8 @@ def _recomputing(frame: Frame, starting: list[Choices], memory: int,
                  profile: Profile) -> list[Assignment]:
     if _one_by_one(starting[0]):
         return []
-    candidates = [
-        (choices, cheapest(Pools(frame, choices), memory, profile)) for choices in starting
-    ]
+    candidates = [(choices, cheapest(Pools(frame, choices), memory, profile))
+                  for choices in starting]
     return [(choices, recompute) for choices, recompute in candidates if recompute is not None]
 
 

@@ -44,12 +44,11 @@ class Pools:
         """Returns the peak bytes of the step with `names` repeated."""
         return peak(self.program.repeating(names)[0]).bytes
 
-    def fewest(self, pool: frozenset[str], memory: float, times: Mapping[str,
-                                                                         float]) -> frozenset[str]:
-        """Returns a part of `pool` that still fits `memory`, the values that save most per second
-        first.
+    def fewest(self, pool: frozenset[str], memory: float,
+               times: Mapping[str, float]) -> frozenset[str]:
+        """Returns a small part of `pool` that fits `memory`, if all of `pool` does.
 
-        The whole pool must fit.
+        It has the values that save most bytes per second of `times`.
         """
         units = sorted(self._units(pool),
                        key=lambda unit: -unit[0] / sum(times[name] for name in unit[1]))
@@ -70,12 +69,8 @@ class Pools:
     def _cut(self, count: int) -> frozenset[str]:
         """Returns the buffers that cross the cuts between `count` segments."""
         ends = {b: i for i, s in enumerate(self.steps) for b in s.reads}
-        saved = [
-            sum(size
-                for b, size in s.makes.items()
-                if self.program.last.get(b, FORWARD) != FORWARD)
-            for s in self.steps
-        ]
+        late = {b for b, phase in self.program.last.items() if phase != FORWARD}
+        saved = [sum(size for b, size in s.makes.items() if b in late) for s in self.steps]
         reached = list(accumulate(saved))
         crossing: set[str] = set()
         for k in range(1, count):
@@ -83,12 +78,8 @@ class Pools:
             near = [i for i, size in enumerate(reached) if abs(size - target) <= tolerance]
             if near:
                 cut = min(near, key=self._widths.__getitem__)
-                crossing |= {
-                    b
-                    for s in self.steps[:cut + 1]
-                    for b in s.makes
-                    if ends.get(b, -1) > cut
-                }
+                crossing |= {b for s in self.steps[:cut + 1] for b in s.makes
+                             if ends.get(b, -1) > cut}
         return frozenset(crossing)
 
     @cached_property
@@ -122,9 +113,7 @@ class Pools:
         return frozenset(pool) if saves else frozenset()
 
     def _units(self, pool: frozenset[str]) -> Iterator[tuple[float, frozenset[str]]]:
-        """Yields, for each value read after the forward, (bytes saved, the values to repeat for
-        it).
-        """
+        """Yields (bytes saved, the values to repeat) for each value read after the forward."""
         for step in self.steps:
             late = self._late(step)
             if step.name not in pool or late == FORWARD:
@@ -146,16 +135,11 @@ def _union(units: Sequence[tuple[float, frozenset[str]]]) -> frozenset[str]:
 
 
 def cheapest(pools: Pools, memory: float, profile: Profile) -> Recompute | None:
-    """Returns the fastest Recompute found whose peak is at most `memory` bytes; None if there is
-    none.
-    """
+    """Returns the fastest Recompute found with a peak of at most `memory` bytes, or None."""
     times = {name: profile.seconds(cost) for name, cost in pools.costs.items()}
     for cheap in (True, False):
-        fitting = [
-            pools.fewest(pool, memory, times)
-            for pool in pools.of(cheap)
-            if pools.bytes(pool) <= memory
-        ]
+        fitting = [pools.fewest(pool, memory, times) for pool in pools.of(cheap)
+                   if pools.bytes(pool) <= memory]
         if fitting:
             candidates = (described(pools, names, times) for names in fitting)
             return min(candidates, key=lambda recompute: recompute.seconds)
@@ -163,9 +147,7 @@ def cheapest(pools: Pools, memory: float, profile: Profile) -> Recompute | None:
 
 
 def described(pools: Pools, names: Collection[str], times: Mapping[str, float]) -> Recompute:
-    """Returns the Recompute of `names`: the nodes that run again, their seconds, the bytes
-    saved.
-    """
+    """Returns the Recompute of `names`."""
     repeated = pools.program.repeating(names)[1]
     late = {b for b, phase in pools.program.last.items() if phase != FORWARD}
     sizes = {s.name: sum(size for b, size in s.makes.items() if b in late) for s in pools.steps}
