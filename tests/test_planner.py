@@ -57,8 +57,8 @@ def test_liveness_by_hand() -> None:
     steps = (Instruction("a", {"a": 4.0}), Instruction("b", {"b": 2.0}, ("a",), transient=5.0),
              Instruction("c", {"c": 1.0}, ("b",)), Instruction("d", {"d": 1.0}, ("c", "a")))
     found = peak(Listing(steps, 10.0, frozenset({"d"})))
-    assert (found.bytes, found.at) == (10.0 + 4 + 2 + 5, "b")
-    assert found.live == (
+    assert (found.bytes, found.instruction) == (10.0 + 4 + 2 + 5, "b")
+    assert found.buffers == (
         ("b", 5.0), ("a", 4.0), ("b", 2.0))  # b needs 5 beside its 2 while it is made
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fxperex.demo.data import Data, load, standardise
 from fxperex.errors import ConfigError
-from fxperex.privacy.checks import positive, whole
+from fxperex.privacy.checks import positive, whole_number
 from fxperex.privacy.engine import PrivacyEngine
 from fxperex.runtime.module import PerExampleModule
 from fxperex.transform import transform
@@ -69,7 +69,7 @@ def network(shape: tuple[int, ...], classes: int, width: int = 16) -> nn.Module:
 
 def prepare(job: Job, data: Data) -> tuple[PerExampleModule, PrivacyEngine]:
     """Returns the transformed model of `job` and the engine that trains it. Raises FxperexError."""
-    rows = job.physical_batch or math.ceil(whole(job.batch, "batch", 1) * HEADROOM)
+    rows = job.physical_batch or math.ceil(whole_number(job.batch, "batch", 1) * HEADROOM)
     x, y = standardise(data.train[0]), data.train[1]
     private = transform(_model(job, data), (x[:2], y[:2]), nn.functional.cross_entropy,
                         clip=job.clip, strategy=job.strategy, backend=job.backend,
@@ -110,7 +110,7 @@ def main(job: Job, seeds: int = 1) -> list[Outcome]:
     """Returns the Outcomes of runs with the seeds from `job.seed` on, and prints them. Raises
     FxperexError.
     """
-    whole(seeds, "seeds", 1)
+    whole_number(seeds, "seeds", 1)
     outcomes: list[Outcome] = []
     for i in range(seeds):
         # The noise does not depend on the seed: it is computed once.

@@ -52,8 +52,8 @@ def measurements() -> list[tuple[str, Kernel, torch.dtype, Shape]]:
     """
     tasks: list[tuple[float, str, Kernel, torch.dtype, Shape]] = []
     for name, kernel in KERNELS.items():
-        others = [(dtype, _sparse(kernel)) for dtype in kernel.dtypes]
-        for dtype, shapes in [(torch.float32, kernel.shapes), *others]:
+        other_dtypes = [(dtype, _sparse(kernel)) for dtype in kernel.dtypes]
+        for dtype, shapes in [(torch.float32, kernel.shapes), *other_dtypes]:
             # A stride that does not divide the number of shapes takes every shape once, and shapes
             # far apart one after the other.
             stride = next(p for p in STRIDES if len(shapes) % p)

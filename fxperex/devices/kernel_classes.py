@@ -56,11 +56,11 @@ def relative(kernel: str, measured: Collection[str]) -> str:
     It has the same axes if possible, else as many sizes in the same unit, else the same unit.
     """
     own = KERNELS[kernel]
-    others = [name for name in KERNELS if name in measured and name != kernel]
-    same_unit = [name for name in others if KERNELS[name].unit == own.unit]
+    candidates = [name for name in KERNELS if name in measured and name != kernel]
+    same_unit = [name for name in candidates if KERNELS[name].unit == own.unit]
     same_axes = [name for name in same_unit if KERNELS[name].axes == own.axes]
     same_count = [name for name in same_unit if len(KERNELS[name].axes) == len(own.axes)]
-    return [*same_axes, *same_count, *same_unit, *others][0]
+    return [*same_axes, *same_count, *same_unit, *candidates][0]
 
 
 def _product(*sizes: int) -> Callable[[Shape], tuple[float, ...]]:

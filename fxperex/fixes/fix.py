@@ -99,8 +99,8 @@ def groups(channels: int) -> int:
     """Returns the largest number of groups, up to 32, that divides `channels` into groups of at
     least four; else 1.
     """
-    most = min(MOST_GROUPS, channels // FEWEST_CHANNELS)
-    return max((count for count in range(1, most + 1) if channels % count == 0), default=1)
+    limit = min(MOST_GROUPS, channels // FEWEST_CHANNELS)
+    return max((count for count in range(1, limit + 1) if channels % count == 0), default=1)
 
 
 def _group_norm(module: nn.Module, name: str, changes: list[Change]) -> nn.Module:

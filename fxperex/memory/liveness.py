@@ -43,14 +43,14 @@ class Listing:
 
 @dataclass(frozen=True)
 class Peak:
-    """`bytes` at the worst instruction, its `index` and name, and the buffers that live there,
+    """`bytes` at the worst instruction, its `index` and name, and the buffers in memory then,
     largest first.
     """
 
     bytes: float
     index: int
-    at: str
-    live: tuple[tuple[str, float], ...]
+    instruction: str
+    buffers: tuple[tuple[str, float], ...]
 
 
 def peak(listing: Listing) -> Peak:

@@ -67,14 +67,15 @@ class Program:
 
     listing: Listing
     phases: Sequence[int]
-    last: Mapping[str, int] = field(init=False, repr=False)  # buffer -> last phase that reads it
+    # Buffer -> the final phase that reads it.
+    final_phase: Mapping[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         latest: dict[str, int] = {}
         for step, phase in zip(self.listing.instructions, self.phases, strict=True):
             for name in step.reads:
                 latest[name] = max(phase, latest.get(name, FORWARD))
-        object.__setattr__(self, "last", latest)
+        object.__setattr__(self, "final_phase", latest)
 
     @cached_property
     def forward(self) -> tuple[Instruction, ...]:

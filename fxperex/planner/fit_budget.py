@@ -33,10 +33,11 @@ def within(frame: Frame, choices: Choices, memory: int, profile: Profile) -> Ass
 def refuse(frame: Frame, choices: Choices, memory: int) -> ConfigError:
     """Returns the error that names the smallest budget that works, and the site that sets it."""
     slimmest, peak = _smallest(frame, choices)
-    live_sites = [site_of(name) for name, _ in peak.live]
-    setter = site_of(peak.at) or next((site for site in live_sites if site), "")
+    alive = [site_of(name) for name, _ in peak.buffers]
+    setter = site_of(peak.instruction) or next((site for site in alive if site), "")
     strategy = next((f" ({c.strategy})" for c in slimmest if c.site.name == setter), "")
-    cause = f"the site {setter}{strategy}" if setter else f"forward and backward, at node {peak.at}"
+    node = f"forward and backward, at node {peak.instruction}"
+    cause = f"the site {setter}{strategy}" if setter else node
     return ConfigError(
         f"memory={memory} bytes ({size(memory)}) holds no plan of this step with {frame.rows} "
         "rows, even with activations recomputed: the smallest budget that does is "

@@ -56,7 +56,8 @@ def plan_peak(frame: Frame, choices: Sequence[Choice], recompute: Collection[str
 
     def trial(early: list[str]) -> tuple[float, str]:
         highest = peak(step_listing(frame, choices, early))
-        return highest.bytes, BUNDLE if highest.at == BUNDLE else site_of(highest.at)
+        name = highest.instruction
+        return highest.bytes, BUNDLE if name == BUNDLE else site_of(name)
 
     return peak(step_listing(frame, choices, raised(sites, freeing, trial)[0]))
 

@@ -63,13 +63,13 @@ class Pools:
         return part if self.bytes(part) <= memory else pool
 
     def _late(self, step: Instruction) -> int:
-        """Returns the last phase that reads what `step` makes."""
-        return max((self.program.last.get(b, FORWARD) for b in step.makes), default=FORWARD)
+        """Returns the final phase that reads what `step` makes."""
+        return max((self.program.final_phase.get(b, FORWARD) for b in step.makes), default=FORWARD)
 
     def _cut(self, count: int) -> frozenset[str]:
         """Returns the buffers that cross the cuts between `count` segments."""
         ends = {b: i for i, s in enumerate(self.steps) for b in s.reads}
-        late = {b for b, phase in self.program.last.items() if phase != FORWARD}
+        late = {b for b, phase in self.program.final_phase.items() if phase != FORWARD}
         saved = [sum(size for b, size in s.makes.items() if b in late) for s in self.steps]
         reached = list(accumulate(saved))
         crossing: set[str] = set()
@@ -104,13 +104,16 @@ class Pools:
         excluded = cut | self.program.listing.outputs
         for step in self.steps:
             if step.name in names and step.makes and excluded.isdisjoint(step.makes):
-                exist = (self.maker.get(b) is None or b in cut or self.maker[b].name in pool
-                         or self.program.last.get(b, FORWARD) >= max(self._late(step), FORWARD + 1)
-                         for b in step.reads)
-                if all(exist):
+                late = max(self._late(step), FORWARD + 1)
+                if all(self._exists(b, late) or b in cut or self.maker[b].name in pool
+                       for b in step.reads):
                     pool.add(step.name)
         saves = any(self._late(s) != FORWARD for s in self.steps if s.name in pool)
         return frozenset(pool) if saves else frozenset()
+
+    def _exists(self, buffer: str, phase: int) -> bool:
+        """True for a buffer that no instruction of the forward makes, or that `phase` reads."""
+        return buffer not in self.maker or self.program.final_phase.get(buffer, FORWARD) >= phase
 
     def _units(self, pool: frozenset[str]) -> Iterator[tuple[float, frozenset[str]]]:
         """Yields (bytes saved, the values to repeat) for each value read after the forward."""
@@ -124,7 +127,7 @@ class Pools:
                     source = self.maker.get(b)
                     if source is None or source.name not in pool or source.name in unit:
                         continue
-                    if self.program.last.get(b, FORWARD) < late:
+                    if self.program.final_phase.get(b, FORWARD) < late:
                         unit.add(source.name)
                         todo.append(source)
             yield sum(step.makes.values()), frozenset(unit)
@@ -149,7 +152,7 @@ def cheapest(pools: Pools, memory: float, profile: Profile) -> Recompute | None:
 def described(pools: Pools, names: Collection[str], times: Mapping[str, float]) -> Recompute:
     """Returns the Recompute of `names`."""
     repeated = pools.program.repeating(names)[1]
-    late = {b for b, phase in pools.program.last.items() if phase != FORWARD}
+    late = {b for b, phase in pools.program.final_phase.items() if phase != FORWARD}
     sizes = {s.name: sum(size for b, size in s.makes.items() if b in late) for s in pools.steps}
     used = tuple(s.name for s in pools.steps if s.name in set(repeated))
     return Recompute(used, sum(times[name] for name in repeated), sum(sizes[name] for name in used))

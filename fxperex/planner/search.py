@@ -134,7 +134,7 @@ def _with(choices: Choices, index: int, strategy: str) -> Choices:
 
 def _matters(choice: Choice, peak: Peak) -> bool:
     """True if the site is alive at the peak, so that another strategy there may lower it."""
-    at_peak = {site_of(peak.at), *(site_of(name) for name, _ in peak.live)}
+    at_peak = {site_of(peak.instruction), *(site_of(name) for name, _ in peak.buffers)}
     return choice.cost.rereads or choice.site.name in at_peak
 
 

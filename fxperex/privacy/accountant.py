@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fxperex.errors import ConfigError
-from fxperex.privacy.checks import needed, one_of, positive, probability, whole
+from fxperex.privacy.checks import needed, one_of, positive, probability, whole_number
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -59,7 +59,7 @@ def epsilon(sampler: Sampler, noise_multiplier: float, delta: float, *, steps: i
 
     Infinite if no finite epsilon holds. Raises ConfigError.
     """
-    count = sampler.units(sampler.steps if steps is None else whole(steps, "steps"))
+    count = sampler.units(sampler.steps if steps is None else whole_number(steps, "steps"))
     return epsilon_of(sampler, noise_multiplier, delta, count, method=method, relation=relation)
 
 
@@ -84,7 +84,7 @@ def bound(sampler: Sampler, noise_multiplier: float, delta: float, units: int,
     check_relation(sampler, relation)
     if method == "rdp" and relation == "replace":
         raise ConfigError('the account "rdp" does not cover the relation "replace"; use "pld"')
-    whole(units, "units")
+    whole_number(units, "units")
     event = sampler.event(sigma)
     bounds = []
     if method != "rdp":

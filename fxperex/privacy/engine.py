@@ -15,7 +15,7 @@ import torch
 
 from fxperex.errors import BudgetError, LedgerError, PrivacyError
 from fxperex.privacy import accountant, settings
-from fxperex.privacy.checks import whole
+from fxperex.privacy.checks import whole_number
 from fxperex.privacy.gate import Gate
 from fxperex.privacy.guarantee import Guarantee, guarantee
 from fxperex.privacy.logical_step import LogicalStep
@@ -75,7 +75,7 @@ class PrivacyEngine:
         self._settings, self._same_data = asked, same_data
         self.rows = Rows(dataset, workers)
         settings.check_data(private, self.rows)
-        self._every = whole(checkpoint_every, "checkpoint_every", 1)
+        self._every = whole_number(checkpoint_every, "checkpoint_every", 1)
         self.steps_done = self.generation = 0
         self._open: LogicalStep | None = None
         self._failed: tuple[int, int] | None = None
@@ -91,8 +91,8 @@ class PrivacyEngine:
             self._resume()
             key = self.randomness.key("ledger")
             ledger = self._folder.ledger if self._folder else Ledger(key)
-            most = settings.most_units(asked, self.mechanism, self.sampler)
-            self.books = Books(ledger, self.sampler, most)
+            limit = settings.most_units(asked, self.mechanism, self.sampler)
+            self.books = Books(ledger, self.sampler, limit)
             drawn, on_disk = Noise(self.mechanism, self.randomness), self._folder is not None
             self._releases = Release(drawn, self.books, on_disk)
             if self._folder is not None and not any(ledger.of("checkpoint")):

@@ -1,6 +1,4 @@
-"""The claim in words and as JSON: what holds for whom, everything it rests on, and what it does not
-cover.
-"""
+"""The claim in words and as JSON: what holds for whom, what it rests on, what it does not cover."""
 
 from __future__ import annotations
 
@@ -14,9 +12,8 @@ from fxperex.privacy.run import PrivateRun
 from fxperex.privacy.sampling.units import Units
 from fxperex.privacy.versions import versions
 
-RELATIONS = {"add-or-remove": "one unit more or "
-                              "less", "zero-out": "one unit replaced by nothing, their number "
-                                                  "public",
+RELATIONS = {"add-or-remove": "one unit more or less",
+             "zero-out": "one unit replaced by nothing, their number public",
              "replace": "one unit exchanged for another"}
 RESTS_ON = (
     "every step drew its rows by the sampler named here and by nothing else",
@@ -71,8 +68,8 @@ class Guarantee:
             f"  steps      {account['steps taken']} of {account['steps planned']} taken, "
             f"{account['units debited']} units debited ({account['extra steps']} extra after "
             f"crashes), by {account['method']} from the sampler's own event",
-            f"  sampler    {s['sampler']}, " +
-            ", ".join(f"{k} {_told(v)}" for k, v in s.items() if k != "sampler"),
+            f"  sampler    {s['sampler']}, " + ", ".join(
+                f"{k} {_text(v)}" for k, v in s.items() if k != "sampler"),
             f"  clip       {m['clip']}: one unit moves the sum by at most "
             f"{m['sensitivity']:.9g}",
             f"  noise      {m['noise']}, standard deviation {m['standard deviation']:.6g} = "
@@ -96,9 +93,9 @@ def guarantee(run: PrivateRun) -> Guarantee:
         "sampler": run.sampler.describe(), "account": {
             "method": spent.method, "asked": run.account, "steps taken": run.steps_done,
             "steps planned": run.sampler.steps, "units debited": books.units,
-            "units allowed": books.most, "extra steps": books.extra,
+            "units allowed": books.limit, "extra steps": books.extra,
             "steps with rows left out": books.shortened
-        }, "randomness": run.randomness.told, "ledger": {
+        }, "randomness": run.randomness.description, "ledger": {
             "folder": str(run.folder) if run.folder else None,
             "records": len(books.ledger.records), "head": books.ledger.head,
             "external counter": books.ledger.counter is not None
@@ -118,19 +115,16 @@ def _unit(run: PrivateRun) -> str:
 
 
 def _not_covered(run: PrivateRun) -> list[str]:
-    randomness = [] if run.randomness.secure else [
-        FAST if run.randomness.seed is None else SEEDED
-    ]
+    weakness = FAST if run.randomness.seed is None else SEEDED
+    randomness = [] if run.randomness.secure else [weakness]
     count = run.books.shortened
     left_out = [LEFT_OUT.format(count=count)] if count else []
-    return [
-        *randomness, *left_out, COINS if run.mechanism.grid else FLOATING_POINT, SUMS,
-        *NOT_COVERED
-    ]
+    drawn = COINS if run.mechanism.grid else FLOATING_POINT
+    return [*randomness, *left_out, drawn, SUMS, *NOT_COVERED]
 
 
 def _cut(run: PrivateRun) -> list[str]:
-    """What a ledger in a file needs beyond what it can see by itself."""
+    """Returns what a ledger in a file cannot notice by itself."""
     ledger = run.books.ledger
     if ledger.path is None or ledger.counter is not None:
         return []
@@ -138,5 +132,5 @@ def _cut(run: PrivateRun) -> list[str]:
     return [CUT.format(step=step)]
 
 
-def _told(value: object) -> str:
+def _text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)

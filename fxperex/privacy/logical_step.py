@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fxperex.errors import FxperexError, LedgerError, PrivacyError
-from fxperex.privacy.checks import whole
+from fxperex.privacy.checks import whole_number
 from fxperex.privacy.parts import Batch, EachRow, Parts, row_by_row
 from fxperex.privacy.run import PrivateRun
 from fxperex.privacy.sampling.rows import STANDS
@@ -95,7 +95,7 @@ class LogicalStep:
         if self._expected is not None:
             raise LedgerError("parts() of a logical step is gone through once: every sampled row "
                               "is added once")
-        size = self._engine.private.plan.rows if most is None else whole(most, "most", 1)
+        size = self._engine.private.plan.rows if most is None else whole_number(most, "most", 1)
         rows = self._engine.sampler.rows(self.step, self.generation)
         self._expected = len(rows)
         batches = self._readable(rows, size) if self._shortened else self._read(rows, size)

@@ -86,7 +86,7 @@ class _Columns:
     def start(rows: list[Lane]) -> _Columns:
         """Returns the columns in which the widest lane fills the column of norms."""
         roots = [[math.sqrt(c.seconds) for c in lane.choices] for lane in rows if lane.choices]
-        scales = [(NORMS - 10.0 * len(each)) / max(sum(each), 1e-12) for each in roots]
+        scales = [(NORMS - 10.0 * len(lane)) / max(sum(lane), 1e-12) for lane in roots]
         return _Columns(max(min(scales, default=0.0), 0.0))
 
     def width(self, choice: Choice) -> float:

@@ -142,10 +142,9 @@ MUTANTS = [
            (PROMISE + "test_the_threshold_is_met_to_the_last_bit", )),
     Mutant(
         "shuffled batches are taken for sampled ones", "privacy/sampling/shuffled.py",
-        'return needed("dp_accounting").GaussianDpEvent(positive(noise_multiplier, '
-        '"noise_multiplier"))',
+        'return needed("dp_accounting").GaussianDpEvent(sigma)',
         'return needed("dp_accounting").PoissonSampledDpEvent(self.batch / self.size, '
-        'needed("dp_accounting").GaussianDpEvent(noise_multiplier))',
+        'needed("dp_accounting").GaussianDpEvent(sigma))',
         (PROMISE + "test_shuffled_batches_cost_an_epoch_of_gaussian", )),
     Mutant("an epoch begun is free", "privacy/sampling/shuffled.py",
            "return final // self.per_epoch - first // self.per_epoch + 1 if steps "

@@ -27,7 +27,7 @@ def facts(run: PrivateRun, settings: Settings, same_data: bool) -> Facts:
         "model": hashlib.sha256(program.encode()).hexdigest(),
         "parameters": {n: [list(p.shape), str(p.dtype)]
                        for n, p in run.private.parameters.items()},
-        "optimizer": type(run.optimizer).__name__, "randomness": run.randomness.told,
+        "optimizer": type(run.optimizer).__name__, "randomness": run.randomness.description,
         "target": {"delta": settings.delta, "budget": settings.budget, "epsilon": settings.epsilon}}
     if same_data:
         bound[DATA] = fingerprint(run.rows, run.randomness.key(DATA))
@@ -54,8 +54,7 @@ def raw(x: Tensor) -> bytes:
 def differences(bound: Facts, ours: Facts) -> list[str]:
     """Returns a phrase for each fact in which `ours` is not what a folder is `bound` to.
 
-    A fact that folders of an earlier version did not record is not compared; data, once asked
-    for, are.
+    A fact that an earlier version did not record is not compared; data are, if asked for.
     """
     phrases = []
     for name, value in ours.items():

@@ -1,4 +1,4 @@
-"""Model and optimizer as (named tensors, plain values) and back: what a checkpoint holds."""
+"""What a checkpoint holds: model, optimizer and progress as (named tensors, plain values)."""
 
 from __future__ import annotations
 
@@ -53,10 +53,8 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors
     """
     ours = _model(model)
     theirs = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-    differ = [
-        n for n in ours | theirs if n not in ours or n not in theirs
-        or ours[n].shape != theirs[n].shape or ours[n].dtype != theirs[n].dtype
-    ]
+    differ = [n for n in ours | theirs if n not in ours or n not in theirs
+              or ours[n].shape != theirs[n].shape or ours[n].dtype != theirs[n].dtype]
     if differ:
         raise LedgerError(f"the checkpoint is of another model: {', '.join(differ[:5])} differ in "
                           "name, shape or dtype")
