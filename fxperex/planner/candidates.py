@@ -11,15 +11,15 @@ from fxperex.analysis.sites import Analysis
 from fxperex.cost_model.sites import grads_bytes
 from fxperex.devices import Profile
 from fxperex.errors import ConfigError
-from fxperex.plan.plan import Choice
+from fxperex.plan.choice import Choice
 from fxperex.registry import Cost, Site, strategies
 
-WORDS = ("auto", "measure")  # what `strategy` may be beside a strategy's name
+WORDS = ("auto", "measure")  # what `strategy` may be, other than a strategy's name
 
 
 def forced(analysis: Analysis, strategy: str | Mapping[str, str]) -> dict[str, str]:
-    """Returns {site: strategy} of the globs. Raises ConfigError for unknown names and globs that
-    match nothing.
+    """Returns {site: strategy} of the globs. Raises ConfigError for an unknown name and for a glob
+    that matches no trainable parameter.
     """
     registered = strategies()
     for name in [strategy] if isinstance(strategy, str) else list(strategy.values()):
@@ -41,8 +41,7 @@ def forced(analysis: Analysis, strategy: str | Mapping[str, str]) -> dict[str, s
 
 def choose(site: Site, profile: Profile, group: tuple[Site, ...], required: str | None,
            preferred: str) -> Choice:
-    """Returns the Choice for `site`: `required` if not None, else `preferred` if legal, else the
-    cheapest.
+    """Returns the Choice for `site`: `required`, else `preferred` if legal, else the cheapest.
 
     group: the sites that share its parameters. Raises ConfigError if `required` is illegal here.
     """
@@ -62,8 +61,8 @@ def choose(site: Site, profile: Profile, group: tuple[Site, ...], required: str 
     chosen = required or (preferred if preferred in costs else min(times, key=times.__getitem__))
     declined = preferred in refused and preferred != "naive"
     note = f"not {preferred}: {refused[preferred]}" if declined else ""
-    return Choice(site, chosen, costs, times, refused, note, fixed=required is not None
-                  or preferred in costs)
+    fixed = required is not None or preferred in costs
+    return Choice(site, chosen, costs, times, refused, note, fixed)
 
 
 def naive(site: Site, profile: Profile) -> Choice:
