@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxperex.layers.shapes import packet
+from fxperex.graph.aten import packet
 from fxperex.registry import Cost, Dims, Work
 
 

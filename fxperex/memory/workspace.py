@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxperex.layers.shapes import packet
+from fxperex.graph.aten import packet
 
 # bytes from which an allocator maps untouched memory every time: glibc's largest threshold, a page
 # less
