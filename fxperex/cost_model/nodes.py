@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxperex.layers.shapes import packet
+from fxperex.graph.aten import packet
 from fxperex.registry import Cost, Work
 
 # (node, its input tensors, its result tensors) -> its work

@@ -20,9 +20,9 @@ from fxperex.analysis.losses import per_example_loss
 from fxperex.analysis.sites import Analysis
 from fxperex.capture.program import Capture
 from fxperex.cost_model.nodes import node_cost
+from fxperex.graph.effects import repeatable
 from fxperex.graph.provenance import tagged
 from fxperex.memory.liveness import Instruction, Listing, listing
-from fxperex.memory.repetition import repeatable
 from fxperex.registry import Cost, Work, reads_inputs
 from fxperex.rewrite.evaluate import backward, evaluate
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
+from fxperex.graph.effects import random, touches, writes, written
 from fxperex.memory.liveness import Listing, Peak, listing, peak, raised
-from fxperex.memory.repetition import random, touches, writes, written
 
 ROLES = {"norm", "grad"}
 ALIASES = {torch.ops.aten.alias.default,
