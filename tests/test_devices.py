@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fxperex.costs import Cost, Work
 from fxperex.devices import (
     Profile,
     calibrate,
@@ -29,7 +30,6 @@ from fxperex.devices.interpolate import Surface
 from fxperex.devices.kernel_classes import KERNELS
 from fxperex.devices.profile import VERSION
 from fxperex.errors import ConfigError
-from fxperex.registry import Cost, Work
 
 CPU = torch.device("cpu")
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from fxperex.costs import Cost, Work
 from fxperex.layers.shapes import packet
-from fxperex.registry import Cost, Dims, Work
+from fxperex.sites import Dims
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from fxperex.costs import Cost, Work
 from fxperex.devices.heap import kept
 from fxperex.devices.interpolate import Surface
 from fxperex.devices.kernel_classes import KERNELS
 from fxperex.errors import ConfigError
 from fxperex.memory.workspace import FRESH
-from fxperex.registry import Cost, Work
 
 VERSION = 9
 WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a number

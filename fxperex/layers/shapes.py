@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from fxperex.registry import BatchAxis
+from fxperex.sites import BatchAxis
 
 
 def packet(node: fx.Node) -> str:

@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from fxperex.costs import Cost
 from fxperex.errors import ConfigError
-from fxperex.registry import Cost, Site
+from fxperex.sites import Site
 
 
 @dataclass(frozen=True)

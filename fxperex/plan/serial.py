@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from fxperex.costs import Cost, Work
 from fxperex.errors import ConfigError
 from fxperex.plan.plan import Budget, Choice, Plan, Recompute
-from fxperex.registry import Cost, Dims, Site, Work
+from fxperex.sites import Dims, Site
 
 VERSION = 3
 

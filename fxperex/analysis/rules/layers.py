@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fxperex.analysis.rules.pointwise import meet
 from fxperex.analysis.rules.table import rule
 from fxperex.analysis.state import Context, Mixes, Reduced, State, join
-from fxperex.registry import BatchAxis
+from fxperex.sites import BatchAxis
 
 INPUT = "input|self"
 
