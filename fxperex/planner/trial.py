@@ -143,10 +143,9 @@ class Trial:
                               list(grads[node]), proved[node.name],
                               (self.capture.main.rows, rows))
                     for use, node in zip(site.each, self._nodes(site), strict=True)]
-                of_site = join_uses(site, parts)
-                assert of_site is not None
-                norm = emit.sq_norm(of_site)
-                results.append((norm, emit.weighted_sum(of_site, args[-2], args[-1])))
+                joined = join_uses(site, parts)
+                assert joined is not None
+                results.append((emit.sq_norm(joined), emit.weighted_sum(joined, *args[-2:])))
             return results
 
         fakes = self.capture.fakes
