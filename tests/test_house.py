@@ -31,3 +31,15 @@ def test_a_circle_and_a_long_sentence_are_seen() -> None:
     assert modules.has_edge("fxperex.config", "fxperex.errors")
     assert modules.has_edge("fxperex.errors", "fxperex.config")
     assert config in {path for path, _ in house.long_sentences(files)}
+
+
+def test_a_comparison_of_a_kind_and_an_undeclared_member_are_seen() -> None:
+    files = house.trees()
+    config = house.PACKAGE / "config.py"
+    files[config] = ast.parse("""
+from fxperex.registry import kinds
+if site.kind == "embedding" or kinds()["conv"].fold or hasattr(kinds()["conv"], "fold"):
+    kinds()["conv"].folded
+""")
+    assert list(house.compared_kinds(files)) == [(config, 3)]
+    assert sorted(house.undeclared_members(files)) == [(config, 3), (config, 4)]

@@ -11,7 +11,7 @@ from fxperex.contract import Strategy
 from fxperex.cost_model.sites import grads_bytes
 from fxperex.costs import Cost
 from fxperex.devices import Profile
-from fxperex.errors import ConfigError, CoverageError
+from fxperex.errors import ConfigError, CoverageError, FxperexError
 from fxperex.plan.plan import Choice
 from fxperex.registry import NAIVE, WORDS, strategies, ways
 from fxperex.sites import Site
@@ -50,12 +50,11 @@ def choose(site: Site, profile: Profile, group: tuple[Site, ...], required: str 
     costs: dict[str, Cost] = {}
     refused: dict[str, str] = {}
     for name, candidate in strategies().items():
-        reason = _reason(candidate, site)
-        if reason is None:
-            cost = candidate.cost(site)
-            costs[name] = cost if site.direct_norm else _added(cost, site, group)
+        answer = _priced(candidate, site)
+        if isinstance(answer, Cost):
+            costs[name] = answer if site.direct_norm else _added(answer, site, group)
         else:
-            refused[name] = reason
+            refused[name] = answer
     if required is not None and required not in costs:
         raise ConfigError(f"strategy {required!r} is illegal for {site.name} ({site.kind}, "
                           f"{site.where}): {refused[required]}. Legal: {', '.join(costs)}")
@@ -76,6 +75,19 @@ def naive(site: Site, profile: Profile) -> Choice:
     cost = replace(strategies()["multi"].cost(site), held=0.0,
                    transient=grads_bytes(site) / site.rows)
     return Choice(site, NAIVE, {NAIVE: cost}, {NAIVE: profile.seconds(cost)}, fixed=True)
+
+
+def _priced(candidate: Strategy, site: Site) -> Cost | str:
+    """Returns the cost of the strategy at `site`, or the reason why it cannot serve it."""
+    try:
+        reason = _reason(candidate, site)
+        return candidate.cost(site) if reason is None else reason
+    except FxperexError:
+        raise
+    except Exception as error:  # a user's strategy may raise anything
+        raise ConfigError(f"strategy {candidate.name!r} failed to say whether it serves "
+                          f"{site.name} ({site.op} of kind {site.kind}, {site.where}) and at what "
+                          f"cost: {type(error).__name__}: {error}") from error
 
 
 def _reason(candidate: Strategy, site: Site) -> str | None:
