@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 import fxperex
-from fxperex.registry import Cost, Site, Uses, Work, kinds, strategy
+from fxperex.costs import Cost, Work
+from fxperex.registry import kinds, strategy
+from fxperex.sites import Site, SiteValues
 from fxperex.strategies.stored import Stored
 from fxperex.testing import as_forward, error, loop
 
@@ -27,11 +29,11 @@ class Einsum(Stored):
         dtype = str(site.dtype).removeprefix("torch.")
         return Cost((Work("bmm", (d.B * d.G, d.P, d.T, d.D), flop, dtype=dtype),), launches=20)
 
-    def gradients(self, uses: Uses) -> Tensor:
+    def gradients(self, values: SiteValues) -> Tensor:
         """`[B, *shape of the weight]`, from inputs `a [B,G,T,D]` and output gradients `g`."""
-        kind = kinds()[uses.site.kind]
-        a, g = kind.factors(uses)
-        return kind.fold(uses, torch.einsum("bgtp,bgtd->bgpd", g, a))
+        kind = kinds()[values.site.kind]
+        a, g = kind.factors(values)
+        return kind.fold(values, torch.einsum("bgtp,bgtd->bgpd", g, a))
 
 
 torch.manual_seed(0)

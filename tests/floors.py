@@ -16,6 +16,7 @@ import networkx
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "config", "files"),
     ("sites", "costs", "numerics.norms", "graph", "clipping", "fixes", "testing"),
+    ("contract",),
     ("registry",),
     ("layers.shapes", "kernels", "capture", "plan"),
     ("layers", "memory"),

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 import fxperex
+from fxperex.costs import Cost, Work
 from fxperex.devices import (
     Profile,
     calibrate,
@@ -35,7 +36,8 @@ from fxperex.devices.kernel_classes import KERNELS
 from fxperex.devices.profile import VERSION
 from fxperex.errors import ConfigError
 from fxperex.plan.plan import Plan
-from fxperex.registry import Cost, Site, Work, strategies
+from fxperex.registry import strategies
+from fxperex.sites import Site
 
 CPU = torch.device("cpu")
 

@@ -24,8 +24,9 @@ from fxperex.planner.alternatives import alternatives
 from fxperex.planner.fast_peak import Timeline
 from fxperex.planner.memory import plan_peak
 from fxperex.planner.search import fit, smallest
-from fxperex.registry import Dims, strategies
+from fxperex.registry import strategies
 from fxperex.rewrite.frame import Frame, trace_frame, trace_frames
+from fxperex.sites import Dims
 from fxperex.testing import clipped, error, loop
 from fxperex.transform import Outline, outline
 

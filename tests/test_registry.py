@@ -12,10 +12,10 @@ from support import against_the_loop, curved
 
 from fxperex import kernels
 from fxperex.errors import ConfigError
-from fxperex.registry import kinds, layer_kind, strategies, strategy
+from fxperex.registry import NAIVE, kinds, layer_kind, strategy, ways
 from fxperex.transform import outline
 
-KINDS, STRATEGIES = kinds(), strategies()
+KINDS, STRATEGIES = kinds(), ways()
 CASES = [(k, i) for k, kind in KINDS.items() for i in range(len(kind.samples()))]
 TRITON = {"fused", "fused_stored", "affine"}
 
@@ -44,7 +44,7 @@ def test_against_the_loop(kind: str, index: int, dtype: torch.dtype) -> None:
 
 def test_every_strategy_is_legal_at_a_sample() -> None:
     """And so has run there: the test above holds what ran to what is legal."""
-    wanted = set(STRATEGIES) - {"naive"}  # a way to run the whole step
+    wanted = set(STRATEGIES) - {NAIVE}  # a way to run the whole step
     if kernels.unavailable(torch.device("cpu")):
         wanted -= TRITON  # tests/kernels runs them under Triton's interpreter
     for kind in KINDS:

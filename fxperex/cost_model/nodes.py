@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from fxperex.costs import Cost, Work
 from fxperex.graph.aten import packet
-from fxperex.registry import Cost, Work
 
 # (node, its input tensors, its result tensors) -> its work
 Rule = Callable[[fx.Node, list[Tensor], list[Tensor]], tuple[Work, ...]]

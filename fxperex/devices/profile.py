@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from fxperex.costs import Cost, Work
 from fxperex.devices.heap import pages_stay
 from fxperex.devices.interpolate import Surface
 from fxperex.devices.kernel_classes import BASIC, KERNELS, ONE, relative
 from fxperex.errors import ConfigError
 from fxperex.memory.workspace import FRESH
-from fxperex.registry import Cost, Work
 
 VERSION = 9  # of the JSON
 WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a number

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from fxperex.costs import Cost, Work
 from fxperex.errors import ConfigError
-from fxperex.registry import Cost, Dims, Site, Work
+from fxperex.sites import Dims, Site
 
 
 @dataclass(frozen=True)

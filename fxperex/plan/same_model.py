@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fxperex.errors import ConfigError
 from fxperex.plan.plan import Plan
-from fxperex.registry import Site
+from fxperex.sites import Site
 
 COMPARED = ("name", "node", "op", "kind", "arg", "shape", "dtype", "params")
 

@@ -10,8 +10,9 @@ from fxperex.plan.plan import Plan
 from fxperex.planner.candidates import naive
 from fxperex.planner.memory import plan_peak
 from fxperex.planner.planner import with_frame
-from fxperex.registry import at_rows, strategies
+from fxperex.registry import NAIVE, strategies
 from fxperex.rewrite.frame import Frames
+from fxperex.sites import at_rows
 
 
 def explained(plan: Plan, frames: Frames, profile: Profile) -> tuple[Plan, list[Alternative]]:
@@ -32,17 +33,16 @@ def _alternatives(plan: Plan, frames: Frames, profile: Profile) -> Iterator[Alte
     yield Alternative("this plan", count, count, plan.seconds,
                       plan.seconds + forward + (repeated.seconds if repeated else 0.0),
                       plan_peak(frame, plan.choices, repeated.nodes if repeated else ()).bytes)
-    if plan.whole == "naive":
+    if plan.whole == NAIVE:
         return
     for name in strategies():
         choices = [c.using(name) if name in c.costs else c for c in plan.choices]
         legal = sum(name in c.costs for c in plan.choices)
-        if name == "naive":
-            yield _one_by_one(plan, frames, profile)
-        elif legal:
+        if legal:
             seconds = sum(c.seconds for c in choices)
             yield Alternative(name, legal, count, seconds, seconds + forward,
                               plan_peak(frame, choices).bytes)
+    yield _one_by_one(plan, frames, profile)
 
 
 def _one_by_one(plan: Plan, frames: Frames, profile: Profile) -> Alternative:
@@ -50,5 +50,5 @@ def _one_by_one(plan: Plan, frames: Frames, profile: Profile) -> Alternative:
     choices = [naive(at_rows(c.site, 1), profile) for c in plan.choices]
     count, seconds = len(choices), plan.rows * sum(c.seconds for c in choices)
     forward = plan.rows * sum(profile.seconds(c) for c in frame.costs)
-    return Alternative("naive", count, count, seconds, seconds + forward,
+    return Alternative(NAIVE, count, count, seconds, seconds + forward,
                        plan_peak(frame, choices).bytes)

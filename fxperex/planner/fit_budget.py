@@ -10,6 +10,7 @@ from fxperex.plan.choice import Recompute
 from fxperex.planner.memory import plan_peak, site_of
 from fxperex.planner.recompute import Pools, cheapest, smallest_pool
 from fxperex.planner.search import Choices, fit, smallest, starts
+from fxperex.registry import NAIVE
 from fxperex.rewrite.frame import Frame
 
 Assignment = tuple[Choices, Recompute | None]
@@ -57,7 +58,7 @@ def _recomputing(frame: Frame, starting: list[Choices], memory: int,
 
 def _one_by_one(choices: Choices) -> bool:
     """True if the step runs one example at a time; such a step does not support recomputing."""
-    return any(c.strategy == "naive" for c in choices)
+    return any(c.strategy == NAIVE for c in choices)
 
 
 def _smallest(frame: Frame, choices: Choices) -> tuple[Choices, Peak]:

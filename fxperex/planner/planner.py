@@ -15,8 +15,9 @@ from fxperex.planner.candidates import choose, forced, naive
 from fxperex.planner.fit_budget import refuse, within
 from fxperex.planner.memory import plan_peak
 from fxperex.planner.search import notes
-from fxperex.registry import Site, at_rows
+from fxperex.registry import NAIVE
 from fxperex.rewrite.frame import Frame, Frames
+from fxperex.sites import Site, at_rows
 
 Timer = Callable[[Site, str], float]
 
@@ -36,7 +37,7 @@ class _Request:
     def draft(self, rows: int) -> Plan:
         """Returns the plan at `rows`, whatever memory it needs."""
         by_site, everywhere = self._requested()
-        one_by_one = everywhere == "naive"
+        one_by_one = everywhere == NAIVE
         groups = {site.name: tuple(at_rows(member, rows) for member in group)
                   for group in self.analysis.groups for site in group}
         sites = [at_rows(site, 1 if one_by_one else rows) for site in self.analysis.sites]
@@ -47,7 +48,7 @@ class _Request:
                                    by_site.get(site.name), everywhere) for site in sites)
         reuse = isinstance(self.strategy, Plan) and self.memory is None
         costs = [cost for choice in choices for cost in choice.costs.values()]
-        plan = Plan(choices, "naive" if one_by_one else "graph", rows, self.profile.device,
+        plan = Plan(choices, NAIVE if one_by_one else "graph", rows, self.profile.device,
                     self.analysis.unused, self.frozen,
                     recompute=self.strategy.recompute if reuse else None,
                     unmeasured=self.profile.relatives(costs))
@@ -60,7 +61,7 @@ class _Request:
         if isinstance(self.strategy, Plan):
             check_same(self.strategy, self.analysis.sites)
             by_site = {c.site.name: c.strategy for c in self.strategy.choices}
-            return by_site, "naive" if self.strategy.whole == "naive" else "auto"
+            return by_site, NAIVE if self.strategy.whole == NAIVE else "auto"
         everywhere = self.strategy if isinstance(self.strategy, str) else "auto"
         return forced(self.analysis, self.strategy), everywhere
 

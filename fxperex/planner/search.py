@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fxperex.cost_model.sites import inputs_bytes, outputs_bytes
+from fxperex.costs import Cost
 from fxperex.memory.liveness import Peak
 from fxperex.plan.choice import Choice
 from fxperex.planner.fast_peak import Timeline
 from fxperex.planner.memory import plan_peak, site_of
-from fxperex.registry import Cost
 from fxperex.rewrite.frame import Frame
 
 Choices = tuple[Choice, ...]

@@ -14,7 +14,7 @@ from torch import nn
 
 import fxperex
 from fxperex.errors import ConfigError
-from fxperex.registry import strategies
+from fxperex.registry import ways
 from fxperex.report.canvas import fitted, length
 from fxperex.report.colors import color
 from fxperex.report.draw import picture
@@ -85,7 +85,7 @@ def test_png_is_a_picture(private: fxperex.PerExampleModule, tmp_path: Path) -> 
 
 
 def test_strategies_have_colours_of_their_own() -> None:
-    made = [color(name) for name in strategies()]
+    made = [color(name) for name in ways()]
     assert len(set(made)) == len(made)
     assert color("somebody's own") == color("somebody's own")
 

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxperex.graph.effects import random, storages, touches, writes, written
+from fxperex.graph.provenance import PART, Part
 from fxperex.rewrite.passes.schedule import ALIASES
 
 SMALL = 2**16  # bytes of a value that may be kept for its second use
@@ -73,7 +74,7 @@ def _cheap(node: fx.Node) -> bool:
     """True for a view, which keeps nothing alive that its second maker would not, or a small value;
     not if recomputed.
     """
-    if node.meta.get("part") == "recomputed":
+    if node.meta.get(PART) is Part.RECOMPUTED:
         return False
     if node.target is operator.getitem or _view(node):
         return True
