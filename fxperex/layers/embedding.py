@@ -51,7 +51,8 @@ class Embedding(Lookup):
                                                        self._padding(values), False)
 
     def _padding(self, values: SiteValues) -> int:
-        return values.node.args[2] if len(values.node.args) > 2 else -1  # type: ignore[return-value]
+        args = values.node.args
+        return args[2] if len(args) > 2 else -1  # type: ignore[return-value]
 
     def samples(self) -> list[Sample]:
         nn = torch.nn

@@ -139,7 +139,8 @@ def _nodes(private: PerExampleModule) -> list[fx.Node]:
     return [n for n in private.step_graph.graph.nodes if n.meta.get("part") == "recomputed"]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.nightly if name == "lstm" else ()) for name in MODELS])
 def test_against_the_loop_and_bit_for_bit_against_the_plan_that_keeps_all(name: str) -> None:
     make, x = MODELS[name]
     model = make().double()
