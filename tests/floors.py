@@ -15,7 +15,8 @@ import networkx
 # From the lowest floor to the highest.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "config", "files"),
-    ("sites", "costs", "numerics.norms", "graph", "clipping", "fixes", "testing"),
+    ("sites", "costs", "numerics.norms", "numerics.factors", "graph", "clipping", "fixes",
+     "testing"),
     ("contract",),
     ("registry",),
     ("layers.shapes", "kernels", "capture", "plan"),
