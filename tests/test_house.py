@@ -12,7 +12,7 @@ import networkx
 import pytest
 
 # Figures that have not reached their aim: what they must not exceed.
-NOT_YET = {"import circles": 1}
+NOT_YET: dict[str, float] = {}
 AT_LEAST = {"functions fully typed, %"}
 
 
