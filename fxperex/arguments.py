@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from fxperex.capture.program import Capture
 from fxperex.capture.source_lines import source_line
 from fxperex.errors import ConfigError, ShapeError
-from fxperex.planner import Plan
+from fxperex.plan.plan import Plan
 from fxperex.runtime.batches import check_dense
 
 # Operations whose operands must be of one dtype when they run; on values without storage they do

@@ -16,6 +16,11 @@ from typing import Any
 
 import networkx
 
+try:
+    import floors  # as a test, beside it
+except ImportError:
+    from tests import floors  # as `python -m tests.house`
+
 PACKAGE = Path(__file__).parents[1] / "fxperex"
 # Words that say nothing of the thing that they name.
 FILLERS = frozenset({
@@ -50,7 +55,8 @@ def figures() -> list[Figure]:
     functions = [n for tree in files.values() for n in ast.walk(tree)
                  if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     lines = [line for path in files for line in path.read_text().splitlines()]
-    circles = [c for c in networkx.strongly_connected_components(imports(files)) if len(c) > 1]
+    graph = imports(files)
+    circles = [c for c in networkx.strongly_connected_components(graph) if len(c) > 1]
     return [
         Figure("filler words among bound names, %", _share(names, FILLERS.__contains__), 0.5),
         Figure("one-letter names outside the letters, %", _share(names, _is_letter), 10.0),
@@ -59,6 +65,7 @@ def figures() -> list[Figure]:
         Figure("functions fully typed, %", _share(functions, _is_typed), 99.0),
         Figure("docstring sentences over 35 words", sum(1 for _ in long_sentences(files)), 5),
         Figure("import circles", len(circles), 0),
+        Figure("imports that run upwards", len(list(floors.upward(graph))), 0),
         Figure("loose files at the top", len(list(PACKAGE.glob("*.py"))), 12),
         Figure("comparisons of a layer kind's name", sum(1 for _ in compared_kinds(files)), 0),
         Figure("members of kinds not declared", sum(1 for _ in undeclared_members(files)), 0),

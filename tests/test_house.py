@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import ast
 
+import floors
 import house
+import networkx
+import pytest
 
 # Figures that have not reached their aim: what they must not exceed.
-NOT_YET = {"lines over 100 columns, %": 11.0, "import circles": 3, "loose files at the top": 53}
+NOT_YET = {"import circles": 1}
 AT_LEAST = {"functions fully typed, %"}
 
 
@@ -43,3 +46,18 @@ if site.kind == "embedding" or kinds()["conv"].fold or hasattr(kinds()["conv"], 
 """)
     assert list(house.compared_kinds(files)) == [(config, 3)]
     assert sorted(house.undeclared_members(files)) == [(config, 3), (config, 4)]
+
+
+def test_an_import_upwards_or_sideways_is_seen() -> None:
+    modules = networkx.DiGraph([
+        ("fxperex.plan.plan", "fxperex.planner.search"), ("fxperex.kernels.conv", "fxperex.plan"),
+        ("fxperex.kernels.conv", "fxperex.kernels.linear"), ("fxperex.cli.draw", "fxperex.errors"),
+        ("fxperex.numerics.norms", "fxperex.numerics.rounding")])
+    assert list(floors.upward(modules)) == [
+        ("fxperex.plan.plan", "fxperex.planner.search"), ("fxperex.kernels.conv", "fxperex.plan"),
+        ("fxperex.numerics.norms", "fxperex.numerics.rounding")]
+
+
+def test_a_file_in_no_room_is_refused() -> None:
+    with pytest.raises(KeyError, match="add its room to FLOORS"):
+        floors.room_of("fxperex.attic.trunk")

@@ -14,9 +14,9 @@ from fxperex.devices.calibrate import Timer
 from fxperex.devices.profile_files import present
 from fxperex.errors import ConfigError
 from fxperex.plan.byte_sizes import size
+from fxperex.plan.table import aligned
 from fxperex.planner.planner import with_frame
 from fxperex.registry import ways
-from fxperex.report.explain import aligned
 from fxperex.rewrite.frame import trace_frames
 from fxperex.transform import transform
 

@@ -50,7 +50,7 @@ def reference(words: Tensor, count: int, counter: int) -> Tensor:
 
 
 def _quarter(x: list[Tensor], a: int, b: int, c: int, d: int) -> None:
-    for left, right, other, turn in ((a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)):
-        x[left] = (x[left] + x[right]) & MASK
-        mixed = x[other] ^ x[left]
-        x[other] = (mixed << turn | mixed >> 32 - turn) & MASK
+    for total, addend, mixed, turn in ((a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)):
+        x[total] = (x[total] + x[addend]) & MASK
+        bits = x[mixed] ^ x[total]
+        x[mixed] = (bits << turn | bits >> 32 - turn) & MASK

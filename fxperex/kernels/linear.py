@@ -72,10 +72,10 @@ def _streamed(a: Tensor, g: Tensor) -> Tensor:
     squares = a.new_zeros(rows, dtype=torch.float64)
     x, y = a.flatten(0, 1), g.flatten(0, 1).transpose(1, 2)
     for b in range(0, rows, count):
-        here = slice(b * groups, (b + count) * groups)
-        for part in y[here].split(wide, 1):
+        chunk = slice(b * groups, (b + count) * groups)
+        for part in y[chunk].split(wide, 1):
             out = buffer[:part.shape[0] * part.shape[1] * inputs].view(
                 part.shape[0], part.shape[1], inputs)
             squares[b:b + count] += sq_norm(
-                torch.bmm(part, x[here], out=out).view(-1, groups * part.shape[1] * inputs))
+                torch.bmm(part, x[chunk], out=out).view(-1, groups * part.shape[1] * inputs))
     return squares

@@ -1,13 +1,11 @@
-"""What the plan is measured against: each strategy alone, wherever it is legal, with the plan's
-choice elsewhere.
-"""
+"""What a plan is compared with: each strategy wherever it is legal, the plan's choice elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from fxperex.devices import Profile
+from fxperex.plan.alternative import Alternative
 from fxperex.plan.plan import Plan
 from fxperex.planner.candidates import naive
 from fxperex.planner.memory import plan_peak
@@ -17,32 +15,14 @@ from fxperex.rewrite.frame import Frames
 from fxperex.sites import at_rows
 
 
-@dataclass(frozen=True)
-class Alternative:
-    """Strategy `name` at `legal` of `sites`: seconds of the sites and of the step, peak bytes of
-    the step.
-    """
-
-    name: str
-    legal: int
-    sites: int
-    seconds: float
-    step_seconds: float
-    peak: float
-
-
 def explained(plan: Plan, frames: Frames, profile: Profile) -> tuple[Plan, list[Alternative]]:
-    """Returns `plan` with the seconds of forward and backward and its peak, and its
-    alternatives.
-    """
-    return with_frame(plan, frames.at(plan.frame_rows),
-                      profile), alternatives(plan, frames, profile)
+    """Returns (`plan` with its peak and the seconds of forward and backward, its alternatives)."""
+    complete = with_frame(plan, frames.at(plan.frame_rows), profile)
+    return complete, alternatives(plan, frames, profile)
 
 
 def alternatives(plan: Plan, frames: Frames, profile: Profile) -> list[Alternative]:
-    """Returns the plan itself first, as "this plan", then every strategy that is legal
-    somewhere.
-    """
+    """Returns the plan itself, as "this plan", then each strategy that is legal somewhere."""
     return list(_alternatives(plan, frames, profile))
 
 

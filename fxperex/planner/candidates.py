@@ -12,14 +12,14 @@ from fxperex.cost_model.sites import grads_bytes
 from fxperex.costs import Cost
 from fxperex.devices import Profile
 from fxperex.errors import ConfigError, CoverageError, FxperexError
-from fxperex.plan.plan import Choice
+from fxperex.plan.choice import Choice
 from fxperex.registry import NAIVE, WORDS, strategies, ways
 from fxperex.sites import Site
 
 
 def forced(analysis: Analysis, strategy: str | Mapping[str, str]) -> dict[str, str]:
-    """Returns {site: strategy} of the globs. Raises ConfigError for unknown names and globs that
-    match nothing.
+    """Returns {site: strategy} of the globs. Raises ConfigError for an unknown name and for a glob
+    that matches no trainable parameter.
     """
     for name in [strategy] if isinstance(strategy, str) else list(strategy.values()):
         if name not in ways() and name not in WORDS:
@@ -42,8 +42,7 @@ def forced(analysis: Analysis, strategy: str | Mapping[str, str]) -> dict[str, s
 
 def choose(site: Site, profile: Profile, group: tuple[Site, ...], required: str | None,
            preferred: str) -> Choice:
-    """Returns the Choice for `site`: `required` if not None, else `preferred` if legal, else the
-    cheapest.
+    """Returns the Choice for `site`: `required`, else `preferred` if legal, else the cheapest.
 
     group: the sites that share its parameters. Raises ConfigError if `required` is illegal here.
     """
@@ -65,8 +64,8 @@ def choose(site: Site, profile: Profile, group: tuple[Site, ...], required: str 
     chosen = required or (preferred if preferred in costs else min(times, key=times.__getitem__))
     declined = preferred in refused
     note = f"not {preferred}: {refused[preferred]}" if declined else ""
-    return Choice(site, chosen, costs, times, refused, note, fixed=required is not None
-                  or preferred in costs)
+    fixed = required is not None or preferred in costs
+    return Choice(site, chosen, costs, times, refused, note, fixed)
 
 
 def naive(site: Site, profile: Profile) -> Choice:

@@ -29,7 +29,7 @@ from fxperex.graph.strides import forget_strides
 from fxperex.kernels import by_factors
 from fxperex.numerics.norms import sq_norm
 from fxperex.numerics.rounding import raised
-from fxperex.planner import Plan
+from fxperex.plan.plan import Plan
 from fxperex.rewrite.emit import Emit
 from fxperex.rewrite.evaluate import backward, evaluate
 from fxperex.rewrite.passes import (

@@ -20,13 +20,14 @@ from fxperex.analysis.sites import Analysis
 from fxperex.capture.program import Capture
 from fxperex.clipping import Clip
 from fxperex.compiler import Check, Step, compile_step, guarded, tries
-from fxperex.devices import profile, reserve
+from fxperex.devices import hold_heap, profile
 from fxperex.errors import BackendWarning, FxperexError
 from fxperex.graph.step_graph import StepGraph
 from fxperex.memory.liveness import listing, peak
 from fxperex.numerics import rounding
-from fxperex.planner import Plan
-from fxperex.planner.alternatives import Alternative, explained
+from fxperex.plan.alternative import Alternative
+from fxperex.plan.plan import Plan
+from fxperex.planner.alternatives import explained
 from fxperex.rewrite.frame import trace_frames
 from fxperex.rewrite.rewriter import parameter_order, rewrite
 from fxperex.runtime import batches
@@ -56,7 +57,7 @@ class PerExampleModule:
         self._operands = rounding.operands(batch[0].device)
         self.step_graph: StepGraph = rewrite(capture, analysis, plan, clip)
         self._others: dict[str, Step] = {}
-        self._lid = reserve(self._own_bytes) if self._spec[0][2].type == "cpu" else None
+        self._lid = hold_heap(self._own_bytes) if self._spec[0][2].type == "cpu" else None
         self._check: Check | None = None
         self._step, self.backend = self._compile(batch)
 

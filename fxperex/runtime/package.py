@@ -28,7 +28,7 @@ from torch import Tensor, fx, nn
 from fxperex import clipping
 from fxperex.compiler import Check, Step, guarded, host_waits, options
 from fxperex.compiler import recorded as recorded_graph
-from fxperex.devices import reserve
+from fxperex.devices import hold_heap
 from fxperex.errors import ConfigError, FxperexError, PackageError, StateError
 from fxperex.graph.step_graph import copied
 from fxperex.numerics import rounding
@@ -151,7 +151,7 @@ class LoadedStep(PerExampleModule):
         if device.type == "cuda":
             self._step = guarded(self._recorded(run, manifest["waits"]), self.plan,
                                  lambda: self.plan.peak)
-        self._lid = reserve(manifest["peak"]) if manifest["device"] == "cpu" else None
+        self._lid = hold_heap(manifest["peak"]) if manifest["device"] == "cpu" else None
 
     def _recorded(self, run: Step, waits: list[str]) -> Step:
         """`run` as one CUDA graph, or as it is."""

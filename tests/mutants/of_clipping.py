@@ -20,34 +20,35 @@ ASKED = SINGLE + "test_tf32_is_asked_for_the_device_of_the_site"
 CANCELLING = "privacy/test_promises.py::test_what_rounding_adds_to_cancelling_tokens_is_in_the_norm"
 
 MUTANTS = [
-    Mutant("min becomes max", "clipping.py", "return torch.clamp(self.bound / norms, max=1.0)",
+    Mutant("min becomes max", "clipping/flat.py", "return torch.clamp(self.bound / norms, max=1.0)",
            "return torch.clamp(self.bound / norms, min=1.0)", (BELOW, )),
-    Mutant("C becomes 2C", "clipping.py", "return factors * (self.sensitivity / "
+    Mutant("C becomes 2C", "clipping/rule.py", "return factors * (self.sensitivity / "
            "share).clamp(max=1.0)",
            "return factors * (2 * self.sensitivity / share).clamp(max=1.0)", (LYING, )),
-    Mutant("a declared bound is trusted", "clipping.py",
+    Mutant("a declared bound is trusted", "clipping/rule.py",
            "return factors * (self.sensitivity / share).clamp(max=1.0)", "return factors",
            (LYING, )),
     Mutant("a factor that is no number counts "
-           "as 1", "clipping.py", "torch.nan_to_num(factors.to(norms.dtype), nan=0.0)",
+           "as 1", "clipping/rule.py", "torch.nan_to_num(factors.to(norms.dtype), nan=0.0)",
            "torch.nan_to_num(factors.to(norms.dtype), nan=1.0)", (LYING, )),
     Mutant("automatic clipping without "
-           "gamma", "clipping.py", "return self.bound / (norms + self.gamma)",
+           "gamma", "clipping/flat.py", "return self.bound / (norms + self.gamma)",
            "return self.bound / norms", (FORMULA + "[Automatic-auto]", )),
     Mutant("normalised with the floor as a "
-           "ceiling", "clipping.py", "norms.clamp(min=self.floor)", "norms.clamp(max=self.floor)",
+           "ceiling", "clipping/flat.py", "norms.clamp(min=self.floor)",
+           "norms.clamp(max=self.floor)",
            (BELOW, )),
     Mutant("per layer: the largest bound "
-           "alone", "clipping.py", "math.hypot(*self.bound) if isinstance",
+           "alone", "clipping/groups.py", "math.hypot(*self.bound) if isinstance",
            "max(self.bound) if isinstance", (FORMULA + "[PerLayer1-auto]", )),
     Mutant("per layer: the whole bound for "
-           "each", "clipping.py", "[self.bound / math.sqrt(len(norms))] * len(norms)",
+           "each", "clipping/groups.py", "[self.bound / math.sqrt(len(norms))] * len(norms)",
            "[self.bound] * len(norms)", (BELOW, )),
     Mutant("per group: the largest bound "
-           "alone", "clipping.py", "math.hypot(*(value for _, value in self.bounds))",
+           "alone", "clipping/groups.py", "math.hypot(*(value for _, value in self.bounds))",
            "max(value for _, value in self.bounds)", (FORMULA + "[PerGroup-auto]", )),
     Mutant("adaptive: the count moves "
-           "by 1", "clipping.py", ".double().sub(0.5).sum())", ".double().sum())",
+           "by 1", "clipping/adaptive.py", ".double().sub(0.5).sum())", ".double().sum())",
            ("test_clipping.py::test_adaptive_counts_and_moves", )),
     Mutant("the mask is ignored", "rewrite/rewriter.py", "valid = mask & "
            "torch.isfinite(norms)", "valid = torch.isfinite(norms)", (ROWS + "[auto]", )),

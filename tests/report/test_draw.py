@@ -5,6 +5,7 @@ is not blank.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,11 @@ def test_page_holds_picture_and_numbers(private: fxperex.PerExampleModule, tmp_p
     page = private.draw(tmp_path / "plan.html").read_text()
     assert "<svg" in page and all(c.site.name in page
                                   for c in private.plan.choices) and "trained" in page
-    assert "<svg" in private._repr_html_() and "<table>" in private.plan._repr_html_()
+    assert "<svg" in private._repr_html_() and "<table>" in private._repr_html_()
+
+
+def test_a_plan_alone_shows_its_text(private: fxperex.PerExampleModule) -> None:
+    assert private.plan._repr_html_() == f"<pre>{escape(str(private.plan))}</pre>"
 
 
 def test_png_is_a_picture(private: fxperex.PerExampleModule, tmp_path: Path) -> None:

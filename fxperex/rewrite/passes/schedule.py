@@ -50,7 +50,7 @@ def schedule(graph: fx.GraphModule, first: Collection[str] = ()) -> Schedule:
                         _order(nodes, {n
                                        for s in some
                                        for n in sites[s]}) if some else nodes)
-        return highest.bytes, site_of.get(highest.at, "")
+        return highest.bytes, site_of.get(highest.instruction, "")
 
     before, _ = trial([])
     chosen, after = raised(list(sites), first, trial)
