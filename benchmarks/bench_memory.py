@@ -32,11 +32,11 @@ def measured_peak(private: fxperex.PerExampleModule, batch: tuple[torch.Tensor,
     """Returns (peak bytes of one eager step beside its inputs, bytes of the inputs: parameters,
     buffers, batch).
     """
-    inputs = [*private._inputs(batch), torch.ones(private._rows, dtype=torch.bool)]
-    private._step(*inputs)
+    inputs = private.step_inputs(batch)
+    private.compiled(*inputs)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU],
                                 profile_memory=True) as record:
-        private._step(*inputs)
+        private.compiled(*inputs)
     events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda e: e.start_ns())
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in inputs}
@@ -49,7 +49,7 @@ def bench(work: Workload, rows: int, strategy: str) -> dict[str, Any]:
     model, batch = work.make(), work.batch(rows)
     private = fxperex.transform(model, batch, LOSS, strategy=strategy, backend="eager")
     plan = private.plan
-    found = plan_peak(trace_frame(private._capture, private._analysis, plan.frame_rows),
+    found = plan_peak(trace_frame(private.captured, private.analysis, plan.frame_rows),
                       plan.choices)
     made, inputs = measured_peak(private, tuple(x[:plan.frame_rows] for x in batch))
     return {

@@ -31,6 +31,8 @@ import fxperex
 from fxperex.plan.choice import Choice
 from fxperex.planner import parse_memory
 from fxperex.planner.trial import Trial
+from fxperex.rewrite.rewriter import rewrite
+from fxperex.runtime.compiled import compile_checked
 
 SECONDS = 1.0  # of rounds of the whole step, at least
 Site = dict[str, Any]  # of one distinct site: chosen, measured, predicted, good, tau, tau_apart
@@ -100,7 +102,7 @@ def bench(work: Workload, rows: int, judge: Judge) -> dict[str, Any]:
     model = work.make()
     batch, total = truth(model, work.batch(rows), LOSS)
     auto = fxperex.transform(model, batch, LOSS, backend="eager")
-    trial = Trial(auto._capture, auto._analysis, torch.device("cpu"), remember=False)
+    trial = Trial(auto.captured, auto.analysis, torch.device("cpu"), remember=False)
     measured = {c.site.name: judge.site(c, trial) for c in auto.plan.choices}
     best = _by(auto, model, batch, {name: site["best"] for name, site in measured.items()})
     errors = {
@@ -126,8 +128,10 @@ def _by(auto: fxperex.PerExampleModule, model: torch.nn.Module, batch: tuple[tor
     """The step with another strategy at some sites, of the same capture."""
     plan = replace(auto.plan,
                    choices=tuple(c.using(wanted[c.site.name]) for c in auto.plan.choices))
-    return fxperex.PerExampleModule(model, batch, auto._capture, auto._analysis, plan, auto.clip,
-                                    "eager")
+    graph = rewrite(auto.captured, auto.analysis, plan, auto.clip)
+    compiled = compile_checked(graph, auto.signature, model, batch, plan, "eager")
+    return fxperex.PerExampleModule(model, batch, auto.captured, auto.analysis, plan, graph,
+                                    compiled)
 
 
 def summary(rows: dict[str, dict[str, Any]]) -> str:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import fxperex
-from fxperex.testing import as_forward, clipped, error, loop
+from fxperex.capture.forward import as_forward
+from fxperex.testing import clipped, error, loop
 
 LIMIT = 1e-5  # relative error of the clipped sum, float32 against the float64 loop
 CHECKED = 3  # examples that the loop goes through

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 import fxperex
+from fxperex.capture.forward import as_forward
 from fxperex.extend import Context, State, batch_rule
-from fxperex.testing import as_forward, error, loop
+from fxperex.testing import error, loop
 
 
 @torch.library.custom_op("example::squash", mutates_args=())

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import fxperex
+from fxperex.capture.forward import as_forward
 from fxperex.extend import (
     Cost,
     Factored,
@@ -18,7 +19,7 @@ from fxperex.extend import (
     factored,
     strategy,
 )
-from fxperex.testing import as_forward, error, loop
+from fxperex.testing import error, loop
 
 
 @strategy("einsum")

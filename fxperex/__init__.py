@@ -25,8 +25,8 @@ from fxperex.errors import (
     StateError,
 )
 from fxperex.fixes.fix import fix
+from fxperex.runtime.loaded import load
 from fxperex.runtime.module import PerExampleModule, StepResult
-from fxperex.runtime.package import load
 from fxperex.transform import transform
 
 __all__ = [

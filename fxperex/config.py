@@ -1,6 +1,9 @@
-"""Constants that bound the arithmetic, in one place."""
+"""Constants that bound the arithmetic, and the folder for what is remembered, in one place."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 import torch
 
@@ -19,3 +22,8 @@ LOW_PRECISION = (torch.bfloat16, torch.float16)
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """Returns the dtype in which clipped sums of `dtype` operands are formed."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def cache_folder() -> Path:
+    """Returns the user's cache folder: $FXPEREX_CACHE, else ~/.cache/fxperex."""
+    return Path(os.environ.get("FXPEREX_CACHE", Path.home() / ".cache" / "fxperex"))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,13 +77,6 @@ def error(found: Tensor, truth: Tensor, scale: float | None = None) -> float:
     """
     size = max(float(truth.double().norm()), scale or 0.0, 1e-30)
     return float((found.double() - truth.double()).norm()) / size
-
-
-def as_forward(loss: Callable[..., Any] | None) -> Callable[..., Tensor]:
-    """Returns forward(model, *batch) of a model and `loss(output, target)`."""
-    if loss is None:
-        return lambda model, *batch: model(*batch)
-    return lambda model, *batch: loss(model(*batch[:-1]), batch[-1])
 
 
 Batch = tuple[Tensor, ...]

@@ -1,8 +1,7 @@
-"""`transform`: the whole pipeline in one function, read from top to bottom."""
+"""`transform`: the whole flow in one function, from top to bottom. `outline`: its first half."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -14,21 +13,18 @@ from torch import Tensor, nn
 import fxperex.layers
 import fxperex.strategies  # noqa: F401  (both register the library's own)
 from fxperex.analysis import Analysis, find_sites, prove
-from fxperex.arguments import check_batch, check_callable, check_dtypes, check_strategy
-from fxperex.capture.cuda_autocast import Elsewhere
-from fxperex.capture.distributed import refuse_distributed
+from fxperex.arguments import Request, check_backend, check_dtypes, check_trains, request
 from fxperex.capture.program import Capture, capture
 from fxperex.clipping import Clip, as_rule
-from fxperex.compiler import BACKENDS
 from fxperex.devices import profile
-from fxperex.errors import ConfigError, CoverageError
 from fxperex.graph.show import show
-from fxperex.planner import Plan, make_plan, parse_memory
-from fxperex.planner.planner import check_rows
+from fxperex.planner import Plan, make_plan
 from fxperex.planner.trial import Trial
 from fxperex.rewrite.frame import trace_frames
+from fxperex.rewrite.rewriter import rewrite
+from fxperex.runtime.compiled import compile_checked
 from fxperex.runtime.module import PerExampleModule
-from fxperex.testing import as_forward
+from fxperex.runtime.signature import StepSignature
 
 
 def transform(
@@ -69,22 +65,26 @@ def transform(
     BatchMixingError, MutationError, CoverageError.
     """
     rule = as_rule(clip)
-    if backend not in BACKENDS:
-        raise ConfigError(f"unknown backend {backend!r}; valid: {', '.join(BACKENDS)}")
-    with _same_random_state(batch):
-        outlined = outline(model, batch, loss, forward=forward, strategy=strategy, memory=memory,
-                       physical_batch=physical_batch, autocast=autocast)
-        show(1, "plan", outlined.plan)
-        show(2, "captured graph", outlined.capture.main.graph)
-        private = PerExampleModule(model, batch, outlined.capture, outlined.analysis, outlined.plan,
-                                   rule, backend)
-        show(3, "step graph", private.step_graph)
-        return private
+    check_backend(backend)
+    asked = request(model, batch, loss, forward, strategy, memory, physical_batch, autocast)
+    with asked.same_random_state():
+        captured = capture(model, asked.forward, batch, asked.capture_rows)
+        check_dtypes(captured)
+        analysis = find_sites(captured, prove(captured), asked.trainable)
+        check_trains(analysis)
+        plan = _plan(asked, captured, analysis)
+        show(1, "plan", plan)
+        show(2, "captured graph", captured.main.graph)
+        step_graph = rewrite(captured, analysis, plan, rule)
+        show(3, "step graph", step_graph)
+        signature = StepSignature.of(batch, captured, analysis, plan, rule)
+        compiled = compile_checked(step_graph, signature, model, batch, plan, backend)
+        return PerExampleModule(model, batch, captured, analysis, plan, step_graph, compiled)
 
 
 @dataclass(frozen=True)
 class Outline:
-    """What is known of a private step before it is built: `capture`, `analysis`, `plan`."""
+    """A private step before it is rewritten: `capture`, `analysis`, `plan`."""
 
     capture: Capture
     analysis: Analysis
@@ -108,97 +108,19 @@ def outline(
     Model and batch may be on the meta device: planning needs neither weights nor the device that
     `device` names.
     """
-    check_strategy(strategy)
-    budget, device_of_batch = parse_memory(memory), check_batch(batch)
-    trainable = _check_model(model, device_of_batch)
-    rows = _check_rows(physical_batch, batch)
-    if loss is not None and forward is not None:
-        raise ConfigError("give loss or forward, not both")
-    check_callable(loss, "loss")
-    check_callable(forward, "forward")
-    if isinstance(strategy, Plan):
-        rows = check_rows(strategy, None if physical_batch is None else rows)
-    run = _autocast(forward or as_forward(loss), autocast, device or device_of_batch)
-    # The meta device has no autocast: the model is looked at as on the device that the plan is for.
-    elsewhere = Elsewhere(
-        device, device_of_batch) if autocast and device and device_of_batch.type == "meta" else None
-    logical = max(len(batch[0]), 1)
-    with _same_random_state(batch):
-        # Code that makes a tensor without saying where means the model's device.
-        with device_of_batch if device_of_batch.type == "meta" else contextlib.nullcontext():
-            captured = capture(model, run, batch, logical if rows is None else rows, elsewhere)
+    asked = request(model, batch, loss, forward, strategy, memory, physical_batch, autocast, device)
+    with asked.same_random_state():
+        captured = capture(model, asked.forward, batch, asked.capture_rows, asked.elsewhere)
         check_dtypes(captured)
-        analysis = find_sites(captured, prove(captured), trainable)
+        analysis = find_sites(captured, prove(captured), asked.trainable)
         analysis = analysis if device is None else analysis.on(device)
-        if not analysis.sites:
-            raise CoverageError("the loss does not depend on any trainable parameter of the model")
-        timer = Trial(
-            captured, analysis,
-            device_of_batch) if strategy == "measure" and device_of_batch.type != "meta" else None
-        frames = cache(lambda: trace_frames(captured, analysis))
-        plan = make_plan(analysis, profile(device or device_of_batch), rows, strategy, budget,
-                         batch=logical, frozen=_frozen(model,
-                                                       trainable), frames=frames, timer=timer)
-        return Outline(captured, analysis, plan)
+        check_trains(analysis)
+        return Outline(captured, analysis, _plan(asked, captured, analysis))
 
 
-def _same_random_state(batch: object) -> Any:
-    device = batch[0].device if isinstance(batch, tuple) and batch and isinstance(
-        batch[0], Tensor) else torch.device("cpu")
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-
-def _frozen(model: nn.Module, trainable: set[str]) -> tuple[str, ...]:
-    return tuple(
-        n for n, p in model.named_parameters() if not p.requires_grad and n not in trainable)
-
-
-def _check_model(model: object, device: torch.device) -> set[str]:
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    refuse_distributed(model)
-    trainable = {n: p for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
-    if not trainable:
-        raise CoverageError("the model has no trainable parameter (requires_grad=True): nothing "
-                            "to train privately")
-    for name, p in trainable.items():
-        if isinstance(p, nn.parameter.UninitializedParameter):
-            raise CoverageError(f"parameter {name!r} is lazy and has no shape yet; run the model "
-                                "once first")
-        if not p.dtype.is_floating_point:
-            raise CoverageError(f"parameter {name!r} has dtype {p.dtype}; per-example gradients "
-                                "need real floating point")
-    for name, t in [*model.named_parameters(), *model.named_buffers()]:
-        if t.device != device:
-            raise ConfigError(f"the batch is on {device}, {name!r} on {t.device}; move the model "
-                              "or the batch")
-    # A parameter under two names is one parameter: the first name stands for it.
-    first_names = {id(p): n for n, p in reversed(list(trainable.items()))}
-    return set(first_names.values())
-
-
-def _check_rows(physical_batch: int | str | None, batch: tuple[Tensor, ...]) -> int | None:
-    """Returns the rows of one step, None where the planner is to choose."""
-    if physical_batch is None:
-        return max(len(batch[0]), 1)
-    if physical_batch == "auto":
-        return None
-    if isinstance(physical_batch,
-                  bool) or not isinstance(physical_batch, int) or physical_batch < 1:
-        raise ConfigError("physical_batch must be 'auto' or a whole number of rows above 0; got "
-                          f"{physical_batch!r}")
-    return physical_batch
-
-
-def _autocast(run: Callable[..., Tensor], dtype: torch.dtype | None,
-              device: torch.device) -> Callable[..., Tensor]:
-    if dtype is None:
-        return run
-    if dtype not in (torch.bfloat16, torch.float16):
-        raise ConfigError(f"autocast must be torch.bfloat16 or torch.float16; got {dtype!r}")
-
-    def cast(model: nn.Module, *batch: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype):
-            return run(model, *batch)
-
-    return cast
+def _plan(asked: Request, captured: Capture, analysis: Analysis) -> Plan:
+    """The cheapest plan that is asked for. Nothing is traced or timed unless it matters."""
+    frames = cache(lambda: trace_frames(captured, analysis))
+    timer = Trial(captured, analysis, asked.batch_device) if asked.measures else None
+    return make_plan(analysis, profile(asked.device), asked.rows, asked.strategy, asked.memory,
+                     batch=asked.logical, frozen=asked.frozen, frames=frames, timer=timer)

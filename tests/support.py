@@ -12,7 +12,10 @@ from fxperex.capture.program import capture
 from fxperex.clipping import Clip, as_rule
 from fxperex.devices import profile
 from fxperex.planner import make_plan
+from fxperex.rewrite.rewriter import rewrite
+from fxperex.runtime.compiled import compile_checked
 from fxperex.runtime.module import PerExampleModule
+from fxperex.runtime.signature import StepSignature
 from fxperex.testing import clipped, error, loop
 
 LIMIT = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -44,7 +47,11 @@ def steps(model: nn.Module, batch: tuple[Tensor, ...], forward: Callable[..., Te
     analysis = find_sites(captured, axes, trainable)
     for name, clip in pairs:
         plan = make_plan(analysis, profile(batch[0].device), len(batch[0]), name)
-        yield name, PerExampleModule(model, batch, captured, analysis, plan, as_rule(clip), "eager")
+        rule = as_rule(clip)
+        graph = rewrite(captured, analysis, plan, rule)
+        signature = StepSignature.of(batch, captured, analysis, plan, rule)
+        compiled = compile_checked(graph, signature, model, batch, plan, "eager")
+        yield name, PerExampleModule(model, batch, captured, analysis, plan, graph, compiled)
 
 
 # A norm that is read from one float32 product covers the rounding of two, `2 T 2^-24 S`: with T of

@@ -336,4 +336,4 @@ def test_trainable_tensors_outside_the_model_are_refused() -> None:
     whole = nn.ModuleDict({"model": _model(), "loss": warm})
     private = fxperex.transform(whole, _batch(), forward=lambda m, x, y: m["loss"]
                                 (m["model"](x), y), backend="eager")
-    assert "loss.heat" in private.parameters and not private._analysis.unused
+    assert "loss.heat" in private.parameters and not private.analysis.unused

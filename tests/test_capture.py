@@ -44,7 +44,7 @@ def test_a_size_that_decomposition_fixes_in_silence(shown: int | None, traced: b
         monkeypatch.setattr(importlib.import_module("fxperex.capture.program"), "distinct",
                             lambda *_: shown)
     (private,) = against_the_loop(Appended(), (torch.randn(3, 5, 4, 3),))
-    assert private._capture.symbolic == (shown is None or not traced)
+    assert private.captured.symbolic == (shown is None or not traced)
     assert private.step(torch.randn(7, 5, 4, 3)).norms.shape == (7,)
 
 
@@ -60,7 +60,7 @@ def test_as_many_examples_as_positions(layer: nn.Module) -> None:
         return out.square().flatten(1).sum(1)
 
     (private,) = against_the_loop(layer.double(), (torch.randn(3, 3, 4).double(),), forward=attend)
-    assert private._capture.symbolic
+    assert private.captured.symbolic
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,8 @@ class Bench:
         self.private = _go("eager")
         self.check = Check(self.private.step_graph, NAMES, 3)
         self.tries = tries(self.check, _shown(), B,
-                           lambda rows, mask: [*self.private._inputs(rows), mask])
-        names = [key for _, key in self.private._capture.inputs.values()]
+                           self.private.step_inputs)
+        names = [key for _, key in self.private.signature.inputs.values()]
         self.x, self.y, self.count, self.weight = names.index(0), names.index(1), names.index(
             "count"), names.index("one.weight")
 
@@ -307,7 +307,7 @@ def test_a_sum_that_cancels_to_nothing_may_round_to_anything() -> None:
     private = fxperex.transform(model, (torch.randn(4, 5), ),
                                 forward=lambda m, v: m(v).square().sum(1), backend="eager")
     check = Check(private.step_graph, (), 3)
-    on = tries(check, (torch.randn(4, 5),), 4, lambda rows, mask: [*private._inputs(rows), mask])
+    on = tries(check, (torch.randn(4, 5),), 4, private.step_inputs)
     first, second = (rounded(private.step_graph)(*on[0][1])[3] for _ in range(2))
     assert float((first - second).norm()) > 1e-2 * float(first.norm()), "rounding decides"
     assert not first_difference(check, rounded(private.step_graph), on)
@@ -339,7 +339,7 @@ def test_numbers_that_become_indices_are_only_shuffled() -> None:
     shown = torch.randint(1, 5, (3, 2)).float()
     private = fxperex.transform(Looks(), (shown,), backend="eager")
     found = tries(Check(private.step_graph, (), 3), (shown, ), 3,
-                  lambda rows, mask: [*private._inputs(rows), mask])
+                  private.step_inputs)
     assert [kind for kind, _ in found] == ["ordinary rows", "rows of which some are "
                                                             "masked", "no row", "equal rows",
                                            "other ordinary rows"]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fxperex
+from fxperex.capture.forward import as_forward
 from fxperex.clipping import (
     Adaptive,
     Automatic,
@@ -25,7 +26,7 @@ from fxperex.clipping import (
     as_rule,
 )
 from fxperex.errors import ConfigError
-from fxperex.testing import as_forward, loop
+from fxperex.testing import loop
 
 NAMES = ["0.weight", "0.bias", "2.weight", "2.bias"]
 X, Y = torch.randn(7, 6, generator=torch.Generator().manual_seed(1)) * torch.logspace(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxperex
-from fxperex.compiler import backend_cache, backends, compile_step
+from fxperex.compiler import Forecast, backend_cache, backends, compile_step
 from fxperex.compiler.cuda_graph import host_waits, record
 from fxperex.errors import BackendWarning, MemoryLimitError
 from fxperex.rewrite.passes import channels_last
@@ -180,7 +180,7 @@ def test_memory_that_ends_leaves_everything_as_it_was(monkeypatch: pytest.Monkey
             return graph(*args)
         return step, "eager"
 
-    monkeypatch.setattr("fxperex.runtime.module.compile_step", compile_limited)
+    monkeypatch.setattr("fxperex.runtime.compiled.compile_step", compile_limited)
     private = fxperex.transform(model, (x[:2],), forward=_loss, backend="eager")
     private.step(x[:2])
     before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
@@ -196,7 +196,7 @@ def test_memory_that_ends_leaves_everything_as_it_was(monkeypatch: pytest.Monkey
 
 
 def test_other_errors_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    guarded = fxperex.compiler.guarded(lambda: [][1], None, float)  # type: ignore[arg-type]
+    guarded = fxperex.compiler.guarded(lambda: [][1], Forecast(1, float))
     with pytest.raises(IndexError):
         guarded()
 
@@ -325,9 +325,8 @@ def test_every_strategy_is_right_with_channels_last(strategy: str) -> None:
                           nn.Linear(32, 2)).double()
     x = torch.randn(4, 3, 10, 10, dtype=torch.float64)
     private = fxperex.transform(model, (x,), forward=_loss, strategy=strategy, backend="eager")
-    inputs = [*private._inputs((x,)), torch.ones(4, dtype=torch.bool)]
-    other = channels_last(private.step_graph,
-                          [kind != "batch" for kind, _ in private._capture.inputs.values()])
+    inputs = private.step_inputs((x,))
+    other = channels_last(private.step_graph, private.signature.stays)
     assert other is not None
     for mine, theirs in zip(private.step_graph(*inputs), other(*inputs), strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-10, atol=1e-12)

@@ -16,9 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrizations, prune
 
 import fxperex
+from fxperex.capture.forward import as_forward
 from fxperex.errors import BatchMixingError, ConfigError, CoverageError
 from fxperex.fixes.fix import groups
-from fxperex.testing import as_forward, clipped, error, loop
+from fxperex.testing import clipped, error, loop
 
 
 def test_a_resnet_becomes_private() -> None:

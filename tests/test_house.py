@@ -36,18 +36,6 @@ def test_a_circle_and_a_long_sentence_are_seen() -> None:
     assert config in {path for path, _ in house.long_sentences(files)}
 
 
-def test_a_comparison_of_a_kind_and_an_undeclared_member_are_seen() -> None:
-    files = house.trees()
-    config = house.PACKAGE / "config.py"
-    files[config] = ast.parse("""
-from fxperex.registry import kinds
-if site.kind == "embedding" or kinds()["conv"].fold or hasattr(kinds()["conv"], "fold"):
-    kinds()["conv"].folded
-""")
-    assert list(house.compared_kinds(files)) == [(config, 3)]
-    assert sorted(house.undeclared_members(files)) == [(config, 3), (config, 4)]
-
-
 def test_an_import_upwards_or_sideways_is_seen() -> None:
     modules = networkx.DiGraph([
         ("fxperex.plan.plan", "fxperex.planner.search"), ("fxperex.kernels.conv", "fxperex.plan"),
@@ -61,3 +49,15 @@ def test_an_import_upwards_or_sideways_is_seen() -> None:
 def test_a_file_in_no_room_is_refused() -> None:
     with pytest.raises(KeyError, match="add its room to FLOORS"):
         floors.room_of("fxperex.attic.trunk")
+
+
+def test_a_comparison_of_a_kind_and_an_undeclared_member_are_seen() -> None:
+    files = house.trees()
+    config = house.PACKAGE / "config.py"
+    files[config] = ast.parse("""
+from fxperex.registry import kinds
+if site.kind == "embedding" or kinds()["conv"].fold or hasattr(kinds()["conv"], "fold"):
+    kinds()["conv"].folded
+""")
+    assert list(house.compared_kinds(files)) == [(config, 3)]
+    assert sorted(house.undeclared_members(files)) == [(config, 3), (config, 4)]

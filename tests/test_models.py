@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 import fxperex
-from fxperex.testing import as_forward, clipped, error, loop
+from fxperex.capture.forward import as_forward
+from fxperex.testing import clipped, error, loop
 
 LOSS = nn.CrossEntropyLoss()
 

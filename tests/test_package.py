@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -10,6 +11,7 @@ import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 import fxperex
-from fxperex.clipping import Flat
+from fxperex.clipping import Adaptive, Automatic, Clip, Flat, PerLayer
 from fxperex.errors import ConfigError, MemoryLimitError, PackageError, ShapeError, StateError
 from fxperex.runtime.batches import same_device
+from fxperex.runtime.saved_rule import rule_from_json, rule_to_json
 from fxperex.testing import clipped, error, loop
 
 
@@ -281,8 +284,74 @@ def test_a_loaded_step_without_memory_names_its_peak(saved: Path,
     assert all(p.grad is None for p in model.parameters())
 
 
-class Odd(Flat):
-    """A rule the library does not know."""
+@dataclass(frozen=True)
+class Halved(Clip):
+    """A user's rule: it clips to half of its bound."""
+
+    bound: float
+    names: tuple[str, ...] = ("a", "b")
+
+    @property
+    def sensitivity(self) -> float:
+        return self.bound / 2
+
+    def factors(self, norms: Tensor, *inputs: Tensor) -> Tensor:
+        return (self.sensitivity / norms).clamp(max=1.0)
+
+
+@dataclass(frozen=True)
+class Counting(Halved):
+    """A rule whose field is no JSON."""
+
+    counts: Any = dataclasses.field(default_factory=dict)
+
+
+class Undeclared(Flat):
+    """A rule with a setting that is no field."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__(2.0 * factor)
+
+
+@pytest.mark.parametrize("rule", [Halved(3.0), Flat(0.5), PerLayer((0.3, 0.4)), Automatic(2.0)])
+def test_a_rule_comes_back_equal(rule: Clip) -> None:
+    assert rule_from_json(json.loads(json.dumps(rule_to_json(rule)))) == rule
+
+
+def _in_one_process() -> Clip:
+    class Local(Flat):
+        pass
+
+    return Local(1.0)
+
+
+REFUSED: list[tuple[Clip, str]] = [
+    (_in_one_process(), "cannot be made again"),
+    (Counting(1.0), "its field 'counts' is no JSON .dict"),
+    (Undeclared(1.0), "cannot be made again .TypeError"),
+    (Adaptive(), "Adaptive is no dataclass"),
+]
+
+
+@pytest.mark.parametrize(("rule", "words"), REFUSED, ids=[w for _, w in REFUSED])
+def test_a_rule_that_would_not_come_back_is_refused_with_the_reason(rule: Clip, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"cannot be written down: .*{words}"):
+        rule_to_json(rule)
+
+
+def test_a_users_rule_is_loaded_if_the_code_clips_by_it(saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "step.pt2"
+    shutil.copy(saved, path)
+    _all(path, clip=rule_to_json(Halved(1.0)))
+    loaded = fxperex.load(path, _net())
+    assert loaded.clip == Halved(1.0) and loaded.clip.sensitivity == 0.5
+    _all(path, clip=rule_to_json(Halved(0.5)))
+    with pytest.raises(PackageError, match="clips otherwise"):
+        fxperex.load(path, _net())
+    for name in ("no_such_module:Halved", f"{__name__}:NoSuchRule", "json:JSONDecoder"):
+        _all(path, clip={"rule": name, "settings": {"bound": 1.0}})
+        with pytest.raises(PackageError, match=f"clips by {name}, which cannot be imported"):
+            fxperex.load(path, _net())
 
 
 def test_what_cannot_be_saved_leaves_the_old_file(saved: Path, tmp_path: Path,
@@ -291,7 +360,8 @@ def test_what_cannot_be_saved_leaves_the_old_file(saved: Path, tmp_path: Path,
     path.write_text("old")
     x = torch.randn(4, 2, 6, 6)
     with pytest.raises(ConfigError, match="cannot be written down"):
-        fxperex.transform(_net(), (x,), forward=_loss, clip=Odd(1.0), backend="eager").save(path)
+        fxperex.transform(_net(), (x,), forward=_loss, clip=_in_one_process(),
+                          backend="eager").save(path)
     monkeypatch.setattr("torch._inductor.aoti_compile_and_package", _no_compiler)
     with pytest.raises(PackageError, match="no C\\+\\+ compiler"):
         fxperex.transform(_net(), (x,), forward=_loss, backend="eager").save(path)

@@ -18,11 +18,11 @@ from fxperex.runtime.module import PerExampleModule
 
 def allocated(private: PerExampleModule, batch: tuple[Tensor, ...]) -> float:
     """Most bytes at once that a step takes from the allocator, with what lies there before."""
-    inputs = [*private._inputs(batch), torch.ones(private._rows, dtype=torch.bool)]
-    private._step(*inputs)
+    inputs = private.step_inputs(batch)
+    private.compiled(*inputs)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU],
                                 profile_memory=True) as record:
-        private._step(*inputs)
+        private.compiled(*inputs)
     events = sorted((e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"),
                     key=lambda e: e.start_ns())
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in inputs}
@@ -67,7 +67,7 @@ def test_every_strategy_takes_what_is_said(name: str) -> None:
     graphs, plans = {}, {}
     for strategy, private in under(make(), batch, curved, 1.0,
                                    ("auto", "crb", "multi", "vmap", "unfold", "ghost")):
-        frame = trace_frame(private._capture, private._analysis, private.plan.frame_rows)
+        frame = trace_frame(private.captured, private.analysis, private.plan.frame_rows)
         took = allocated(private, batch)
         graphs[strategy], plans[strategy] = private.peak / took, plan_peak(
             frame, private.plan.choices).bytes / took

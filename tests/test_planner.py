@@ -66,7 +66,7 @@ def test_liveness_by_hand() -> None:
 @pytest.mark.parametrize("strategy", ["auto", "unfold", "crb", "ghost", "vmap", "multi"])
 def test_predicted_peak_is_that_of_the_step_graph(strategy: str) -> None:
     private = fxperex.transform(net(), batch(), LOSS, strategy=strategy, backend="eager")
-    frame = trace_frame(private._capture, private._analysis, 8)
+    frame = trace_frame(private.captured, private.analysis, 8)
     predicted = plan_peak(frame, private.plan.choices).bytes
     assert 0.9 < predicted / private.peak < 1.12, (predicted, private.peak)
 
@@ -98,11 +98,11 @@ def test_norms_are_moved_where_the_peak_does_not_grow(peaks: dict[str, tuple[flo
 def test_peak_of_the_step_graph_is_what_torch_allocates() -> None:
     x, y = batch()
     private = fxperex.transform(net(), (x, y), LOSS, strategy="unfold", backend="eager")
-    inputs = [*private._inputs((x, y)), torch.ones(8, dtype=torch.bool)]
-    private._step(*inputs)
+    inputs = private.step_inputs((x, y))
+    private.compiled(*inputs)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU],
                                 profile_memory=True) as record:
-        private._step(*inputs)
+        private.compiled(*inputs)
     events = sorted((e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"),
                     key=lambda e: e.start_ns())
     most = max(itertools.accumulate(e.nbytes() for e in events))

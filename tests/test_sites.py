@@ -111,7 +111,7 @@ def _unused_equals_a_plain_backward(programs: list[tuple[str, ...]]) -> set[str]
     model, x = Weights(programs), torch.randn(3, 4, dtype=torch.float64)
     truth = loop(model, curved, (x,))
     private = fxperex.transform(model, (x,), forward=curved, backend="eager")
-    unused = set(private._analysis.unused)
+    unused = set(private.analysis.unused)
     grads = torch.autograd.grad(curved(model, x).sum(), list(model.parameters()), allow_unused=True)
     named = dict(zip(truth, grads, strict=True))
     dropped = {n for n in unused if named[n] is not None}

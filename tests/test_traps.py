@@ -16,8 +16,9 @@ from traps_refused import REFUSED
 from traps_right import CLIP, RIGHT, Batch, Grads, loss, norms_of, scaled
 
 import fxperex
+from fxperex.capture.forward import as_forward
 from fxperex.errors import SemanticsWarning, StateError
-from fxperex.testing import as_forward, error, loop
+from fxperex.testing import error, loop
 
 BOUND = 1 + 2.0**-20
 STRATEGIES = ("auto", "ghost", "naive")

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 import fxperex
+from fxperex.capture.forward import as_forward
 from fxperex.errors import FxperexError
-from fxperex.testing import as_forward, clipped, loop
+from fxperex.testing import clipped, loop
 from gpu_stages.architectures import Workload, workloads
 from gpu_stages.clock import peak, quartiles, turns
 from gpu_stages.rows import Rows

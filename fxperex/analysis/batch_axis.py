@@ -26,6 +26,7 @@ from fxperex.analysis.state import SUMMED, Context, Mixes, Reduced, State, settl
 from fxperex.capture.program import Capture, module_path
 from fxperex.capture.source_lines import source_line
 from fxperex.errors import BatchMixingError, ConfigError, MutationError
+from fxperex.graph.aten import packet_name
 from fxperex.sites import BatchAxis
 
 Axes = dict[str, Any]
@@ -77,9 +78,8 @@ def prove(capture: Capture) -> Axes:
             states[node] = twins[twin] = BatchAxis(0) if kind == "batch" else None
             owned.update([node] if kind == "parameter" else [])
         elif node.op == "call_function":
-            entered = any(
-                n in owned
-                for n in node.all_input_nodes) and not _name(node.target).startswith("aten.new_")
+            copies = packet_name(node.target).startswith("aten.new_")
+            entered = not copies and any(n in owned for n in node.all_input_nodes)
             context = Context(node, twin, states, rows, twin_rows, entered)
             states[node] = _apply(context)
             twins[twin] = _apply(Context(twin, node, twins, twin_rows, rows, entered))
@@ -100,7 +100,7 @@ def _apply(context: Context) -> State:
         if node.target is operator.getitem:
             base = context.state_of(node.args[0])
             return base[node.args[1]] if isinstance(base, tuple) else base
-        name = _name(node.target)
+        name = packet_name(node.target)
         if name not in SIZED:
             context.refuse_batch_numbers()
         if not context.touched:
@@ -123,7 +123,7 @@ def _asked(rule: Rule, context: Context) -> State:
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         code = getattr(rule, "__code__", None)
         place = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
-        raise ConfigError(f"the batch rule of {_name(context.node.target)}{place} failed at "
+        raise ConfigError(f"the batch rule of {packet_name(context.node.target)}{place} failed at "
                           f"{_Where(context.node)}: {type(error).__name__}: {error}") from error
 
 
@@ -172,11 +172,8 @@ def _check_output(context: Context, name: str, state: State) -> None:
 
 def _refusal(context: Context, why: str) -> BatchMixingError:
     node = context.node
-    return BatchMixingError(f"{_name(node.target)} at {_Where(node)}: {why}. {_inputs(context)}")
-
-
-def _name(target: Any) -> str:
-    return str(target.overloadpacket) if isinstance(target, torch._ops.OpOverload) else str(target)
+    name = packet_name(node.target)
+    return BatchMixingError(f"{name} at {_Where(node)}: {why}. {_inputs(context)}")
 
 
 def _inputs(context: Context) -> str:

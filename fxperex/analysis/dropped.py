@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from fxperex.capture.program import Capture
 from fxperex.capture.source_lines import source_line
 from fxperex.errors import CoverageError
+from fxperex.graph.aten import packet_name
 
 
 def refuse_dropped(capture: Capture, unused: Iterable[str]) -> None:
@@ -64,7 +65,7 @@ def underivable(error: Exception, graph: fx.GraphModule) -> CoverageError:
     line = next(
         (source_line(n)
          for n in graph.graph.nodes
-         if n.op == "call_function" and str(getattr(n.target, "overloadpacket", "")) == name), "")
+         if n.op == "call_function" and packet_name(n.target) == name), "")
     return CoverageError(f"{name or 'an operation'}{' at ' + line if line else ''} has no "
                          "derivative that a private step can take: "
                          f"{str(error).strip().splitlines()[0]}. Write the line with other "

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxperex.analysis.rules.layers import CLASSIFY, REDUCTION, loss_name
+from fxperex.analysis.rules.layers import CLASSIFY, REDUCTION
 from fxperex.analysis.state import Reduced, arguments
 from fxperex.capture.program import Capture, Program
 from fxperex.capture.source_lines import source_line
 from fxperex.errors import CaptureError, CoverageError, SemanticsWarning, ShapeError
+from fxperex.graph.aten import packet
 from fxperex.sites import BatchAxis
 
 aten = torch.ops.aten
@@ -78,7 +79,7 @@ class _Rewriter:
         return self.made[node.name]
 
     def _rebuild(self, node: fx.Node) -> fx.Node:
-        name = loss_name(node.target)
+        name = packet(node)
         source = node.args[0]
         assert isinstance(source, fx.Node)
         if name in REDUCTION:
@@ -118,7 +119,7 @@ class _Rewriter:
             return arg
         # A sum divided by the number of examples: for one example the number is its share of one.
         alone = of_one(main, twin, self.main_rows)
-        if loss_name(node.target) not in {"div", "mul"} or alone is None:
+        if packet(node) not in {"div", "mul"} or alone is None:
             raise CaptureError(f"the loss at {source_line(node)} computes with the batch size in "
                                "a way that has no meaning for one example: a mean divides by "
                                "exactly as many as there are. Write .mean() or / len(x), or "

@@ -18,6 +18,8 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from fxperex.graph.aten import packet_name
+
 SAME = {"aten.alias", "aten.clone", "aten.contiguous"}
 ISOMETRIC = SAME | {
     "aten.view", "aten.permute", "aten.transpose", "aten.t", "aten.reshape", "aten.unsqueeze",
@@ -73,7 +75,7 @@ class Origins:
 
     def follow(self, node: fx.Node) -> None:
         """Adds a parameter-only node; leaves it out if no gradient passes."""
-        value, name = self._value(node), packet_name(node)
+        value, name = self._value(node), packet_name(node.target)
         if not _tracked(value):
             return
         self.values[node] = value
@@ -119,7 +121,8 @@ class Origins:
             source: fx.Node = node.args[0]  # type: ignore[assignment]
             dim, parts = _dim(source), source.meta["val"]
             index = node.args[1] % len(parts)  # type: ignore[operator]
-            sizes = [1 if packet_name(source) == "aten.unbind" else p.shape[dim] for p in parts]
+            unbound = packet_name(source.target) == "aten.unbind"
+            sizes = [1 if unbound else p.shape[dim] for p in parts]
             return self._run(source, dim, sum(sizes[:index]), sum(sizes[:index + 1]))
         if name == "aten.select":
             low = node.args[2] % node.args[0].meta["val"].shape[_dim(
@@ -149,10 +152,6 @@ class Origins:
         return self.numbers.setdefault(key, len(self.numbers))
 
 
-def packet_name(node: fx.Node) -> str:
-    return str(getattr(node.target, "overloadpacket", node.target))
-
-
 def _takes_piece(node: fx.Node) -> bool:
     """True for an element of a list of pieces; other operations return several results that are
     none.
@@ -167,9 +166,9 @@ def _tracked(value: Any) -> bool:
 
 def _transposes(node: fx.Node) -> bool:
     source = node.args[0].meta["val"]  # type: ignore[union-attr]
-    if packet_name(node) == "aten.permute":
+    if packet_name(node.target) == "aten.permute":
         return [d % 2 for d in node.args[1]] == [1, 0]  # type: ignore[union-attr, operator]
-    if packet_name(node) in {"aten.transpose", "aten.movedim"}:
+    if packet_name(node.target) in {"aten.transpose", "aten.movedim"}:
         return node.args[1] % 2 != node.args[2] % 2  # type: ignore[operator]
     return source.dim() == 2
 

@@ -16,12 +16,13 @@ from torch.utils import _pytree as pytree
 
 from fxperex.analysis.dropped import refuse_dropped
 from fxperex.analysis.joining import join
-from fxperex.analysis.origins import Origin, Origins, packet_name
+from fxperex.analysis.origins import Origin, Origins
 from fxperex.analysis.state import Reduced
 from fxperex.analysis.vmap_trial import refusal
 from fxperex.capture.program import Capture, module_path
 from fxperex.capture.source_lines import source_line
 from fxperex.errors import CoverageError
+from fxperex.graph.aten import packet_name
 from fxperex.registry import kinds
 from fxperex.sites import BatchAxis, Site
 
@@ -116,7 +117,8 @@ def _sites_of(capture: Capture, node: fx.Node, axes: dict[str, Any], origins: Or
         name, kind = next((k, kind) for k, kind in kinds().items()
                           if (real or kind.complex_numbers) and kind.claims(node, place))
         params, rows = tuple(sorted(origin.params)), capture.main.rows
-        site = Site("+".join(params), node.name, arg.name, place, name, packet_name(node), params,
+        op = packet_name(node.target)
+        site = Site("+".join(params), node.name, arg.name, place, name, op, params,
                     tuple(weight.shape), weight.dtype, rows, kind.dims(node, place, rows, axis),
                     origin.isometric and real, True,
                     f"{module_path(node) or 'model'}, {source_line(node)}", weight.device,

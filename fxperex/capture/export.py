@@ -8,6 +8,7 @@ becomes a number, and every node gets its fake value in `meta["val"]`.
 from __future__ import annotations
 
 import contextlib
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def export(whole: nn.Module, batch: tuple[Tensor, ...], elsewhere: Elsewhere | N
     rows = torch.export.Dim("B", min=2)
     shapes = (tuple({0: rows} for _ in batch),) if symbolic else None
     batch = batch if elsewhere is None else tuple(map(elsewhere.tensor, batch))
-    with quiet(), unseen(), contextlib.nullcontext() if elsewhere is None else elsewhere.casting():
+    with quiet(), unseen(), _default_device(batch, elsewhere):
         with kept():
             exported = torch.export.export(whole, batch, dynamic_shapes=shapes, strict=False)
         _detach_no_grad(exported.graph_module)
@@ -48,6 +49,14 @@ def export(whole: nn.Module, batch: tuple[Tensor, ...], elsewhere: Elsewhere | N
         no_writes(exported)
         forget_strides(exported.graph_module)
         return exported if elsewhere is None else elsewhere.back(exported)
+
+
+def _default_device(batch: tuple[Tensor, ...],
+                    elsewhere: Elsewhere | None) -> AbstractContextManager[Any]:
+    """Within it a tensor made without a device is where the model is."""
+    if elsewhere is not None:
+        return elsewhere.casting()
+    return batch[0].device if batch[0].is_meta else contextlib.nullcontext()
 
 
 def _written(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:

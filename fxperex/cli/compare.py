@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
 def _row(model: torch.nn.Module, batch: tuple[torch.Tensor, ...], name: str, backend: str,
          device: torch.device) -> tuple[str, ...]:
     private = transform(model, batch, LOSS, strategy=name, backend=backend)
-    frames = trace_frames(private._capture, private._analysis)
+    frames = trace_frames(private.captured, private.analysis)
     plan = with_frame(private.plan, frames.at(private.plan.frame_rows), profile(device))
     assert plan.frame_seconds is not None
     predicted = plan.seconds + plan.frame_seconds

@@ -5,10 +5,10 @@ compared with the eager step.
 from fxperex.compiler.backends import BACKENDS, Step, compile_step, options, recorded
 from fxperex.compiler.check import Check, first_difference
 from fxperex.compiler.cuda_graph import host_waits
-from fxperex.compiler.out_of_memory import guarded
+from fxperex.compiler.out_of_memory import Forecast, forecast, guarded
 from fxperex.compiler.stand_ins import tries
 
 __all__ = [
-    "BACKENDS", "Check", "Step", "compile_step", "first_difference", "guarded", "host_waits",
-    "options", "recorded", "tries"
+    "BACKENDS", "Check", "Forecast", "Step", "compile_step", "first_difference", "forecast",
+    "guarded", "host_waits", "options", "recorded", "tries"
 ]

@@ -1,9 +1,10 @@
-"""Out of memory in a step: said in terms of the plan, with nothing written."""
+"""Out of memory in a step: the error names the plan and what to set, and nothing is written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,41 +13,60 @@ from fxperex.errors import MemoryLimitError
 from fxperex.plan.byte_sizes import size
 from fxperex.plan.plan import Plan
 
+Args = ParamSpec("Args")
+Result = TypeVar("Result")
 
-def guarded(step: Callable[..., Sequence[Any]], plan: Plan,
-            peak: Callable[[], float]) -> Callable[..., Sequence[Any]]:
-    """Returns `step`; where it runs out of memory it raises MemoryLimitError, which names the
-    predicted peak and a budget.
 
-    `peak()`: bytes of the step at its worst node, asked for only then; the plan knows them only
-    where memory was in question.
+@dataclass(frozen=True)
+class Forecast:
+    """What a step was expected to take: `peak()` bytes for `rows` rows, most of it for `largest`.
+
+    The peak is asked for only when memory ran out: the plan knows it only if memory was in
+    question.
     """
 
-    def run(*args: Any) -> Sequence[Any]:
+    rows: int
+    peak: Callable[[], float]
+    largest: str = ""
+
+
+def forecast(plan: Plan, peak: Callable[[], float]) -> Forecast:
+    """Returns the Forecast of `plan`. `peak()`: bytes of the step graph at its worst node."""
+    largest = max(plan.choices, key=lambda c: c.cost.held, default=None)
+    text = ""
+    if largest:
+        text = f"{largest.site.name} ({largest.strategy}: {_size(largest.cost.held)})"
+    return Forecast(plan.rows, lambda: plan.peak or peak(), text)
+
+
+def guarded(call: Callable[Args, Result], expected: Forecast) -> Callable[Args, Result]:
+    """Returns `call`. If it runs out of memory it raises MemoryLimitError, which names the expected
+    peak and a budget.
+    """
+
+    def run(*args: Args.args, **kwargs: Args.kwargs) -> Result:
         try:
-            return step(*args)
+            return call(*args, **kwargs)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if isinstance(error, MemoryLimitError) or not ended(error):
                 raise
             device = next((x.device for x in args if isinstance(x, Tensor) and x.is_cuda), None)
-            raise MemoryLimitError(told(plan, plan.peak or peak(), error, device)) from error
+            raise MemoryLimitError(message(expected, error, device)) from error
 
     return run
 
 
-def told(plan: Plan, peak: float, error: BaseException, device: torch.device | None = None) -> str:
-    """Returns the message: what the plan expected, what the allocator said, what to set. device:
-    the GPU it ran on, if any.
+def message(expected: Forecast, error: BaseException, device: torch.device | None = None) -> str:
+    """Returns what was expected, what the allocator said, what to set. device: the GPU it ran on,
+    if any.
     """
-    largest = max(plan.choices, key=lambda c: c.cost.held, default=None)
-    where = ""
-    if largest:
-        held = f"{largest.strategy}: {_size(largest.cost.held)}"
-        where = f", most of it for {largest.site.name} ({held})"
-    return (f"the step ran out of memory: {str(error).splitlines()[0]} The plan for {plan.rows} "
-            f"rows expected a peak of {_size(peak)}{where}. Nothing was written to the model. "
-            f"Transform again with memory=\"{_size(_budget(peak, device))}\", or with "
-            f"physical_batch={max(plan.rows // 2, 1)} (any number of rows then runs in pieces)")
+    peak = expected.peak()
+    largest = f", most of it for {expected.largest}" if expected.largest else ""
+    return (f"the step ran out of memory: {str(error).splitlines()[0]} The plan for "
+            f"{expected.rows} rows expected a peak of {_size(peak)}{largest}. Nothing was written "
+            f"to the model. Transform again with memory=\"{_size(_budget(peak, device))}\", or "
+            f"with physical_batch={max(expected.rows // 2, 1)} (any number of rows then runs in "
+            "pieces)")
 
 
 def _budget(expected: float, device: torch.device | None) -> float:

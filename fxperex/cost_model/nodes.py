@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxperex.costs import Cost, Work
-from fxperex.layers.shapes import packet
+from fxperex.graph.aten import packet
 
 # (node, its input tensors, its result tensors) -> its work
 Rule = Callable[[fx.Node, list[Tensor], list[Tensor]], tuple[Work, ...]]

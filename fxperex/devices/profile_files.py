@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import warnings
 from pathlib import Path
 
 import torch
 
+from fxperex.config import cache_folder
 from fxperex.devices.profile import VERSION, Profile
 from fxperex.errors import ConfigError
+from fxperex.files import write_whole
 
 SHIPPED = Path(__file__).parent.parent / "profiles"
 
@@ -82,19 +83,11 @@ def save(measured: Profile) -> Path:
     """
     path = cache_folder() / f"{measured.device}.json"
     try:
-        write(path, measured.to_json())
+        write_whole(path, measured.to_json().encode())
     except OSError as error:
         raise ConfigError(f"the profile cannot be written to {path}: {error}. Set FXPEREX_CACHE "
                           "to another folder") from error
     return path
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def device_name(device: torch.device) -> str:
@@ -108,8 +101,3 @@ def device_name(device: torch.device) -> str:
         kind = host if device.type == "cpu" else "absent"
     return f"{device.type}-{kind}-torch{torch.__version__}-v{VERSION}".replace(" ", "_").replace(
         "/", "_")
-
-
-def cache_folder() -> Path:
-    """Returns the user's cache folder: $FXPEREX_CACHE, else ~/.cache/fxperex."""
-    return Path(os.environ.get("FXPEREX_CACHE", Path.home() / ".cache" / "fxperex"))

@@ -1,9 +1,7 @@
-"""The ChaCha20 key stream (RFC 8439, section 2.3) on the device that needs it: every block is
-computed on its own.
+"""The ChaCha20 key stream (RFC 8439, section 2.3) on the device that needs it, block by block.
 
-Held to the RFC's vectors, and to another implementation, in the tests. On a CPU the library draws
-from the package `cryptography` (`fxperex.privacy.noise.streams`), which is faster there than this
-reference.
+The tests compare it with the RFC's vectors and with another implementation. On a CPU the library
+draws from the package `cryptography` (`fxperex.privacy.noise.streams`), which is faster there.
 """
 
 from __future__ import annotations

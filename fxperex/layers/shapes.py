@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
+from fxperex.graph.aten import packet as packet
 from fxperex.sites import BatchAxis
-
-
-def packet(node: fx.Node) -> str:
-    return str(getattr(node.target, "overloadpacket", node.target)).removeprefix("aten.")
 
 
 def split(x: Tensor, axis: BatchAxis, rows: int) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxperex.layers.shapes import packet
+from fxperex.graph.aten import packet
 
 # Tensors of at least so many bytes are new, untouched memory every time: a page below glibc's
 # largest threshold for reuse.

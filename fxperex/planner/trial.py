@@ -22,9 +22,10 @@ from torch.utils import _pytree as pytree
 from fxperex.analysis.site_values import values_of
 from fxperex.analysis.sites import Analysis
 from fxperex.capture.program import Capture
-from fxperex.devices import cache_folder, device_name
+from fxperex.config import cache_folder
+from fxperex.devices import device_name
 from fxperex.devices.calibrate import Timer
-from fxperex.devices.profile_files import write
+from fxperex.files import write_whole
 from fxperex.graph.provenance import PART, Part, tagged
 from fxperex.graph.strides import forget_strides
 from fxperex.registry import kinds, strategies
@@ -223,6 +224,6 @@ def _read(path: Path | None) -> dict[str, float]:
 def _write(path: Path | None, timings: dict[str, float]) -> None:
     if path is not None:
         try:
-            write(path, json.dumps(timings, indent=0, sort_keys=True))
+            write_whole(path, json.dumps(timings, indent=0, sort_keys=True).encode())
         except OSError as error:
             warnings.warn(f"timings cannot be kept in {path}: {error}", stacklevel=4)

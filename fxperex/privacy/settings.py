@@ -17,6 +17,7 @@ from fxperex.privacy.noise.streams import Secret
 from fxperex.privacy.sampling.poisson import PoissonSampler, Sampler
 from fxperex.privacy.sampling.rows import Rows
 from fxperex.privacy.sampling.shuffled import ShuffledSampler
+from fxperex.runtime.loaded import LoadedStep
 from fxperex.runtime.module import PerExampleModule
 
 SAMPLINGS = ("poisson", "shuffled")
@@ -60,7 +61,7 @@ class Settings:
 
 def check_private(private: object) -> None:
     """Raises ConfigError unless `private` is a step whose guarantee can be stated."""
-    if not isinstance(private, PerExampleModule):
+    if not isinstance(private, PerExampleModule | LoadedStep):
         raise ConfigError("the engine's first argument must be what fxperex.transform returned; "
                           f"got {type(private).__name__}")
     if not private.proved:

@@ -10,7 +10,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from fxperex.capture.program import module_path
-from fxperex.layers.shapes import packet
+from fxperex.graph.aten import packet
 from fxperex.plan.choice import Choice
 from fxperex.plan.plan import Plan
 

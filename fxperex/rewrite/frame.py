@@ -21,9 +21,9 @@ from fxperex.analysis.sites import Analysis
 from fxperex.capture.program import Capture
 from fxperex.cost_model.nodes import node_cost
 from fxperex.costs import Cost, Work
+from fxperex.graph.effects import repeatable
 from fxperex.graph.provenance import PART, Part, tagged
 from fxperex.memory.liveness import Instruction, Listing, listing
-from fxperex.memory.repetition import repeatable
 from fxperex.registry import kinds
 from fxperex.rewrite.evaluate import backward, evaluate
 

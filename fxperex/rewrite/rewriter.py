@@ -79,7 +79,8 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip,
     show(4, "tidied step: views joined, nothing twice", traced)
     if want == "step":
         named = dict(zip((k for _, k in capture.inputs.values()), values, strict=True))
-        verify(traced, rows, [tuple(named[n].shape) for n in _order(capture, analysis)], plan.whole)
+        shapes = [tuple(named[n].shape) for n in parameter_order(capture, analysis)]
+        verify(traced, rows, shapes, plan.whole)
     return StepGraph(traced, traced.graph)
 
 
@@ -96,23 +97,17 @@ def _ordered(traced: fx.GraphModule, plan: Plan, want: str) -> None:
         show(4, "scheduled step: norms early", traced)
 
 
-def parameter_order(capture: Capture, trainable: set[str]) -> list[str]:
+def parameter_order(capture: Capture, analysis: Analysis) -> list[str]:
     """Returns the trainable parameters in the order of the capture's inputs."""
-    return list(
-        dict.fromkeys(key for kind, key in capture.inputs.values()
-                      if kind == "parameter" and key in trainable))
-
-
-def _order(capture: Capture, analysis: Analysis) -> list[str]:
-    return parameter_order(capture, {p
-                                     for s in analysis.sites
-                                     for p in s.params} | set(analysis.unused))
+    trainable = {p for s in analysis.sites for p in s.params} | set(analysis.unused)
+    keys = [key for kind, key in capture.inputs.values() if kind == "parameter"]
+    return list(dict.fromkeys(key for key in keys if key in trainable))
 
 
 def _graph(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: fx.GraphModule,
            want: str, rows: int) -> Callable[..., tuple[Any, ...]]:
     chosen = {c.site.name: c.strategy for c in plan.choices}
-    order = _order(capture, analysis)
+    order = parameter_order(capture, analysis)
     groups = dict(zip(order, clip.groups(order), strict=True))
 
     def step(*args: Tensor) -> tuple[Any, ...]:
@@ -142,7 +137,7 @@ def _graph(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
 def _naive(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: fx.GraphModule,
            want: str, rows: int) -> Callable[..., tuple[Any, ...]]:
     """The step of one row: an ordinary backward to the parameters."""
-    order = _order(capture, analysis)
+    order = parameter_order(capture, analysis)
     groups = clip.groups(order)
 
     def step(*args: Tensor) -> tuple[Any, ...]:

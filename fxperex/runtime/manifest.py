@@ -29,16 +29,16 @@ def check_manifest(manifest: dict[str, Any], model: nn.Module, path: Path) -> No
                                f"{current}. Transform and save again")
     parameters, buffers = (dict(tensors(remove_duplicate=False))
                            for tensors in (model.named_parameters, model.named_buffers))
-    _same(path, "parameter", manifest["parameters"], {n: told(p) for n, p in parameters.items()})
-    _same(path, "buffer", manifest["buffers"], {n: told(b) for n, b in buffers.items()})
+    for what, tensors in (("parameter", parameters), ("buffer", buffers)):
+        described = {n: shape_and_dtype(x) for n, x in tensors.items()}
+        _same(path, what, manifest[f"{what}s"], described)
     trainable = [n for n, p in parameters.items() if p.requires_grad]
     training = [n for n, m in model.named_modules() if m.training]
     for what, then, present in (("trains parameter", manifest["trainable"], trainable),
                                 ("has in training mode", manifest["training"], training)):
         if sorted(then) != sorted(present):
             odd = sorted(set(then) ^ set(present))[0]
-            raise PackageError(f"{path}: the saved step {what} {odd!r}, or the model does, and "
-                               "not both")
+            raise PackageError(f"{path}: only one of the saved step and this model {what} {odd!r}")
     names = {
         "parameter": set(parameters), "buffer": set(buffers),
         "batch": set(range(len(manifest["batch"])))
@@ -72,7 +72,7 @@ def device_of_model(model: nn.Module) -> torch.device:
     return next(iter([*model.parameters(), *model.buffers()]), torch.empty(0)).device
 
 
-def told(x: Tensor) -> list[Any]:
+def shape_and_dtype(x: Tensor) -> list[Any]:
     """Returns shape and dtype as JSON holds them."""
     return [list(x.shape), dtype_name(x.dtype)]
 

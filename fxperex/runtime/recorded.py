@@ -21,6 +21,8 @@ from fxperex.clipping import Clip
 from fxperex.compiler import Check
 from fxperex.config import SLACK
 from fxperex.errors import PackageError
+from fxperex.runtime.batches import Spec
+from fxperex.runtime.signature import StepSignature
 
 Range = tuple[float, float]
 KINDS = ("ordinary rows", "rows of which some are masked", "one row")
@@ -51,24 +53,23 @@ class Recorded:
         return asdict(self)
 
 
-Assemble = Callable[[dict[str, Tensor], tuple[Tensor, ...], Tensor], list[Tensor]]
 Like = dict[str, Tensor]  # the model's parameters by name: their shapes, dtypes and device
-Spec = Sequence[tuple[tuple[int, ...], torch.dtype, torch.device]]
 
 
-def record(check: Check, like: Like, buffers: Like, batch: Sequence[Range], spec: Spec, rows: int,
-           assemble: Assemble, manifest: str, seed: int = 0) -> Recorded:
+def record(check: Check, like: Like, buffers: Like, batch: Sequence[Range],
+           signature: StepSignature, manifest: str, seed: int = 0) -> Recorded:
     """Returns the Recorded of `check`'s eager graph. Raises PackageError if it gives no finite
     numbers for any rows drawn.
     """
     parameters = {n: _box(p) for n, p in like.items()}
+    spec, rows = signature.spec, signature.rows
     for ranges in _candidates(batch, spec):
         copies = {n: b.detach().cpu().clone() for n, b in buffers.items()}
         tried = Recorded(seed, rows, parameters, copies, ranges, [], [], manifest)
         try:
             for kind in KINDS:
                 with _seeded(seed, spec):
-                    outputs, allowed = check.tolerated(inputs(tried, kind, like, spec, assemble))
+                    outputs, allowed = check.tolerated(inputs(tried, kind, like, signature))
                 if not all(bool(torch.isfinite(x).all()) for x in outputs):
                     raise ValueError("its outputs are not finite")
                 tried.outputs.append(_short(outputs, check.by_row, seed))
@@ -83,8 +84,7 @@ def record(check: Check, like: Like, buffers: Like, batch: Sequence[Range], spec
                        f"({reason})") from reason
 
 
-def inputs(recorded: Recorded, kind: str, like: Like, spec: Spec,
-           assemble: Assemble) -> list[Tensor]:
+def inputs(recorded: Recorded, kind: str, like: Like, signature: StepSignature) -> list[Tensor]:
     """Returns the step's inputs on the recorded parameters and one kind of rows, the same for
     everybody.
     """
@@ -94,10 +94,12 @@ def inputs(recorded: Recorded, kind: str, like: Like, spec: Spec,
         low, high = recorded.parameters[name]
         named[name] = (low + (high - low) * torch.rand(p.shape, generator=generator)).to(
             p.device, p.dtype)
-    named |= {n: b.to(spec[0][2]) for n, b in recorded.buffers.items()}
+    device = signature.spec[0][2]
+    named |= {n: b.to(device) for n, b in recorded.buffers.items()}
     places = torch.arange(recorded.rows)
     count = {KINDS[0]: recorded.rows, KINDS[1]: max(recorded.rows // 2, 1), KINDS[2]: 1}[kind]
-    return assemble(named, drawn(recorded, spec), (places < count).to(spec[0][2]))
+    rows = drawn(recorded, signature.spec)
+    return signature.assemble(named, rows, (places < count).to(device))
 
 
 def drawn(recorded: Recorded, spec: Spec) -> tuple[Tensor, ...]:
@@ -112,18 +114,17 @@ def drawn(recorded: Recorded, spec: Spec) -> tuple[Tensor, ...]:
     return tuple(sums)
 
 
-def compare(recorded: Recorded, run: Callable[..., Sequence[Any]], like: Like, spec: Spec,
-            assemble: Assemble, names: Sequence[str], clip: Clip, order: Sequence[str]) -> None:
-    """Raises PackageError unless `run` gives what was recorded and clips by `clip`. order:
-    parameters of the sums.
-    """
+def compare(recorded: Recorded, run: Callable[..., Sequence[Any]], like: Like,
+            signature: StepSignature) -> None:
+    """Raises PackageError unless `run` gives what was recorded, and clips by the rule."""
+    names, order = signature.names, signature.trained
     if any(len(outputs[0]) != recorded.rows
            for outputs in recorded.outputs) or len(recorded.outputs) != len(KINDS):
         raise PackageError("the file's recorded outputs are not those of as many rows as its step "
                            "takes; the file was changed")
     for kind, expected, allowed in zip(KINDS, recorded.outputs, recorded.allowed, strict=True):
-        args = inputs(recorded, kind, like, spec, assemble)
-        with torch.no_grad(), _seeded(recorded.seed, spec):
+        args = inputs(recorded, kind, like, signature)
+        with torch.no_grad(), _seeded(recorded.seed, signature.spec):
             outputs = list(run(*args))
         if len(outputs) != len(names):
             raise PackageError(f"the saved step has {len(outputs)} outputs, and its file names "
@@ -142,7 +143,7 @@ def compare(recorded: Recorded, run: Callable[..., Sequence[Any]], like: Like, s
                 raise PackageError("the saved code does not give what was recorded when it was "
                                    f"saved: {name} on {kind} is off by {far}. Transform and save "
                                    "again")
-        _clipped(outputs, clip, kind, len(order))
+        _clipped(outputs, signature.clip, kind, len(order))
 
 
 def _clipped(outputs: Sequence[Tensor], clip: Clip, kind: str, trained: int) -> None:

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxperex
+from fxperex.capture.forward import as_forward
 from fxperex.errors import CaptureError, CoverageError, FxperexError, SemanticsWarning, ShapeError
-from fxperex.testing import as_forward, clipped, error, loop
+from fxperex.testing import clipped, error, loop
 
 B = 5
 Loss = Callable[[Any, Tensor], Tensor]

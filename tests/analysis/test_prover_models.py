@@ -17,9 +17,9 @@ from torch import nn
 
 import fxperex
 from fxperex.analysis import find_sites, prove
+from fxperex.capture.forward import as_forward
 from fxperex.capture.program import capture
 from fxperex.errors import BatchMixingError
-from fxperex.testing import as_forward
 
 PLAIN = {"aux_logits": False, "init_weights": False}
 # name -> (side of the image, arguments, in the ordinary run)

@@ -57,10 +57,10 @@ def measure(name: str) -> Row:
     found = torch.cat([named[n].grad.double().flatten() for n in total])
     wanted = torch.cat([g.flatten() for g in total.values()])
     chosen = Counter(c.strategy for c in private.plan.choices)
-    return Row(name, family.group, private._capture.symbolic, len(private.sites),
+    return Row(name, family.group, private.captured.symbolic, len(private.sites),
                dict(chosen.most_common()), error(result.norms, norms), error(found, wanted),
                leak(private, case.batch),
-               dropped=tuple(n for n in private._analysis.unused if truth[n].any()))
+               dropped=tuple(n for n in private.analysis.unused if truth[n].any()))
 
 
 def leak(private: fxperex.PerExampleModule, batch: tuple[Tensor, ...]) -> float:

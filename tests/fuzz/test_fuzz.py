@@ -52,7 +52,7 @@ def check(recipe: Recipe, number: int) -> None:
         told = f"check({recipe!r}, {number})\nstrategies {wanted}, {rows} rows"
         assert error(result.norms, norms) <= 1e-9, told
         named = dict(model.named_parameters())
-        assert not any(truth[n].any() for n in private._analysis.unused), told
+        assert not any(truth[n].any() for n in private.analysis.unused), told
         for name, want in total.items():
             assert error(named[name].grad, want, 1e-3) <= 1e-9, f"{told}\n{name}"
 

@@ -171,6 +171,6 @@ MUTANTS = [
            "count", "mask = torch.arange(rows, device=padded[0].device) <= count",
            (ROWS + "[auto]", )),
     Mutant("only the last physical batch is "
-           "summed", "runtime/module.py", "sums = self._keep(formed) if sums is None else [",
-           "sums = self._keep(formed) if sums is None or True else [", (ROWS + "[auto]", )),
+           "summed", "runtime/step.py", "sums = _own(formed) if sums is None else [",
+           "sums = _own(formed) if sums is None or True else [", (ROWS + "[auto]", )),
 ]

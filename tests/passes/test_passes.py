@@ -147,7 +147,7 @@ def test_a_step_computes_the_same_in_no_more_memory(make: Callable[[], nn.Module
     x, mask = torch.randn(4, 3, 32, 32), torch.tensor([True, True, False, True])
     monkeypatch.setattr(rewriter, "schedule", lambda graph, first: None)
     for name, private in under(make(), (x,), curved, 1.0, ("auto", "unfold")):
-        graph, inputs = private.step_graph, [*private._inputs((x,)), mask]
+        graph, inputs = private.step_graph, private.step_inputs((x,), mask)
         torch.manual_seed(5)
         want = graph(*inputs)
         made: Schedule = schedule(graph,

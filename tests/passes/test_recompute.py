@@ -16,9 +16,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxperex
 from fxperex.errors import ConfigError, CoverageError
+from fxperex.graph.effects import random, writes
 from fxperex.graph.provenance import PART, Part, tagged
 from fxperex.memory.liveness import listing, peak
-from fxperex.memory.repetition import random, writes
 from fxperex.planner import Plan, Recompute
 from fxperex.rewrite.passes import recompute
 from fxperex.runtime.module import PerExampleModule
@@ -191,7 +191,7 @@ def test_a_saved_step_recomputes_too(tmp_path: Path) -> None:
     assert error(found.norms, want[0].norms) < 1e-5
     assert all(
         error(model.get_parameter(n).grad, w) < 1e-5
-        for n, w in zip(private._order, want[1], strict=True))
+        for n, w in zip(private.parameters, want[1], strict=True))
 
 
 @pytest.mark.parametrize("strategy", ["auto", "crb", "unfold", "ghost"])

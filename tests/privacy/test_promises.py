@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import fxperex
 from fxperex.analysis.rules import RULES
+from fxperex.capture.forward import as_forward
 from fxperex.clipping import Adaptive, Automatic, Clip, Flat, Normalised, PerGroup, PerLayer
 from fxperex.config import SLACK
 from fxperex.errors import (
@@ -39,7 +40,7 @@ from fxperex.privacy import (
     TruncatedPoissonSampler,
     epsilon,
 )
-from fxperex.testing import as_forward, clipped, error, loop
+from fxperex.testing import clipped, error, loop
 
 Make = Callable[..., PrivacyEngine]
 

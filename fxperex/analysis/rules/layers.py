@@ -7,6 +7,7 @@ from collections.abc import Callable
 from fxperex.analysis.rules.pointwise import meet
 from fxperex.analysis.rules.table import rule
 from fxperex.analysis.state import Context, Mixes, Reduced, State, join
+from fxperex.graph.aten import packet
 from fxperex.sites import BatchAxis
 
 INPUT = "input|self"
@@ -141,15 +142,11 @@ REDUCTION = {
 CLASSIFY = {"cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss2d"}
 
 
-def loss_name(context_target: object) -> str:
-    return str(getattr(context_target, "overloadpacket", context_target)).removeprefix("aten.")
-
-
 @rule(*(f"aten.{name}" for name in REDUCTION), reads=f"{INPUT} target reduction")
 def loss(context: Context) -> State:
     """Loss ops: with a reduction over the batch a loss in the making, else element by element."""
     reduction = context.arg("reduction")
-    if loss_name(context.node.target) in CLASSIFY:
+    if packet(context.node) in CLASSIFY:
         axis = _classified(context)
     else:  # element by element, hence broadcast: [B, 1] against [B] is a table of pairs
         axis = meet(context, context.tensors, max(len(context.shape(a)) for a in context.tensors))

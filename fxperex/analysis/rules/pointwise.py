@@ -9,6 +9,7 @@ from torch import fx
 
 from fxperex.analysis.rules.table import rule
 from fxperex.analysis.state import SUMMED, Context, Mixes, Reduced, State, arguments, join
+from fxperex.graph.aten import packet_name
 from fxperex.sites import BatchAxis
 
 LINEAR = {
@@ -45,7 +46,7 @@ def pointwise(context: Context) -> State:
 
 def reduced_tail(context: Context, states: list[State]) -> State:
     """Linear operations on batch-reduced scalars stay losses; anything else has seen the batch."""
-    name = str(context.node.target.overloadpacket)  # type: ignore[union-attr]
+    name = packet_name(context.node.target)
     kinds = {s.kind for s in states if isinstance(s, Reduced)}
     linear = name in LINEAR and not any(isinstance(s, BatchAxis) for s in states)
     linear &= name != "aten.div" or isinstance(context.state_of(context.node.args[0]), Reduced)

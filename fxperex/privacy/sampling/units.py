@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from fxperex.capture.forward import as_forward
 from fxperex.errors import ConfigError, ShapeError
 from fxperex.privacy.checks import whole_number
 from fxperex.privacy.sampling.rows import Rows
-from fxperex.testing import as_forward
 
 
 class Units(Dataset[tuple[Tensor, ...]]):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from fxperex.memory.repetition import touches, written
+from fxperex.graph.effects import touches, written
 
 aten = torch.ops.aten
 RESHAPE, PERMUTE = aten.reshape.default, aten.permute.default

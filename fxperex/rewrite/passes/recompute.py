@@ -30,8 +30,9 @@ from torch._guards import detect_fake_mode
 from torch.utils import _pytree as pytree
 
 from fxperex.errors import ConfigError, CoverageError
+from fxperex.graph.effects import repeatable, storages
 from fxperex.graph.provenance import PART, Part, Role, made_for
-from fxperex.memory.repetition import BACKWARD, FORWARD, SUMS, repeatable, storages
+from fxperex.memory.repetition import BACKWARD, FORWARD, SUMS
 
 Copies = Mapping[tuple[fx.Node, int], fx.Node]  # (forward node, phase) -> its copy there
 

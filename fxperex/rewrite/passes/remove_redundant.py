@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from fxperex.graph.effects import random, storages, touches, writes, written
 from fxperex.graph.provenance import PART, Part
-from fxperex.memory.repetition import random, storages, touches, writes, written
 from fxperex.rewrite.passes.schedule import ALIASES
 
 SMALL = 2**16  # bytes of a value that may be kept for its second use

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
+from fxperex.graph.effects import random, touches, writes, written
 from fxperex.graph.provenance import Role, made_for
 from fxperex.memory.liveness import Listing, Peak, listing, peak, raised
-from fxperex.memory.repetition import random, touches, writes, written
 
 ROLES = {Role.NORM, Role.GRAD}
 ALIASES = {torch.ops.aten.alias.default,
