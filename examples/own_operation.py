@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 import fxperex
-from fxperex.analysis.rules import rule
-from fxperex.analysis.state import Context, State
-from fxperex.testing import as_forward, error, loop
+from fxperex.capture.forward import as_forward
+from fxperex.extend import Context, State, batch_rule
+from fxperex.testing import error, loop
 
 
 @torch.library.custom_op("example::squash", mutates_args=())
@@ -44,7 +44,7 @@ except fxperex.BatchMixingError as refusal:
     print("without a rule:", refusal)
 
 
-@rule("example.squash", reads="x")
+@batch_rule("example.squash", reads="x")
 def keeps_its_place(context: Context) -> State:
     """Element by element: examples stay where they are. You vouch for this, so be sure."""
     return context.state("x")

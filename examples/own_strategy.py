@@ -6,11 +6,20 @@ import torch
 from torch import Tensor, nn
 
 import fxperex
-from fxperex.costs import Cost, Work
-from fxperex.registry import kinds, strategy
-from fxperex.sites import Site, SiteValues
-from fxperex.strategies.stored import Stored
-from fxperex.testing import as_forward, error, loop
+from fxperex.capture.forward import as_forward
+from fxperex.extend import (
+    Cost,
+    Factored,
+    Site,
+    SiteValues,
+    Stored,
+    Work,
+    check_strategy,
+    every_use,
+    factored,
+    strategy,
+)
+from fxperex.testing import error, loop
 
 
 @strategy("einsum")
@@ -19,7 +28,7 @@ class Einsum(Stored):
 
     def illegal(self, site: Site) -> str | None:
         """A reason, or None: the planner shows it beside every site that this cannot serve."""
-        return None if site.kind == "linear" else f"kind {site.kind} is not a product"
+        return None if every_use(site, Factored) else f"kind {site.kind} is not a product"
 
     def forming(self, site: Site) -> Cost:
         """What forming the gradients takes: one batched product of [P, T] and [T, D]."""
@@ -31,7 +40,7 @@ class Einsum(Stored):
 
     def gradients(self, values: SiteValues) -> Tensor:
         """`[B, *shape of the weight]`, from inputs `a [B,G,T,D]` and output gradients `g`."""
-        kind = kinds()[values.site.kind]
+        kind = factored(values.site)
         a, g = kind.factors(values)
         return kind.fold(values, torch.einsum("bgtp,bgtd->bgpd", g, a))
 
@@ -49,3 +58,6 @@ truth = loop(model, as_forward(loss), batch)
 errors = {name: error(g, truth[name]) for name, g in private.gradients(*batch).items()}
 print("errors against the float64 loop", errors)
 assert max(errors.values()) < 1e-5
+
+# The same check over small samples, in float64 and float32, says in words what is wrong.
+print(check_strategy("einsum", [(nn.Linear(5, 3), (torch.randn(4, 2, 5),))]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Iterator
@@ -231,6 +232,21 @@ def test_a_class_that_is_not_complete_is_refused_when_it_is_registered() -> None
         strategy("empty")(Bias)
     with pytest.raises(ConfigError, match="a meaning of its own"):
         strategy("naive")(Thirds)
+
+
+def test_a_file_in_the_folder_is_all_that_a_strategy_takes(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "extra_ways"
+    package.mkdir()
+    (package / "__init__.py").write_text((Path(fxperex.__file__).parent / "strategies" /
+                                          "__init__.py").read_text())
+    (package / "mine.py").write_text(
+        "from fxperex.registry import strategy\n"
+        "from fxperex.strategies.unfold import Unfold\n"
+        "strategy('mine')(type('Mine', (Unfold,), {}))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("extra_ways")
+    assert "mine" in strategies()
 
 
 def test_kinds_and_strategies_are_in_the_order_that_is_written_down() -> None:

@@ -133,7 +133,7 @@ def _rule(node: fx.Node, name: str) -> Rule:
     if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
         return RULES["pointwise"]
     raise Mixes("this library has no batch rule for it, and assumes nothing. Register one with "
-                "fxperex.analysis.rules.rule, or write the line with other operations")
+                "fxperex.extend.batch_rule, or write the line with other operations")
 
 
 def _check_inputs(context: Context, name: str) -> None:
