@@ -360,7 +360,8 @@ def test_what_cannot_be_saved_leaves_the_old_file(saved: Path, tmp_path: Path,
     path.write_text("old")
     x = torch.randn(4, 2, 6, 6)
     with pytest.raises(ConfigError, match="cannot be written down"):
-        fxperex.transform(_net(), (x,), forward=_loss, clip=_in_one_process(), backend="eager").save(path)
+        fxperex.transform(_net(), (x,), forward=_loss, clip=_in_one_process(),
+                          backend="eager").save(path)
     monkeypatch.setattr("torch._inductor.aoti_compile_and_package", _no_compiler)
     with pytest.raises(PackageError, match="no C\\+\\+ compiler"):
         fxperex.transform(_net(), (x,), forward=_loss, backend="eager").save(path)

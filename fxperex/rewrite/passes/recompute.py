@@ -32,6 +32,7 @@ from torch.utils import _pytree as pytree
 from fxperex.errors import ConfigError, CoverageError
 from fxperex.graph.effects import repeatable, storages
 from fxperex.memory.repetition import BACKWARD, FORWARD, SUMS
+from fxperex.rewrite.passes.contract import NO_ORDERS, Orders
 
 Copies = Mapping[tuple[fx.Node, int], fx.Node]  # (forward node, phase) -> its copy there
 
@@ -63,6 +64,11 @@ def recompute(graph: fx.GraphModule, names: Collection[str]) -> int:
     graph.graph.lint()
     graph.recompile()
     return len(copies)
+
+
+def recompute_forward(graph: fx.GraphModule, orders: Orders = NO_ORDERS) -> int:
+    """Returns how many nodes were added to `graph` for the forward values that it does not keep."""
+    return recompute(graph, orders.recomputed)
 
 
 def phases(nodes: list[fx.Node]) -> Callable[[fx.Node], int]:
