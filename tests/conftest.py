@@ -1,4 +1,6 @@
-"""One thread for each process of the tests, a seed, and a cache folder of the tests' own."""
+"""One thread for each process of the tests, a seed, a cache folder of the tests' own, and graphs
+verified after each pass.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 os.environ.setdefault("FXPEREX_CACHE", os.path.join(tempfile.gettempdir(), "fxperex-test-cache"))
+# The step graph is held to its rules after every pass.
+os.environ.setdefault("FXPEREX_VERIFY", "1")
 
 
 # What `pytest -m quick` runs: beginnings of node ids below `tests/`, a few seconds for every room.

@@ -1,7 +1,7 @@
 """FXPEREX_SHOW=1..4: what the pipeline makes, on stderr, as it makes it.
 
 1: the plan. 2: and the captured graph. 3: and the step graph. 4: and the graph after each pass
-between them.
+between them. From 1 on, and under FXPEREX_VERIFY=1, the step graph is verified after every pass.
 """
 
 from __future__ import annotations

@@ -16,14 +16,15 @@ from torch import Tensor, fx, nn
 VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 
 
-def forget_strides(graph: fx.GraphModule) -> None:
-    """Rewrites every view of `graph` in place as a reshape, which is a view wherever one is
-    possible.
+def forget_strides(graph: fx.GraphModule) -> int:
+    """Rewrites every view of `graph` in place as a reshape, which is a view if one is possible.
+    Returns how many there were.
     """
-    for node in graph.graph.nodes:
-        if node.target in VIEWS:
-            node.target = torch.ops.aten.reshape.default
+    views = [node for node in graph.graph.nodes if node.target in VIEWS]
+    for node in views:
+        node.target = torch.ops.aten.reshape.default
     graph.recompile()
+    return len(views)
 
 
 def distinct(model: nn.Module, batch: tuple[Tensor, ...]) -> int:

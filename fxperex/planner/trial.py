@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from fxperex.analysis.site_values import values_of
@@ -27,10 +26,10 @@ from fxperex.devices import device_name
 from fxperex.devices.calibrate import Timer
 from fxperex.files import write_whole
 from fxperex.graph.provenance import PART, Part, tagged
-from fxperex.graph.strides import forget_strides
 from fxperex.registry import kinds, strategies
 from fxperex.rewrite.evaluate import Run, join_uses
-from fxperex.rewrite.passes import join_views, remove_redundant
+from fxperex.rewrite.passes import IN_PLACE, apply
+from fxperex.rewrite.trace import trace
 from fxperex.sites import Site, SiteValues, at_rows
 
 VERSION = 2  # of what a trial times; timings stored by another version are measured again
@@ -150,8 +149,7 @@ class Trial:
             return results
 
         fakes = self.capture.fakes
-        with warnings.catch_warnings(), torch.no_grad(), fakes:
-            warnings.simplefilter("ignore")
+        with fakes:
             device = outs[nodes[0]][0].device
             factors = torch.ones(rows, dtype=torch.float64, device=device)
             valid = torch.ones(rows, dtype=torch.bool, device=device)
@@ -159,12 +157,10 @@ class Trial:
                 *(n.meta["val"] for n in operands), *(v for out in outs.values() for v in out),
                 factors, valid
             ]
-            with torch.backends.mkldnn.flags(enabled=False):
-                graph = make_fx(step, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
-        forget_strides(graph)
-        join_views(graph)
-        # Before dead code goes, because the forward's own results are part of it.
-        remove_redundant(graph)
+        with torch.no_grad():
+            graph = trace(step, inputs, fakes)
+        # The forward's own results may be dead code, and stay until what equals them is gone.
+        apply(graph, IN_PLACE)
         graph.graph.eliminate_dead_code()
         graph.recompile()
         return graph, inputs

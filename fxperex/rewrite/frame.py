@@ -6,7 +6,6 @@ run. So it knows the memory of a plan without tracing a step for each plan.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxperex.analysis.losses import per_example_loss
 from fxperex.analysis.sites import Analysis
@@ -26,6 +24,7 @@ from fxperex.graph.provenance import PART, Part, tagged
 from fxperex.memory.liveness import Instruction, Listing, listing
 from fxperex.registry import kinds
 from fxperex.rewrite.evaluate import backward, evaluate
+from fxperex.rewrite.trace import trace
 
 
 @dataclass(frozen=True)
@@ -132,10 +131,7 @@ def trace_frame(capture: Capture, analysis: Analysis, rows: int) -> Frame:
         return (values.loss.detach(), *values.buffers, *flat)
 
     inputs = [n.meta["val"] for n in program.nodes if n.op == "placeholder"]
-    with warnings.catch_warnings(), capture.fakes:
-        warnings.simplefilter("ignore")
-        with torch.backends.mkldnn.flags(enabled=False):
-            traced = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs).graph
+    traced = trace(run, inputs, capture.fakes).graph
     traced.eliminate_dead_code()
     return _frame(traced, rows, order, len(capture.mutated))
 

@@ -9,13 +9,11 @@ the clip rule's inputs, the mask `[B]`. Nodes made for a site are marked
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxperex.analysis.losses import per_example_loss
 from fxperex.analysis.sites import Analysis
@@ -25,21 +23,14 @@ from fxperex.config import LONGEST
 from fxperex.graph.provenance import PART, Part, tagged
 from fxperex.graph.show import show
 from fxperex.graph.step_graph import StepGraph
-from fxperex.graph.strides import forget_strides
 from fxperex.kernels import by_factors
 from fxperex.numerics.norms import sq_norm
 from fxperex.numerics.rounding import raised
 from fxperex.plan.plan import Plan
 from fxperex.rewrite.emit import Emit
 from fxperex.rewrite.evaluate import backward, evaluate
-from fxperex.rewrite.passes import (
-    join_views,
-    raise_norms,
-    recompute,
-    remove_redundant,
-    schedule,
-    stack_slices,
-)
+from fxperex.rewrite.passes import PASSES, Orders, apply
+from fxperex.rewrite.trace import trace
 from fxperex.rewrite.verify import verify
 
 WANTS = ("step", "norms", "gradients")
@@ -58,43 +49,28 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip,
     build = _naive if plan.whole == "naive" else _graph
     step = build(capture, analysis, plan, clip, loss_graph, want, rows)
     values = [n.meta["val"] for n in program.nodes if n.op == "placeholder"]
-    with warnings.catch_warnings(), capture.fakes:
-        # vmap says so where torch loops over examples inside; the plan knows what the strategy
-        # costs.
-        warnings.filterwarnings("ignore", message="There is a performance drop")
-        warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+    with capture.fakes:
         mask = torch.ones(rows, dtype=torch.bool, device=values[-1].device)
-        # Fused CPU recurrent layers have no traceable backward; without mkldnn they come apart into
-        # cells.
-        with torch.backends.mkldnn.flags(enabled=False):
-            traced = make_fx(step, tracing_mode="real",
-                             _allow_non_fake_inputs=True)(*values, *clip.inputs(), mask)
+        inputs = [*values, *clip.inputs(), mask]
+    traced = trace(step, inputs, capture.fakes, users_code=True)
     show(4, "traced step", traced)
-    traced.graph.eliminate_dead_code()
-    forget_strides(traced)
-    stack_slices(traced)
-    _ordered(traced, plan, want)
-    join_views(traced)
-    remove_redundant(traced)
-    show(4, "tidied step: views joined, nothing twice", traced)
-    if want == "step":
-        named = dict(zip((k for _, k in capture.inputs.values()), values, strict=True))
-        shapes = [tuple(named[n].shape) for n in parameter_order(capture, analysis)]
-        verify(traced, rows, shapes, plan.whole)
+    named = dict(zip((k for _, k in capture.inputs.values()), values, strict=True))
+    shapes = [tuple(named[n].shape) for n in parameter_order(capture, analysis)]
+
+    def check(graph: fx.GraphModule) -> None:
+        if want == "step":
+            verify(graph, rows, shapes, plan.whole)
+
+    apply(traced, PASSES, _orders(plan, want), check)
+    check(traced)
     return StepGraph(traced, traced.graph)
 
 
-def _ordered(traced: fx.GraphModule, plan: Plan, want: str) -> None:
-    """Norms where they need least memory, and forward values again where the plan does not keep
-    them.
-    """
-    if want == "step" and plan.recompute is not None:
-        raise_norms(traced)
-        recompute(traced, plan.recompute.nodes)
-        show(4, "step that keeps less: recomputed", traced)
-    else:
-        schedule(traced, {c.site.name for c in plan.choices if not c.cost.rereads})
-        show(4, "scheduled step: norms early", traced)
+def _orders(plan: Plan, want: str) -> Orders:
+    """What the plan asks of the passes. Only the step itself recomputes."""
+    early = frozenset(c.site.name for c in plan.choices if not c.cost.rereads)
+    repeats = want == "step" and plan.recompute is not None
+    return Orders(early, frozenset(plan.recompute.nodes) if repeats else frozenset())
 
 
 def parameter_order(capture: Capture, analysis: Analysis) -> list[str]:

@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import fxperex
 from fxperex.graph.strides import forget_strides
 from fxperex.rewrite import rewriter
-from fxperex.rewrite.passes import join_views, remove_redundant
+from fxperex.rewrite.passes import PASSES, join_views, remove_redundant
 from fxperex.rewrite.passes.remove_redundant import SMALL
 from fxperex.strategies import stored
 
@@ -51,8 +51,8 @@ def test_the_step_has_fewer_operations_and_the_same_bits(strategy: str,
                 ], _count(private.step_graph)
 
     made, few = step()
-    monkeypatch.setattr(rewriter, "join_views", lambda graph: 0)
-    monkeypatch.setattr(rewriter, "remove_redundant", lambda graph: 0)
+    untidy = [p for p in PASSES if p.name not in ("join_views", "remove_redundant")]
+    monkeypatch.setattr(rewriter, "PASSES", untidy)
     want, many = step()
     assert few < 0.75 * many
     assert len(made) == len(want) == 9 and all(

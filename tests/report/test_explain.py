@@ -82,7 +82,8 @@ def test_the_step_graph_reads_by_site() -> None:
                          [("0", [], ["=== "]), ("1", ["=== plan"], ["=== captured"]),
                           ("2", ["=== captured graph", "aten.linear"], ["=== step"]),
                           ("3", ["=== step graph", "second.bias: side by side (norm)"], []),
-                          ("4", ["=== loss graph", "=== traced step", "=== scheduled step"], [])])
+                          ("4", ["=== loss graph", "=== traced step",
+                                 "=== step after schedule_norms"], [])])
 def test_levels_of_the_environment_variable(level: str, seen: list[str], unseen: list[str],
                                             monkeypatch: pytest.MonkeyPatch,
                                             capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from fxperex.graph.effects import touches, written
+from fxperex.rewrite.passes.contract import NO_ORDERS, Orders
 
 aten = torch.ops.aten
 RESHAPE, PERMUTE = aten.reshape.default, aten.permute.default
@@ -23,7 +24,7 @@ RESHAPES = {
 }
 
 
-def join_views(graph: fx.GraphModule) -> int:
+def join_views(graph: fx.GraphModule, orders: Orders = NO_ORDERS) -> int:
     """Returns how many operations were taken out of `graph`, in place."""
     before, dirty = len(graph.graph.nodes), written(graph.graph.nodes)
     for node in list(graph.graph.nodes):

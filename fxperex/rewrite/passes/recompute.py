@@ -33,6 +33,7 @@ from fxperex.errors import ConfigError, CoverageError
 from fxperex.graph.effects import repeatable, storages
 from fxperex.graph.provenance import PART, Part, Role, made_for
 from fxperex.memory.repetition import BACKWARD, FORWARD, SUMS
+from fxperex.rewrite.passes.contract import NO_ORDERS, Orders
 
 Copies = Mapping[tuple[fx.Node, int], fx.Node]  # (forward node, phase) -> its copy there
 
@@ -64,6 +65,11 @@ def recompute(graph: fx.GraphModule, names: Collection[str]) -> int:
     graph.graph.lint()
     graph.recompile()
     return len(copies)
+
+
+def recompute_forward(graph: fx.GraphModule, orders: Orders = NO_ORDERS) -> int:
+    """Returns how many nodes were added to `graph` for the forward values that it does not keep."""
+    return recompute(graph, orders.recomputed)
 
 
 def phases(nodes: list[fx.Node]) -> Callable[[fx.Node], int]:

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxperex.graph.effects import random, storages, touches, writes, written
 from fxperex.graph.provenance import PART, Part
+from fxperex.rewrite.passes.contract import NO_ORDERS, Orders
 from fxperex.rewrite.passes.schedule import ALIASES
 
 SMALL = 2**16  # bytes of a value that may be kept for its second use
@@ -26,7 +27,7 @@ SAME_SHAPE = {torch.ops.aten.reshape.default,
               torch.ops.aten.expand.default}  # which then is the same value
 
 
-def remove_redundant(graph: fx.GraphModule) -> int:
+def remove_redundant(graph: fx.GraphModule, orders: Orders = NO_ORDERS) -> int:
     """Returns how many operations were taken out of `graph`, in place."""
     dirty = written(graph.graph.nodes)
     handed = _handed(graph)

@@ -20,6 +20,7 @@ from torch import fx
 from fxperex.graph.effects import random, touches, writes, written
 from fxperex.graph.provenance import Role, made_for
 from fxperex.memory.liveness import Listing, Peak, listing, peak, raised
+from fxperex.rewrite.passes.contract import NO_ORDERS, Orders
 
 ROLES = {Role.NORM, Role.GRAD}
 ALIASES = {torch.ops.aten.alias.default,
@@ -60,12 +61,19 @@ def schedule(graph: fx.GraphModule, first: Collection[str] = ()) -> Schedule:
     return Schedule(before, after, tuple(chosen))
 
 
-def raise_norms(graph: fx.GraphModule) -> None:
-    """Moves every site's norm up, in place, whatever the peak: for a pass behind this one that
-    lowers it (`recompute`).
+def schedule_norms(graph: fx.GraphModule, orders: Orders = NO_ORDERS) -> int:
+    """Returns how many sites' norms `schedule` moved in `graph`."""
+    return len(schedule(graph, orders.early).moved)
+
+
+def raise_norms(graph: fx.GraphModule, orders: Orders = NO_ORDERS) -> int:
+    """Moves every site's norm up, in place, whatever the peak: a later pass lowers it
+    (`recompute`). Returns how many nodes may have moved.
     """
     nodes = list(graph.graph.nodes)
-    _apply(graph, _order(nodes, {n for site in _movable(nodes).values() for n in site}))
+    moved = {n for site in _movable(nodes).values() for n in site}
+    _apply(graph, _order(nodes, moved))
+    return len(moved)
 
 
 def _movable(nodes: list[fx.Node]) -> dict[str, list[fx.Node]]:

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxperex.rewrite.passes.contract import NO_ORDERS, Orders
+
 aten = torch.ops.aten
 SELECTED, ADD = aten.select_backward.default, aten.add.Tensor
 
 
-def stack_slices(graph: fx.GraphModule) -> int:
+def stack_slices(graph: fx.GraphModule, orders: Orders = NO_ORDERS) -> int:
     """Returns how many sums were replaced in `graph`, in place."""
     count = 0
     for node in reversed(list(graph.graph.nodes)):

@@ -1,0 +1,97 @@
+"""What a pass over the step graph is, and how a list of them is applied."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxperex.errors import CoverageError
+from fxperex.graph.show import level, show
+from fxperex.graph.strides import VIEWS
+
+# What is true of a graph, and how that is seen.
+VALUES = 'meta["val"] on every node'
+NO_VIEWS = "no view, which would fix strides"
+NORMS_EARLY = "every norm that moves stands where its site's values exist"
+ORDER = "nodes stand in the order they run"
+TRACED = {VALUES}  # of every traced graph
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a plan asks of the passes.
+
+    early: sites whose norms free what they read: they are moved up together.
+    recomputed: forward nodes that are not kept for the backward.
+    """
+
+    early: frozenset[str] = frozenset()
+    recomputed: frozenset[str] = frozenset()
+
+
+NO_ORDERS = Orders()
+
+
+def always(_: Orders) -> bool:
+    """True: the pass is for every plan."""
+    return True
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass: `run(graph, orders)` changes the graph in place and returns how many nodes it moved,
+    added or took out.
+
+    needs: what must be true before; promises: what is true after, beside what was.
+    when: the orders that it is for. moves: it orders the whole step; all others change operations
+    where they stand, also in a graph of one site.
+    """
+
+    name: str
+    run: Callable[[fx.GraphModule, Orders], int]
+    needs: frozenset[str] = frozenset()
+    promises: frozenset[str] = frozenset()
+    when: Callable[[Orders], bool] = always
+    moves: bool = False
+
+
+def apply(graph: fx.GraphModule, passes: Sequence[Pass], orders: Orders = NO_ORDERS,
+          verify: Callable[[fx.GraphModule], None] | None = None) -> None:
+    """Applies `passes` to `graph` in their order. When graphs are shown, and under FXPEREX_VERIFY,
+    `verify` and every fact that can be seen hold the graph after each; they raise CoverageError.
+    """
+    checked = level() > 0 or os.environ.get("FXPEREX_VERIFY", "0") not in ("", "0")
+    facts = set(TRACED)
+    for each in passes:
+        if not each.when(orders):
+            continue
+        each.run(graph, orders)
+        facts |= each.promises
+        show(4, f"step after {each.name}", graph)
+        if checked:
+            check_facts(graph, facts, each.name)
+            if verify is not None:
+                verify(graph)
+
+
+def check_facts(graph: fx.GraphModule, facts: set[str], name: str) -> None:
+    """Raises CoverageError if one of `facts` that can be seen is not so after the pass `name`."""
+    broken = [fact for fact in sorted(facts) if fact in SEEN and not SEEN[fact](graph)]
+    if broken:
+        raise CoverageError(f"internal: after the pass {name}: not {broken[0]}")
+
+
+def _has_values(graph: fx.GraphModule) -> bool:
+    return all("val" in n.meta for n in graph.graph.nodes if n.op == "call_function")
+
+
+def _has_no_views(graph: fx.GraphModule) -> bool:
+    return not any(n.target in VIEWS for n in graph.graph.nodes)
+
+
+SEEN: dict[str, Callable[[fx.GraphModule], bool]] = {
+    VALUES: _has_values, NO_VIEWS: _has_no_views
+}
