@@ -12,16 +12,15 @@ import torch
 from torch import Tensor, fx
 
 from fxperex import kernels
-from fxperex.contract import Strategy
 from fxperex.cost_model.sites import outputs_bytes
 from fxperex.costs import Cost
-from fxperex.kernels.device import DTYPES, interpreting
+from fxperex.kernels.device import interpreting
 from fxperex.layers.joined import every_use
 from fxperex.layers.norms import Norm
 from fxperex.layers.shapes import packet, split
 from fxperex.registry import strategy
 from fxperex.sites import Site, SiteValues
-from fxperex.strategies.fused import INTERPRETED
+from fxperex.strategies.one_pass import INTERPRETED, OnePass, no_kernel
 
 BY_POSITION = {"layer_norm", "rms_norm"}
 BY_CHANNEL = {"instance_norm", "batch_norm",
@@ -34,38 +33,21 @@ RUNNING = 3  # place of the running mean; the variance follows
 
 
 @strategy("affine", order=40)
-class Affine(Strategy):
-    stores = True
-
+class Affine(OnePass):
     def illegal(self, site: Site) -> str | None:
         if not every_use(site, Norm):
             return f"{site.op} of kind {site.kind} is no normalisation"
         if site.parts:
             return f"it serves one node at a time; this tensor has {len(site.parts)} uses"
-        if site.dtype not in DTYPES:
-            return ("the Triton kernels accumulate in float32, too little for "
-                    f"{str(site.dtype).removeprefix('torch.')}")
-        return kernels.unavailable(site.device)
+        return no_kernel(site)
 
     def cost(self, site: Site) -> Cost:
         held = 4.0 * site.rows * site.size
         return Cost((), 2 * outputs_bytes(site) + 2 * held, held, 0.0,
                     INTERPRETED if interpreting() else 2)
 
-    def stored(self, values: SiteValues) -> Tensor:
-        return self._gradients_and_squares(values)[0]
-
-    def sq_norm(self, values: SiteValues) -> Tensor:
-        return self._gradients_and_squares(values)[1]
-
-    def weighted_sum(self, values: SiteValues, factors: Tensor, valid: Tensor) -> Tensor:
-        return kernels.weighted_sum(self._gradients_and_squares(values)[0], factors, valid)
-
-    def _gradients_and_squares(self, values: SiteValues) -> tuple[Tensor, Tensor]:
-        """Returns (per-example gradients `[B, *shape]`, their squared norms `[B]`).
-
-        Scale and shift of a node come from one pass.
-        """
+    def gradients_and_squares(self, values: SiteValues) -> tuple[Tensor, Tensor]:
+        """As `OnePass`; scale and shift of a node come from one pass."""
         op, shared = packet(values.node), values.shared
         if "affine" not in shared:
             operands = _by_position(values) if op in BY_POSITION else _by_group(values)

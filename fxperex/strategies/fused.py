@@ -29,7 +29,7 @@ from fxperex.cost_model.sites import (
     weight_gradient,
 )
 from fxperex.costs import Cost, Work
-from fxperex.kernels.device import DTYPES, interpreting
+from fxperex.kernels.device import interpreting
 from fxperex.kernels.linear import STREAMED
 from fxperex.layers.joined import every_use, factored
 from fxperex.layers.shapes import split
@@ -38,8 +38,7 @@ from fxperex.numerics import rounding
 from fxperex.registry import strategy
 from fxperex.sites import BatchAxis, Site, SiteValues
 from fxperex.strategies.crb import CONV
-
-INTERPRETED = 10**9  # launches: the interpreter is for tests, never a plan's choice
+from fxperex.strategies.one_pass import INTERPRETED, OnePass, no_kernel
 
 
 def _unsuited(site: Site) -> str | None:
@@ -49,14 +48,6 @@ def _unsuited(site: Site) -> str | None:
     if site.parts and any(convolves(use) for use in site.each):
         return f"it serves one node at a time; this tensor has {len(site.parts)} uses"
     return None
-
-
-def _unavailable(site: Site) -> str | None:
-    """The reason why no Triton kernel serves `site`, or None."""
-    if site.dtype not in DTYPES:
-        return ("the Triton kernels accumulate in float32, too little for "
-                f"{str(site.dtype).removeprefix('torch.')}")
-    return kernels.unavailable(site.device)
 
 
 def _in_cache(site: Site) -> bool:
@@ -79,7 +70,7 @@ def _precision(site: Site) -> str:
 @strategy("fused", order=20)
 class Fused(Strategy):
     def illegal(self, site: Site) -> str | None:
-        reason = _unsuited(site) or (_uncached(site) if _in_cache(site) else _unavailable(site))
+        reason = _unsuited(site) or (_uncached(site) if _in_cache(site) else no_kernel(site))
         if reason is None and site.dtype in LOW_PRECISION:
             return ("the streamed products are rounded to 16 bits, which the norm does not cover: "
                     "fused_stored does")
@@ -121,11 +112,9 @@ class Fused(Strategy):
 
 
 @strategy("fused_stored", order=30)
-class FusedStored(Strategy):
-    stores = True
-
+class FusedStored(OnePass):
     def illegal(self, site: Site) -> str | None:
-        return _unsuited(site) or _unavailable(site)
+        return _unsuited(site) or no_kernel(site)
 
     def cost(self, site: Site) -> Cost:
         d, grads = site.dims, grads_bytes(site)
@@ -134,17 +123,8 @@ class FusedStored(Strategy):
         return Cost(work,
                     inputs_bytes(site) + outputs_bytes(site) + grads, grads, grads, _launches())
 
-    def stored(self, values: SiteValues) -> Tensor:
-        return self._gradients_and_squares(values)[0]
-
-    def sq_norm(self, values: SiteValues) -> Tensor:
-        return self._gradients_and_squares(values)[1]
-
-    def weighted_sum(self, values: SiteValues, factors: Tensor, valid: Tensor) -> Tensor:
-        return kernels.weighted_sum(self._gradients_and_squares(values)[0], factors, valid)
-
-    def _gradients_and_squares(self, values: SiteValues) -> tuple[Tensor, Tensor]:
-        """Returns (per-example gradients `[B, *shape]`, their squared norms `[B]`)."""
+    def gradients_and_squares(self, values: SiteValues) -> tuple[Tensor, Tensor]:
+        """As `OnePass`; formed once for norm and sum."""
         if "fused_stored" not in values.cache:
             values.cache["fused_stored"] = _products(values)
         return values.cache["fused_stored"]
