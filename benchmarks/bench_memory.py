@@ -54,7 +54,7 @@ def bench(work: Workload, rows: int, strategy: str) -> dict[str, Any]:
     made, inputs = measured_peak(private, tuple(x[:plan.frame_rows] for x in batch))
     return {
         "predicted": found.bytes, "measured": made + inputs, "inputs": inputs,
-        "step_graph": private.peak, "at": found.at, "ratio": found.bytes / (made + inputs),
+        "step_graph": private.peak, "at": found.instruction, "ratio": found.bytes / (made + inputs),
         "ratio_without_inputs": (found.bytes - inputs) / made
     }
 

@@ -28,7 +28,7 @@ from record import Record
 from workloads import LOSS, Workload, chosen
 
 import fxperex
-from fxperex.plan.plan import Choice
+from fxperex.plan.choice import Choice
 from fxperex.planner import parse_memory
 from fxperex.planner.trial import Trial
 from fxperex.rewrite.rewriter import rewrite

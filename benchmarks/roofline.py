@@ -34,10 +34,11 @@ from fxperex.cost_model.sites import (
     weight_gradient,
     whole,
 )
+from fxperex.costs import Cost, Work
 from fxperex.devices import Profile, profile
 from fxperex.devices.kernel_classes import PRODUCTS
-from fxperex.registry import Cost, Dims, Site, Work
 from fxperex.rewrite.frame import trace_frames
+from fxperex.sites import Dims, Site
 from fxperex.transform import outline
 
 HERE = Path(__file__).parent

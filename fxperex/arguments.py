@@ -22,7 +22,8 @@ from fxperex.capture.source_lines import source_line
 from fxperex.compiler import BACKENDS
 from fxperex.errors import ConfigError, CoverageError, ShapeError
 from fxperex.graph.aten import packet
-from fxperex.planner import Plan, parse_memory
+from fxperex.plan.byte_sizes import parse_memory
+from fxperex.plan.plan import Plan
 from fxperex.planner.planner import check_rows
 from fxperex.runtime.batches import check_dense
 

@@ -27,19 +27,12 @@ from fxperex.runtime.module import PerExampleModule
 from fxperex.runtime.signature import StepSignature
 
 
-def transform(
-    model: nn.Module,
-    batch: tuple[Tensor, ...],
-    loss: Callable[[Any, Tensor], Tensor] | None = None,
-    *,
-    forward: Callable[..., Tensor] | None = None,
-    clip: float | Clip = 1.0,
-    strategy: str | Mapping[str, str] | Plan = "auto",
-    memory: int | str | None = None,
-    physical_batch: int | str | None = None,
-    autocast: torch.dtype | None = None,
-    backend: str = "auto",
-) -> PerExampleModule:
+def transform(model: nn.Module, batch: tuple[Tensor, ...],
+              loss: Callable[[Any, Tensor], Tensor] | None = None, *,
+              forward: Callable[..., Tensor] | None = None, clip: float | Clip = 1.0,
+              strategy: str | Mapping[str, str] | Plan = "auto",
+              memory: int | str | None = None, physical_batch: int | str | None = None,
+              autocast: torch.dtype | None = None, backend: str = "auto") -> PerExampleModule:
     """Returns the private step of `model`: per-example gradients, clipped and summed, as one
     compiled graph.
 

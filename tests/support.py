@@ -38,15 +38,25 @@ def under(model: nn.Module, batch: tuple[Tensor, ...], forward: Callable[..., Te
 
 
 def steps(model: nn.Module, batch: tuple[Tensor, ...], forward: Callable[..., Tensor],
-          pairs: Iterable[tuple[str, float | Clip]]) -> Iterator[tuple[str, PerExampleModule]]:
-    """Yields (strategy, private step) for each (strategy, clip), captured and proved once."""
+          pairs: Iterable[tuple[str, float | Clip]], *,
+          repeats: bool = True) -> Iterator[tuple[str, PerExampleModule]]:
+    """Yields (strategy, private step) for each (strategy, clip), captured and proved once.
+
+    `repeats=False` leaves out plans that were run already: where a strategy is legal nowhere, its
+    plan is the planner's own.
+    """
     trainable = {n for n, p in model.named_parameters() if p.requires_grad}
     with torch.random.fork_rng():
         captured = capture(model, forward, batch, len(batch[0]))
     axes = prove(captured)
     analysis = find_sites(captured, axes, trainable)
+    plans: set[tuple[object, ...]] = set()
     for name, clip in pairs:
         plan = make_plan(analysis, profile(batch[0].device), len(batch[0]), name)
+        key = (clip, plan.whole, *(c.strategy for c in plan.choices))
+        if not repeats and key in plans:
+            continue
+        plans.add(key)
         rule = as_rule(clip)
         graph = rewrite(captured, analysis, plan, rule)
         signature = StepSignature.of(batch, captured, analysis, plan, rule)
@@ -70,8 +80,9 @@ def against_the_loop(model: nn.Module, batch: tuple[Tensor, ...], names: Iterabl
     # A clip below most norms, so that the factors matter.
     clip = 0.7 * float(clipped(truth, 1.0)[1].median())
     total, norms = clipped(truth, clip)
-    scale, steps = 1e-3 * float(norms.max()), []
-    for name, private in under(model, batch, forward, clip, names):
+    scale, ran = 1e-3 * float(norms.max()), []
+    pairs = ((name, clip) for name in names)
+    for name, private in steps(model, batch, forward, pairs, repeats=False):
         model.zero_grad()
         near = limit * TIGHT.get(name, 1)
         assert error(private.step(*batch).norms, norms) <= near, name
@@ -81,7 +92,7 @@ def against_the_loop(model: nn.Module, batch: tuple[Tensor, ...], names: Iterabl
             grads = private.gradients(*batch)
             for p, want in truth.items():
                 assert error(grads[p], want, scale) <= limit, (name, p)
-        steps.append(private)
-    return steps
+        ran.append(private)
+    return ran
 
 

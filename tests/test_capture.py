@@ -33,14 +33,18 @@ class Appended(nn.Module):
         return torch.cat([keys, self.more.repeat(1, keys.shape[1], 1)]).transpose(0, 1)
 
 
+@pytest.mark.parametrize("traced", [False, True])
 @pytest.mark.parametrize("shown", [None, 3])
-def test_a_size_that_decomposition_fixes_in_silence(shown: int | None,
+def test_a_size_that_decomposition_fixes_in_silence(shown: int | None, traced: bool,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    if traced:  # as a program is that writes where others look
+        monkeypatch.setattr(importlib.import_module("fxperex.capture.export"), "functionalise",
+                            lambda *_: False)
     if shown:  # as many examples as the strides are of
         monkeypatch.setattr(importlib.import_module("fxperex.capture.program"), "distinct",
                             lambda *_: shown)
     (private,) = against_the_loop(Appended(), (torch.randn(3, 5, 4, 3),))
-    assert private.captured.symbolic == (shown is None)
+    assert private.captured.symbolic == (shown is None or not traced)
     assert private.step(torch.randn(7, 5, 4, 3)).norms.shape == (7,)
 
 

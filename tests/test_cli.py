@@ -199,4 +199,4 @@ def test_a_calibration_that_was_disturbed_says_so(disturbed: bool, tmp_path: Pat
             })
     monkeypatch.setattr("fxperex.cli.calibrate.calibrate", lambda *_: found)
     assert main(["calibrate", "--output", str(tmp_path / "profile.json")]) == 0
-    assert ("measure again" in capsys.readouterr().out) == disturbed
+    assert ("run calibrate again" in capsys.readouterr().out) == disturbed

@@ -139,7 +139,10 @@ def test_adaptive_counts_and_moves() -> None:
      (lambda: PerLayer((1.0, 1.0, 1.0)).groups(NAMES), "3 clip bounds for 2 layers"),
      (lambda: PerGroup({}), "glob"), (lambda: PerGroup({"*": -1.0}), "above 0"),
      (lambda: PerGroup({"*.weight": 1.0}).groups(NAMES), "0.bias"),
-     (lambda: PerGroup({"*": 1.0, "*.bias": 1.0}).groups(NAMES), r"\*.bias"),
+     (lambda: PerGroup({"*": 1.0, "*.bias": 1.0}).groups(NAMES), r"only ones that an earlier glob "
+                                                                 r"took: '\*.bias'"),
+     (lambda: PerGroup({"*": 1.0, "zzz": 1.0}).groups(NAMES), "^clip per group: these globs match "
+                                                              "no parameter.*'zzz'"),
      (lambda: Function(lambda n: n * 0 + 1, 1.0), "above its declared bound"),
      (lambda: Function(lambda n: -n, 1.0), "not negative"),
      (lambda: Function(lambda n: 1 / n, 1.0), "finite"),

@@ -9,27 +9,35 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+import fxperex
+from fxperex.costs import Cost, Work
 from fxperex.devices import (
     Profile,
     calibrate,
     device_name,
+    grids,
     heap,
     keep_pages,
     profile,
     profile_files,
     target,
 )
-from fxperex.devices.calibrate import _todo
+from fxperex.devices.calibrate import measurements
 from fxperex.devices.interpolate import Surface
 from fxperex.devices.kernel_classes import KERNELS
 from fxperex.devices.profile import VERSION
 from fxperex.errors import ConfigError
-from fxperex.registry import Cost, Work
+from fxperex.plan.plan import Plan
+from fxperex.registry import strategies
+from fxperex.sites import Site
 
 CPU = torch.device("cpu")
 
@@ -81,9 +89,9 @@ def test_a_measured_profile_is_kept_and_found(cache: Path, measured: Profile) ->
 
 @pytest.mark.parametrize("spoil", [
     lambda t: t.replace(f'"version": {VERSION}', '"version": 1'), lambda t: t[:len(t) // 2],
-    lambda t: "[]", lambda t: "", lambda t: t.replace('"mm"', '"nn"'),
+    lambda t: "[]", lambda t: "", lambda t: t.replace('"copy"', '"kopy"'),
     lambda t: t.replace('"torch": "', '"torch": "0.'), lambda t: t.replace('[[[1], ', '[[[1], -')
-], ids=["version", "cut", "list", "empty", "kernel", "torch", "negative"])
+], ids=["version", "cut", "list", "empty", "basic kernel", "torch", "negative"])
 def test_a_broken_or_foreign_profile_is_passed_over_with_a_warning(cache: Path, measured: Profile,
                                                                    spoil: object) -> None:
     text = measured.to_json()
@@ -93,6 +101,61 @@ def test_a_broken_or_foreign_profile_is_passed_over_with_a_warning(cache: Path, 
     with pytest.warns(UserWarning, match="device profile .* (is not used|not used)"):
         found = profile(CPU)
     assert found.samples["copy"] != Profile.from_json(text).samples["copy"]
+
+
+@pytest.fixture
+def added(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A kernel class that no profile has samples of."""
+    monkeypatch.setitem(KERNELS, "mine", replace(KERNELS["bmm"]))
+    return "mine"
+
+
+def test_a_kernel_that_was_never_measured_has_the_rate_of_its_nearest_relative(added: str) -> None:
+    rates, shape = profile(CPU), (8, 64, 64, 64)
+    work = Work(added, shape, 2.0 * math.prod(shape))
+    relative = replace(work, kernel="bmm")
+    assert rates.of(work) == rates.of(relative)
+    assert rates.of(replace(work, dtype="float64")) == rates.of(replace(relative, dtype="float64"))
+    assert rates.error(Cost((work,))) > 0.9 > rates.error(Cost((relative,)))
+    assert rates.relatives([Cost((work, relative))]) == {added: "bmm"}
+
+
+@pytest.mark.parametrize(("axes", "amount", "source"), [
+    (("b", "p", "t", "d"), grids.float32_bytes, "im2col"), (("a", "b"), grids.flop, "mm"),
+    (("rows", "size"), grids.float32_bytes, "norm"), (("one",), grids.float32_bytes, "launch")])
+def test_a_relative_has_the_same_axes_or_as_many_or_the_same_unit(
+        axes: tuple[str, ...], amount: Callable[..., float], source: str,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KERNELS, "mine", replace(KERNELS["bmm"], axes=axes, amount=amount,
+                                                 shapes=(), allocates=lambda shape: ()))
+    work = Work("mine", (8,) * len(axes), 1e6)
+    assert profile(CPU).relatives([Cost((work,))]) == {"mine": source}
+    assert 0 < profile(CPU).of(work) < math.inf
+
+
+def test_a_kernel_that_this_library_does_not_have_is_ignored(measured: Profile) -> None:
+    text = measured.to_json().replace('"mm"', '"nn"')
+    foreign = Profile.from_json(text)
+    work = Work("mm", (64, 64, 64), 2.0 * 64**3)
+    assert "nn" not in foreign.errors and foreign.relatives([Cost((work,))]).keys() == {"mm"}
+    assert Profile.from_json(foreign.to_json()).samples == foreign.samples
+
+
+def test_a_plan_says_which_kernel_was_never_measured(added: str,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    unfold = strategies()["unfold"]
+
+    def cost(site: Site) -> Cost:
+        priced = type(unfold).cost(unfold, site)
+        work = [replace(w, kernel=added) if w.kernel.startswith("bmm") else w for w in priced.work]
+        return replace(priced, work=tuple(work))
+
+    monkeypatch.setattr(unfold, "cost", cost, raising=False)
+    batch = torch.randn(4, 5, 6), torch.randn(4, 5, 3)
+    plan = fxperex.transform(nn.Linear(6, 3), batch, lambda y, z: (y - z).square().mean(),
+                             strategy="unfold", backend="eager").plan
+    assert plan.unmeasured == {added: "bmm"} == Plan.from_json(plan.to_json()).unmeasured
+    assert "'mine' was never measured" in str(plan) and "'bmm'" in str(plan)
 
 
 @pytest.mark.parametrize("name", ["quantum", "mps", "meta", ""])
@@ -145,14 +208,14 @@ def test_seconds_add_up_and_grow_with_the_work() -> None:
 
 def test_every_shape_of_every_kernel_is_measured_once() -> None:
     for name, kernel in KERNELS.items():
-        given = [
-            shape for found, _, dtype, shape in _todo() if found == name and dtype == torch.float32
-        ]
+        given = [shape for found, _, dtype, shape in measurements()
+                 if found == name and dtype == torch.float32]
         assert sorted(given) == sorted(set(kernel.shapes)) and len(kernel.shapes) == len(
             set(kernel.shapes))
 
 
-@pytest.mark.parametrize("how", ["None", "heap.keep_pages() or None", "heap.reserve(240 * 2**20)"])
+@pytest.mark.parametrize("how", ["None", "heap.keep_pages() or None",
+                                 "heap.hold_heap(240 * 2**20)"])
 def test_kept_pages_are_not_faulted_in_again(how: str) -> None:
     code = ("import resource, torch; from fxperex.devices import heap\n"
             f"kept = {how}\n"
@@ -175,22 +238,22 @@ def test_plans_do_not_pay_for_touching_pages_that_are_kept(monkeypatch: pytest.M
     patches = Work("im2col", (32, 64, 4096, 9), large)
     before = rates.touching(large), rates.of(Work("fresh", (int(large),), large)), rates.of(patches)
     assert before[0] == before[1] > 0
-    monkeypatch.setattr(heap, "_asked", [True])
+    monkeypatch.setattr(heap, "_outcomes", [True])
     assert rates.touching(large) == rates.of(Work("fresh", (int(large), ),
                                                   large)) == 0 < rates.of(patches) < before[2]
 
 
-def test_what_cannot_be_reserved_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heap_that_cannot_be_held_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(size: int) -> None:
         raise RuntimeError("not enough memory")
 
-    assert heap.reserve(0.0) is not None or platform.libc_ver()[0] != "glibc"
+    assert heap.hold_heap(0.0) is not None or platform.libc_ver()[0] != "glibc"
     monkeypatch.setattr(heap, "_bytes", full)
-    assert heap.reserve(2.0**30) is None
-    monkeypatch.setattr(heap, "_asked", [True])
-    assert heap.reserve(1.0) is None  # pages are kept anyway
+    assert heap.hold_heap(2.0**30) is None
+    monkeypatch.setattr(heap, "_outcomes", [True])
+    assert heap.hold_heap(1.0) is None  # pages are kept anyway
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
-    assert not keep_pages() and heap.reserve(1.0) is None
+    assert not keep_pages() and heap.hold_heap(1.0) is None

@@ -113,7 +113,12 @@ def check(name: str, strategy: str, backend: str = "eager") -> fxperex.PerExampl
     return private
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# Those that `families` has as well, or that are like another here, are for the nightly run.
+ORDINARY = {"resnet18", "alexnet", "swin_t", "toy"}
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=() if name in ORDINARY else pytest.mark.nightly) for name in FAMILIES])
 def test_auto(name: str) -> None:
     check(name, "auto")
 
@@ -128,7 +133,7 @@ def test_every_strategy(name: str, strategy: str) -> None:
         assert all(c.strategy == strategy for c in convs)
 
 
-@pytest.mark.parametrize("name", ["toy", "resnet18"])
+@pytest.mark.parametrize("name", ["toy", pytest.param("resnet18", marks=pytest.mark.nightly)])
 def test_inductor(name: str) -> None:
     private = check(name, "auto", "inductor")
     assert private.backend == "inductor"

@@ -15,18 +15,18 @@ from support import curved
 from torch import nn
 
 import fxperex
-from fxperex.cost_model.nodes import thresholds
 from fxperex.devices import profile
 from fxperex.errors import ConfigError
 from fxperex.memory.liveness import Instruction, Listing, listing, peak, raised
-from fxperex.plan.byte_sizes import budget_text
+from fxperex.plan.byte_sizes import budget_text, size
 from fxperex.planner import Plan, parse_memory
 from fxperex.planner.alternatives import alternatives
 from fxperex.planner.fast_peak import Timeline
 from fxperex.planner.memory import plan_peak
 from fxperex.planner.search import fit, smallest
-from fxperex.registry import Dims
+from fxperex.registry import strategies
 from fxperex.rewrite.frame import Frame, trace_frame, trace_frames
+from fxperex.sites import Dims
 from fxperex.testing import clipped, error, loop
 from fxperex.transform import Outline, outline
 
@@ -58,8 +58,8 @@ def test_liveness_by_hand() -> None:
     steps = (Instruction("a", {"a": 4.0}), Instruction("b", {"b": 2.0}, ("a",), transient=5.0),
              Instruction("c", {"c": 1.0}, ("b",)), Instruction("d", {"d": 1.0}, ("c", "a")))
     found = peak(Listing(steps, 10.0, frozenset({"d"})))
-    assert (found.bytes, found.at) == (10.0 + 4 + 2 + 5, "b")
-    assert found.live == (
+    assert (found.bytes, found.instruction) == (10.0 + 4 + 2 + 5, "b")
+    assert found.buffers == (
         ("b", 5.0), ("a", 4.0), ("b", 2.0))  # b needs 5 beside its 2 while it is made
 
 
@@ -216,9 +216,30 @@ def test_sizes_read_and_write() -> None:
             budget_text(count)) <= 1.1 * count + 103  # type: ignore[operator]
 
 
-def test_thresholds_are_three_and_kept_apart() -> None:
-    found = thresholds(Dims(8, 1, 1, 768, 768))
-    assert (int(found.space), int(found.norm_flops), int(found.total_flops)) == (543, 384, 19)
+def test_bytes_are_written_by_one_function() -> None:
+    assert [size(count) for count in (0, 1023, 1536, 2**21, 3.25 * 2**30, 2**45)] == [
+        "0 B", "1023 B", "1.5 KiB", "2.0 MiB", "3.2 GiB", "32768.0 GiB"]
+    assert size(0.05 * 2**20, digits=2, gap="", smallest="MiB") == "0.05MiB"
+
+
+def _flops(strategy: str, kernel: str, positions: int) -> float:
+    """Returns the flops of `kernel` in the cost of `strategy`, for a linear layer of 768 x 768."""
+    site = next(s for s in drafted().analysis.sites if s.kind == "linear")
+    dims = Dims(8, 1, positions, 768, 768)
+    cost = strategies()[strategy].cost(replace(site, shape=(768, 768), dims=dims))
+    return sum(w.calls * w.amount for w in cost.work if w.kernel == kernel)
+
+
+def test_the_thresholds_of_norm_and_of_both_passes_are_kept_apart() -> None:
+    """A Gram norm takes fewer flops than storing for T < 384, fewer than the sum of what is stored
+    for T < 20 (`T (p + D) < p D` and `T^2 (p + D) < p D`).
+    """
+    def fewer(positions: int) -> tuple[bool, bool]:
+        gram = _flops("ghost", "gram", positions)
+        return gram < _flops("unfold", "bmm", positions), gram < 2.0 * 8 * 768 * 768
+
+    assert [fewer(t) for t in (19, 20, 383, 385)] == [
+        (True, True), (True, False), (True, False), (False, False)]
 
 
 def test_a_plan_goes_through_json_and_back_into_transform() -> None:

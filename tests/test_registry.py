@@ -12,11 +12,15 @@ from support import against_the_loop, curved
 
 from fxperex import kernels
 from fxperex.errors import ConfigError
-from fxperex.registry import kinds, layer_kind, strategies, strategy
+from fxperex.registry import NAIVE, kinds, layer_kind, strategy, ways
 from fxperex.transform import outline
 
-KINDS, STRATEGIES = kinds(), strategies()
+KINDS, STRATEGIES = kinds(), ways()
 CASES = [(k, i) for k, kind in KINDS.items() for i in range(len(kind.samples()))]
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+# Every sample in float64, which shows a wrong formula; in float32 the first ones of a kind, and the
+# others nightly.
+FIRST = 4
 TRITON = {"fused", "fused_stored", "affine"}
 
 
@@ -28,10 +32,12 @@ def _sample(kind: str, index: int,
     return model, tuple(x.to(dtype) if x.is_floating_point() else x for x in batch)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize(("kind", "index"), CASES)
-def test_against_the_loop(kind: str, index: int, dtype: torch.dtype) -> None:
-    model, batch = _sample(kind, index, dtype)
+@pytest.mark.parametrize(("kind", "index", "dtype"), [
+    pytest.param(kind, index, dtype,
+                 marks=pytest.mark.nightly if dtype == "float32" and index >= FIRST else ())
+    for kind, index in CASES for dtype in DTYPES])
+def test_against_the_loop(kind: str, index: int, dtype: str) -> None:
+    model, batch = _sample(kind, index, DTYPES[dtype])
     choices = [c for step in against_the_loop(model, batch, STRATEGIES) for c in step.plan.choices]
     assert any(c.site.kind == kind for c in choices), f"the sample reaches no site of kind {kind}"
     legal: dict[str, set[str]] = {}
@@ -44,7 +50,7 @@ def test_against_the_loop(kind: str, index: int, dtype: torch.dtype) -> None:
 
 def test_every_strategy_is_legal_at_a_sample() -> None:
     """And so has run there: the test above holds what ran to what is legal."""
-    wanted = set(STRATEGIES) - {"naive"}  # a way to run the whole step
+    wanted = set(STRATEGIES) - {NAIVE}  # a way to run the whole step
     if kernels.unavailable(torch.device("cpu")):
         wanted -= TRITON  # tests/kernels runs them under Triton's interpreter
     for kind in KINDS:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import fxperex
 from fxperex.analysis.origins import Origins
 from fxperex.errors import CoverageError
-from fxperex.registry import strategies
+from fxperex.registry import ways
 from fxperex.testing import Bare, Call, error, loop
 
-STRATEGIES = strategies()
+STRATEGIES = ways()
 Case = tuple[nn.Module, tuple[Tensor, ...]]
 
 

@@ -25,9 +25,9 @@ from fxperex.analysis.rules.table import READS, Rule
 from fxperex.analysis.state import SUMMED, Context, Mixes, Reduced, State, settled
 from fxperex.capture.program import Capture, module_path
 from fxperex.capture.source_lines import source_line
-from fxperex.errors import BatchMixingError, MutationError
+from fxperex.errors import BatchMixingError, ConfigError, MutationError
 from fxperex.graph.aten import packet_name
-from fxperex.registry import BatchAxis
+from fxperex.sites import BatchAxis
 
 Axes = dict[str, Any]
 
@@ -110,11 +110,21 @@ def _apply(context: Context) -> State:
         _check_inputs(context, name)
         rule = _rule(node, name)
         context.reads = READS.get(name, READS["pointwise"])
-        state = rule(context)
+        state = _asked(rule, context)
         _check_output(context, name, state)
         return settled(state) if context.site else state
     except Mixes as refusal:
         raise _refusal(context, str(refusal)) from None
+
+
+def _asked(rule: Rule, context: Context) -> State:
+    try:
+        return rule(context)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        code = getattr(rule, "__code__", None)
+        place = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
+        raise ConfigError(f"the batch rule of {packet_name(context.node.target)}{place} failed at "
+                          f"{_Where(context.node)}: {type(error).__name__}: {error}") from error
 
 
 def _rule(node: fx.Node, name: str) -> Rule:
@@ -123,7 +133,7 @@ def _rule(node: fx.Node, name: str) -> Rule:
     if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
         return RULES["pointwise"]
     raise Mixes("this library has no batch rule for it, and assumes nothing. Register one with "
-                "fxperex.analysis.rules.rule, or write the line with other operations")
+                "fxperex.extend.batch_rule, or write the line with other operations")
 
 
 def _check_inputs(context: Context, name: str) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Hashable
 from dataclasses import replace
 
 from fxperex.analysis.origins import Origin
-from fxperex.registry import Site
+from fxperex.registry import kinds
+from fxperex.sites import Site
 
 MATRIX = {"PD", "DP"}  # layouts of a matrix with rows and columns for factors: either way round
 
@@ -36,7 +37,7 @@ def _family(site: Site, origin: Origin, layout: Hashable) -> Hashable:
 
 def _joined(uses: list[tuple[Site, Origin]]) -> tuple[Site, Origin]:
     # A use with dense factors leads: strategies see its kind and its way round.
-    uses = sorted(uses, key=lambda use: use[0].kind == "embedding")
+    uses = sorted(uses, key=lambda use: kinds()[use[0].kind].sparse)
     lead, origin = uses[0]
     parts = tuple(replace(s, turned=o.turned != origin.turned) for s, o in uses)
     places = list(dict.fromkeys(p.where for p in parts))

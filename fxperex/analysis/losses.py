@@ -21,7 +21,7 @@ from fxperex.capture.program import Capture, Program
 from fxperex.capture.source_lines import source_line
 from fxperex.errors import CaptureError, CoverageError, SemanticsWarning, ShapeError
 from fxperex.graph.aten import packet
-from fxperex.registry import BatchAxis
+from fxperex.sites import BatchAxis
 
 aten = torch.ops.aten
 

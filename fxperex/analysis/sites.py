@@ -6,7 +6,7 @@ Every trainable parameter ends in sites, is frozen, or is unused; anything else 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,11 +18,13 @@ from fxperex.analysis.dropped import refuse_dropped
 from fxperex.analysis.joining import join
 from fxperex.analysis.origins import Origin, Origins
 from fxperex.analysis.state import Reduced
+from fxperex.analysis.vmap_trial import refusal
 from fxperex.capture.program import Capture, module_path
 from fxperex.capture.source_lines import source_line
 from fxperex.errors import CoverageError
 from fxperex.graph.aten import packet_name
-from fxperex.registry import BatchAxis, Site, kinds
+from fxperex.registry import kinds
+from fxperex.sites import BatchAxis, Site
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def _analysis(capture: Capture, axes: dict[str, Any], trainable: set[str]) -> An
     origins = Origins()
     candidates: list[tuple[Site, Origin, Hashable]] = []
     reaching = _reaches_loss(capture)
+    twins = dict(zip(capture.main.nodes, capture.twin.nodes, strict=True))
     for node in capture.main.nodes:
         if node.op == "placeholder":
             kind, name = capture.inputs[node.name]
@@ -75,7 +78,7 @@ def _analysis(capture: Capture, axes: dict[str, Any], trainable: set[str]) -> An
             if axes[node.name] is None:
                 origins.follow(node)
             else:
-                candidates += _sites_of(capture, node, axes, origins)
+                candidates += _sites_of(capture, node, axes, origins, twins)
     named = _finish(join(candidates))
     used = {p for s in named for p in s.params}
     return Analysis(axes, tuple(named), _groups(named), frozenset(n.name for n in origins.of),
@@ -93,8 +96,8 @@ def _reaches_loss(capture: Capture) -> set[fx.Node]:
     return visited
 
 
-def _sites_of(capture: Capture, node: fx.Node, axes: dict[str, Any],
-              origins: Origins) -> list[tuple[Site, Origin, Hashable]]:
+def _sites_of(capture: Capture, node: fx.Node, axes: dict[str, Any], origins: Origins,
+              twins: Mapping[fx.Node, fx.Node]) -> list[tuple[Site, Origin, Hashable]]:
     flat, _ = pytree.tree_flatten((node.args, node.kwargs))
     outs = [v for v in pytree.tree_leaves(node.meta["val"]) if isinstance(v, torch.Tensor)]
     axis = next(
@@ -112,7 +115,7 @@ def _sites_of(capture: Capture, node: fx.Node, axes: dict[str, Any],
                                 "in one piece")
         # Closed formulas are for real numbers; the rest asks autograd.
         name, kind = next((k, kind) for k, kind in kinds().items()
-                          if (kind.claims(node, place) if real else k == "generic"))
+                          if (real or kind.complex_numbers) and kind.claims(node, place))
         params, rows = tuple(sorted(origin.params)), capture.main.rows
         op = packet_name(node.target)
         site = Site("+".join(params), node.name, arg.name, place, name, op, params,
@@ -120,7 +123,8 @@ def _sites_of(capture: Capture, node: fx.Node, axes: dict[str, Any],
                     origin.isometric and real, True,
                     f"{module_path(node) or 'model'}, {source_line(node)}", weight.device,
                     outputs=sum(v.numel() for v in outs if v.is_floating_point() or v.is_complex()))
-        sites.append((site, origin, kind.layout(node, place) if hasattr(kind, "layout") else None))
+        site = replace(site, no_vmap=refusal(site, node, twins[node], axes))
+        sites.append((site, origin, kind.layout(node, place)))
     return sites
 
 

@@ -40,7 +40,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from fxperex.registry import BatchAxis
+from fxperex.sites import BatchAxis
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from fxperex.capture.attention_masks import unseen
 from fxperex.capture.causes import no_ragged
 from fxperex.capture.cuda_autocast import Elsewhere
 from fxperex.capture.embedding_bags import take_bags_apart
+from fxperex.capture.functionalise import functionalise
 from fxperex.capture.quiet import quiet
 from fxperex.capture.recurrent import DECOMPOSITIONS
 from fxperex.capture.refusals import no_writes
@@ -42,8 +43,9 @@ def export(whole: nn.Module, batch: tuple[Tensor, ...], elsewhere: Elsewhere | N
         _detach_no_grad(exported.graph_module)
         no_ragged(exported.graph_module)
         take_bags_apart(exported.graph_module)
-        exported = exported.run_decompositions(DECOMPOSITIONS
-                                               | {torch.ops.aten.copy.default: _written})
+        if not functionalise(exported.graph_module, DECOMPOSITIONS):
+            exported = exported.run_decompositions(DECOMPOSITIONS
+                                                   | {torch.ops.aten.copy.default: _written})
         no_writes(exported)
         forget_strides(exported.graph_module)
         return exported if elsewhere is None else elsewhere.back(exported)

@@ -1,7 +1,6 @@
-"""The command line. One file of this package = one command: its HELP, `options(parser)` and
-`run(options)`.
+"""The command line. Each file here is a command: HELP, `options(parser)`, `run(options)`.
 
-A new command is a new file; files whose name starts with an underscore are no commands.
+A new command is a new file. Files whose names start with an underscore are no commands.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from fxperex.errors import FxperexError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 after a refusal, told on stderr."""
+    """Returns the exit status: 0, or 2 after a refusal, whose reason is on stderr."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
@@ -32,8 +31,8 @@ def commands() -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("fxperex", description="Differentially private training of "
-                                                            "torch models.")
+    parser = argparse.ArgumentParser(
+        "fxperex", description="Differentially private training of torch models.")
     table = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in commands():
         command = importlib.import_module(f"fxperex.cli.{name}")

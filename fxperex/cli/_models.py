@@ -1,6 +1,4 @@
-"""What several commands share: a model by name, stand-in batches, and the options that say
-which.
-"""
+"""What several commands share: a model by name, a stand-in batch, and the options for both."""
 
 from __future__ import annotations
 
@@ -24,14 +22,14 @@ LOSS = nn.functional.cross_entropy
 
 def model_options(parser: argparse.ArgumentParser) -> None:
     """Adds MODEL and the shape of its input."""
-    parser.add_argument("model", metavar="MODEL", help="torchvision:resnet50, or "
-                                                       "package.module:factory")
-    parser.add_argument("--input", default="3x32x32", help="shape of one example, default "
-                                                           "%(default)s")
-    parser.add_argument("--batch", type=int, default=16, help="examples of a batch, default "
-                                                              "%(default)s")
-    parser.add_argument("--classes", type=int, default=10, help="passed as num_classes where the "
-                                                                "factory takes it")
+    parser.add_argument("model", metavar="MODEL",
+                        help="torchvision:resnet50, or package.module:factory")
+    parser.add_argument("--input", default="3x32x32",
+                        help="shape of one example, default %(default)s")
+    parser.add_argument("--batch", type=int, default=16,
+                        help="examples of a batch, default %(default)s")
+    parser.add_argument("--classes", type=int, default=10,
+                        help="passed as num_classes if the factory takes it")
     parser.add_argument("--norm", choices=["group", "batch"], default="group",
                         help="torchvision models that take a norm_layer get GroupNorm; batch "
                              "keeps their own")
@@ -40,24 +38,24 @@ def model_options(parser: argparse.ArgumentParser) -> None:
 def plan_options(parser: argparse.ArgumentParser) -> None:
     """Adds MODEL and what a plan depends on."""
     model_options(parser)
-    parser.add_argument("--device", default="cpu", help="plan for this device, which need not be "
-                                                        "there; default %(default)s")
-    parser.add_argument("--strategy", default="auto", help="auto, or a strategy for every site "
-                                                           "where it is legal")
-    parser.add_argument("--memory", help='peak of the step that the plan must fit, as "16GiB"')
+    parser.add_argument("--device", default="cpu",
+                        help="plan for this device, which need not be present; default %(default)s")
+    parser.add_argument("--strategy", default="auto",
+                        help="auto, or a strategy for every site at which it is legal")
+    parser.add_argument("--memory", help='limit for the peak memory of the step, as "16GiB"')
     parser.add_argument("--physical-batch", help='rows of one compiled step, or "auto": the '
-                                                 'planner\'s choice within --memory')
+                                                 "planner chooses them, within --memory")
 
 
 def planned(options: argparse.Namespace) -> tuple[Outline, Frames, Profile]:
-    """Returns (outline, frames, profile) of the model on the meta device: no weights, no device.
-    Raises FxperexError.
+    """Returns (outline, frames, profile) of the model, which has no weights: it is on the meta
+    device. Raises FxperexError.
     """
     device = target(options.device)
     _positive(options)
     model, batch = make(options, "meta"), stand_in(options, "meta")
     outlined = outline(model, batch, LOSS, strategy=options.strategy, memory=options.memory,
-                   physical_batch=_rows(options.physical_batch), device=device)
+                       physical_batch=_rows(options.physical_batch), device=device)
     return outlined, trace_frames(outlined.capture, outlined.analysis), profile(device)
 
 
@@ -72,8 +70,8 @@ def stand_in(options: argparse.Namespace, device: str) -> tuple[Tensor, Tensor]:
     _positive(options)
     shape = _shape(options.input)
     make = torch.empty if device == "meta" else torch.randn
-    return make(options.batch, *shape, device=device), torch.zeros(options.batch, dtype=torch.long,
-                                                                   device=device)
+    targets = torch.zeros(options.batch, dtype=torch.long, device=device)
+    return make(options.batch, *shape, device=device), targets
 
 
 def _positive(options: argparse.Namespace) -> None:
@@ -82,8 +80,8 @@ def _positive(options: argparse.Namespace) -> None:
                           f"{options.classes}")
 
 
-def _rows(given: str | None) -> int | str | None:
-    return int(given) if given is not None and given.lstrip("-").isdigit() else given
+def _rows(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.lstrip("-").isdigit() else text
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -100,13 +98,12 @@ def _model(name: str, classes: int, group: bool) -> nn.Module:
     package, _, factory = name.partition(":")
     if not package or not factory:
         raise ConfigError(f"MODEL must be torchvision:NAME or package.module:factory; got {name!r}")
-    # The user's own modules lie where the user stands, as for `python -m`.
+    # The user's own modules are in the current folder, as for `python -m`.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    module = "torchvision.models" if package == "torchvision" else package
     try:
-        build = getattr(
-            importlib.import_module("torchvision.models" if package == "torchvision" else package),
-            factory)
+        build = getattr(importlib.import_module(module), factory)
     except Exception as e:  # whatever the user's module raises when it is imported
         raise ConfigError(f"cannot find {name!r}: {type(e).__name__}: {e}") from e
     try:
@@ -118,21 +115,22 @@ def _model(name: str, classes: int, group: bool) -> nn.Module:
     return model
 
 
-def _call(made: Any, classes: int, group: bool) -> Any:
-    if not callable(made) or isinstance(made, nn.Module):
-        return made
-    parameters = inspect.signature(made).parameters
+def _call(factory: Any, classes: int, group: bool) -> Any:
+    """Returns what the factory makes; an object that is no factory is returned as it is."""
+    if not callable(factory) or isinstance(factory, nn.Module):
+        return factory
+    parameters = inspect.signature(factory).parameters
     anything = any(p.kind == p.VAR_KEYWORD for p in parameters.values()) and group
-    options: dict[str, Any] = {"num_classes": classes
-                               } if "num_classes" in parameters or anything else {}
+    takes_classes = "num_classes" in parameters or anything
+    options: dict[str, Any] = {"num_classes": classes} if takes_classes else {}
     if not group:
-        return made(**options)
+        return factory(**options)
     try:
-        return made(**options, norm_layer=group_norm)
+        return factory(**options, norm_layer=group_norm)
     except TypeError:
-        return made(**options)
+        return factory(**options)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Returns the GroupNorm that stands for a BatchNorm of as many channels."""
+    """Returns the GroupNorm that replaces a BatchNorm of as many channels."""
     return nn.GroupNorm(next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0), channels)

@@ -1,4 +1,4 @@
-"""A progress bar: rich's where it is installed, else one line that is written over."""
+"""A progress bar: rich's if it is installed, else one line that is overwritten."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def progress(title: str) -> Iterator[Report]:
         from rich.console import Console
         from rich.progress import Progress
     except ImportError:
-        yield lambda done, total, what: print(f"\r{title} {done}/{total} "
-                                              f"{what:<20}", end="", file=sys.stderr)
+        yield lambda done, total, what: print(f"\r{title} {done}/{total} {what:<20}", end="",
+                                              file=sys.stderr)
         print(file=sys.stderr)
         return
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=None)
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=
-                                                   f"{title}: {what}")
+        yield lambda done, total, what: bar.update(task, completed=done, total=total,
+                                                   description=f"{title}: {what}")

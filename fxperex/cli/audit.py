@@ -1,5 +1,5 @@
-"""`fxperex audit`: attacks on the library's own guarantee, each lower bound of epsilon beside the
-claim.
+"""`fxperex audit`: attacks on the library's own guarantee; each lower bound of epsilon beside the
+claimed one.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 
 from fxperex.cli._progress import Report, progress
 from fxperex.errors import ConfigError, PrivacyError
+from fxperex.plan.table import aligned
 from fxperex.privacy.audit import ATTACKS, TIGHT, OneRun, Setting, Verdict, audit, one_run
 from fxperex.privacy.audit.one_run import dirac
-from fxperex.privacy.guarantee import versions
-from fxperex.report.explain import aligned
+from fxperex.privacy.versions import versions
 
 HELP = ("attack the guarantee itself: canaries in runs of the engine, epsilon's lower bound "
         "beside the claim")
@@ -28,24 +28,23 @@ ONE_RUN = "one run"
 
 def options(parser: argparse.ArgumentParser) -> None:
     default = Setting()
-    parser.add_argument("--runs", type=int, default=default.runs, help="runs with and as many "
-                                                                       "without, default "
-                                                                       "%(default)s")
-    parser.add_argument("--steps", type=int, default=default.steps, help="of one run, default "
-                                                                         "%(default)s")
+    parser.add_argument("--runs", type=int, default=default.runs,
+                        help="runs with and as many without, default %(default)s")
+    parser.add_argument("--steps", type=int, default=default.steps,
+                        help="of one run, default %(default)s")
     parser.add_argument("--noise", type=float, default=default.noise_multiplier,
                         help="noise multiplier, default %(default)s")
     parser.add_argument("--delta", type=float, default=default.delta, help="default %(default)s")
     parser.add_argument("--confidence", type=float, default=default.confidence,
                         help="of each bound, default %(default)s")
-    parser.add_argument("--canaries", type=int, default=1000, help="of the one-run audit, default "
-                                                                   "%(default)s")
-    parser.add_argument("--repeat", type=int, default=1, help=f"times that the attack {TIGHT!r} "
-                                                              "is made, default %(default)s")
+    parser.add_argument("--canaries", type=int, default=1000,
+                        help="of the one-run audit, default %(default)s")
+    parser.add_argument("--repeat", type=int, default=1,
+                        help=f"times that the attack {TIGHT!r} runs, default %(default)s")
     parser.add_argument("--only", nargs="+", metavar="ATTACK",
                         help=f"of {', '.join([*ATTACKS, ONE_RUN])}")
-    parser.add_argument("--seed", type=int, help="repeatable runs; without it the engine's keys "
-                                                 "are the system's, as shipped")
+    parser.add_argument("--seed", type=int, help="for repeatable runs; without it the system draws "
+                                                 "the engine's keys")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the verdicts there")
 
 
@@ -58,13 +57,13 @@ def run(options: argparse.Namespace) -> None:
         for i, name in enumerate(n for n in names if n != ONE_RUN):
             verdicts.append(_attack(name, setting, i, report))
         single_run = _one_run(options, report) if ONE_RUN in names else None
-    print("\n".join(
-        aligned(HEAD,
-                [_row(v) for v in verdicts] + ([_one_row(single_run)] if single_run else []))))
+    rows = [*map(_row, verdicts), *([_one_row(single_run)] if single_run else [])]
+    print("\n".join(aligned(HEAD, rows)))
     if options.json is not None:
         _write(options.json, setting, verdicts, single_run)
-    failed = [v.attack for v in verdicts if not v.holds
-              ] + ([ONE_RUN] if single_run and not single_run.holds else [])
+    failed = [v.attack for v in verdicts if not v.holds]
+    if single_run and not single_run.holds:
+        failed.append(ONE_RUN)
     if failed:
         raise PrivacyError(f"the claimed epsilon is refuted by: {', '.join(failed)}. At "
                            f"{options.confidence:g} confidence one bound in some hundred passes "
@@ -101,15 +100,15 @@ def _one_run(options: argparse.Namespace, report: Report) -> OneRun:
 
 def _row(v: Verdict) -> tuple[str, ...]:
     return (v.attack, str(v.runs), f"{v.claimed:.3f}", f"{v.lower:.3f}",
-            f"{v.method}, {v.confidence:.0%}", _told(v.holds))
+            f"{v.method}, {v.confidence:.0%}", _word(v.holds))
 
 
 def _one_row(v: OneRun) -> tuple[str, ...]:
     return (f"{ONE_RUN}, {v.canaries} canaries", "1", f"{v.claimed:.3f}", f"{v.lower:.3f}",
-            f"{v.correct} of {v.guessed} guesses, {v.confidence:.0%}", _told(v.holds))
+            f"{v.correct} of {v.guessed} guesses, {v.confidence:.0%}", _word(v.holds))
 
 
-def _told(holds: bool) -> str:
+def _word(holds: bool) -> str:
     return "holds" if holds else "REFUTED"
 
 
@@ -119,9 +118,8 @@ def _write(path: Path, setting: Setting, verdicts: list[Verdict], one: OneRun | 
         "settings": asdict(setting), "attacks": [asdict(v) | {"holds": v.holds} for v in verdicts]
     }
     if one is not None:
-        body["one run"] = {k: v
-                           for k, v in vars(one).items()
-                           if k not in ("present", "absent")} | {"holds": one.holds}
+        facts = {k: v for k, v in vars(one).items() if k not in ("present", "absent")}
+        body["one run"] = facts | {"holds": one.holds}
     try:
         path.write_text(json.dumps(body, indent=1) + "\n")
     except OSError as e:

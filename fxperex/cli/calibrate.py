@@ -1,4 +1,4 @@
-"""`fxperex calibrate`: measures this device, and keeps the profile for every later plan."""
+"""`fxperex calibrate`: measures this device, and stores the profile for all later plans."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from fxperex.devices.profile_files import present, save
 from fxperex.errors import ConfigError
 
 WIDTH = max(map(len, KERNELS))
-# median of the kernels' errors: 0.15 on a machine at rest, 3 beside another program of two threads
+# Median of the kernels' errors: 0.15 on a machine at rest, 3 beside another busy program.
 DISTURBED = 0.6
 HELP = "measure this device's rates, in under two minutes, for the plans made on it"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda, default %(default)s")
-    parser.add_argument("--seconds", type=float, default=BUDGET, help="time to spend at most, "
-                                                                      "default %(default)s")
-    parser.add_argument("--output", type=Path, help="write the profile there instead of the cache "
-                                                    "folder")
+    parser.add_argument("--seconds", type=float, default=BUDGET,
+                        help="time to spend, default %(default)s")
+    parser.add_argument("--output", type=Path,
+                        help="write the profile to this file instead of the cache folder")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -42,13 +42,13 @@ def run(options: argparse.Namespace) -> None:
         print(f"{kernel:<{WIDTH}} {len(measured.samples[kernel]['float32']):>6}  "
               f"{100 * error:>12.0f}%")
     if statistics.median(measured.errors.values()) > DISTURBED:
-        print("warning: the measurements contradict each other, as where other programs run; "
-              "measure again when they do not")
+        print("warning: measurements are inconsistent (typical error above "
+              f"{DISTURBED:.0%}): another program is probably using this machine. Stop it and run "
+              "calibrate again")
     if options.output is None:
         print(f"kept in {save(measured)}")
         return
     try:
         options.output.write_text(measured.to_json())
-    except OSError as error_:
-        raise ConfigError(f"the profile cannot be written to {options.output}: "
-                          f"{error_}") from error_
+    except OSError as e:
+        raise ConfigError(f"the profile cannot be written to {options.output}: {e}") from e

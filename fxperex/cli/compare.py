@@ -14,9 +14,9 @@ from fxperex.devices.calibrate import Timer
 from fxperex.devices.profile_files import present
 from fxperex.errors import ConfigError
 from fxperex.plan.byte_sizes import size
+from fxperex.plan.table import aligned
 from fxperex.planner.planner import with_frame
-from fxperex.registry import strategies
-from fxperex.report.explain import aligned
+from fxperex.registry import ways
 from fxperex.rewrite.frame import trace_frames
 from fxperex.transform import transform
 
@@ -35,11 +35,11 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     device = target(options.device)
     present(device)
-    names = ["auto", *strategies()] if options.only is None else options.only
-    unknown = [n for n in names if n != "auto" and n not in strategies()]
+    names = ["auto", *ways()] if options.only is None else options.only
+    unknown = [n for n in names if n != "auto" and n not in ways()]
     if unknown:
         raise ConfigError(f"unknown strategy {unknown[0]!r}; valid: auto, "
-                          f"{', '.join(strategies())}")
+                          f"{', '.join(ways())}")
     model, batch = make(options, options.device), stand_in(options, options.device)
     rows = []
     with progress("comparing") as report:

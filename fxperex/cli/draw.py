@@ -13,12 +13,12 @@ HELP = "draw the captured graph and the step graph that the plan makes of it"
 
 def options(parser: argparse.ArgumentParser) -> None:
     plan_options(parser)
-    parser.add_argument("--output", default="plan.svg", help="a file that ends in .svg, .png or "
-                                                             ".html; default %(default)s")
+    parser.add_argument("--output", default="plan.svg",
+                        help="a file that ends in .svg, .png or .html; default %(default)s")
 
 
 def run(options: argparse.Namespace) -> None:
     outlined, frames, rates = planned(options)
     plan = with_frame(outlined.plan, frames.at(outlined.plan.frame_rows), rates)
-    print(draw(options.output, outlined.capture.main.graph.graph, plan, f"{options.model}, "
-                                                                        f"{options.input}"))
+    title = f"{options.model}, {options.input}"
+    print(draw(options.output, outlined.capture.main.graph.graph, plan, title))

@@ -15,8 +15,8 @@ HELP = ("print the plan of a model: sites, strategies, predicted time and memory
 
 def options(parser: argparse.ArgumentParser) -> None:
     plan_options(parser)
-    parser.add_argument("--json", action="store_true", help="print the plan as JSON, which "
-                                                            "transform(strategy=Plan) takes")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON, for "
+                                                            "Plan.from_json and transform")
     parser.add_argument("--draw", metavar="FILE", help="also draw it: .svg, .png or .html")
 
 
@@ -25,5 +25,5 @@ def run(options: argparse.Namespace) -> None:
     plan, rivals = explained(outlined.plan, frames, rates)
     print(plan.to_json() if options.json else full(plan, rivals))
     if options.draw:
-        draw(options.draw, outlined.capture.main.graph.graph, plan, f"{options.model}, "
-                                                                    f"{options.input}")
+        title = f"{options.model}, {options.input}"
+        draw(options.draw, outlined.capture.main.graph.graph, plan, title)

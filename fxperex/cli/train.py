@@ -1,4 +1,4 @@
-"""`fxperex train`: a small network trained privately, beside the same without."""
+"""`fxperex train`: a small network trained privately, and the same one without privacy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 from fxperex.compiler import BACKENDS
 from fxperex.demo import train
 
-HELP = "train a small network privately, beside the same without"
+HELP = "train a small network privately, and the same one without privacy"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -17,8 +17,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     for name in ("epsilon", "delta", "epochs", "clip", "lr"):
         parser.add_argument(f"--{name}", type=float, default=getattr(default, name),
                             help="default %(default)s")
-    parser.add_argument("--batch", type=int, default=default.batch, help="expected batch, default "
-                                                                         "%(default)s")
+    parser.add_argument("--batch", type=int, default=default.batch,
+                        help="expected batch, default %(default)s")
     parser.add_argument("--seeds", type=int, default=1, help="number of runs, averaged")
     parser.add_argument("--seed", type=int, default=default.seed, help="of the first run")
     parser.add_argument("--strategy", default=default.strategy)

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 
 from fxperex.compiler.noise import DRAWS, MORE, shaken, unit
 from fxperex.compiler.out_of_memory import ended
+from fxperex.graph.provenance import Made, made_for
 
 Step = Callable[..., Sequence[Any]]
 SLIGHT = 32.0  # units of rounding that no output needs an excuse for
@@ -183,7 +184,7 @@ class Check:
         name = self.names[i] if i < len(self.names) else f"output {i}"
         mark = _mark(node)
         return (
-            f"{name} (node {node.name}{f', site {mark[0]}: {mark[1]} {mark[2]}' if mark else ''})")
+            f"{name} (node {node.name}{f', site {mark}' if mark else ''})")
 
 
 def first_difference(check: Check, step: Step, tries: Iterable[tuple[str, list[Tensor]]]) -> str:
@@ -205,11 +206,11 @@ def first_difference(check: Check, step: Step, tries: Iterable[tuple[str, list[T
                            "be compared")
 
 
-def _mark(node: fx.Node) -> Any:
+def _mark(node: fx.Node) -> Made | None:
     todo, visited = deque([node]), {node}
     while todo:
         current = todo.popleft()
-        if mark := current.meta.get("fxperex"):
+        if mark := made_for(current):
             return mark
         todo.extend(n for n in current.all_input_nodes if n not in visited)
         visited.update(current.all_input_nodes)

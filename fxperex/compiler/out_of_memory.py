@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fxperex.errors import MemoryLimitError
+from fxperex.plan.byte_sizes import size
 from fxperex.plan.plan import Plan
 
 Args = ParamSpec("Args")
@@ -77,7 +78,8 @@ def _budget(expected: float, device: torch.device | None) -> float:
 
 
 def _size(count: float) -> str:
-    return f"{count / 2**30:.2f}GiB" if count >= 2**30 else f"{max(count / 2**20, 0.01):.2f}MiB"
+    """Returns `count` bytes as `memory=` takes them, at least 0.01MiB."""
+    return size(max(count, 0.01 * 2**20), digits=2, gap="", smallest="MiB")
 
 
 def ended(error: BaseException) -> bool:

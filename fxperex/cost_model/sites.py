@@ -8,11 +8,14 @@ import math
 from dataclasses import replace
 
 from fxperex.config import accumulator
+from fxperex.contract import Flat
+from fxperex.costs import Work
 from fxperex.kernels.device import SMALL
 from fxperex.layers import conv
-from fxperex.layers.windows import MANY
+from fxperex.layers.windows import MANY, Windowed
 from fxperex.memory.workspace import BLOCK, FRESH, by_patches, convolution, copies, partial
-from fxperex.registry import Dims, Site, Work, kinds
+from fxperex.registry import kinds
+from fxperex.sites import Dims, Site
 
 PIECE = 2**24  # bytes of patches that `unfold` forms at a time where it does not form all at once
 
@@ -23,7 +26,7 @@ def name_of(site: Site) -> str:
 
 def convolves(site: Site) -> bool:
     """True for a convolution, transposed or not: its weight gradient is a convolution too."""
-    return isinstance(kinds()[site.kind], conv.Conv)
+    return isinstance(kinds()[site.kind], Windowed)
 
 
 def taps(site: Site) -> int:
@@ -51,7 +54,7 @@ def inputs_bytes(site: Site) -> float:
     d = site.dims
     if d is None:
         return outputs_bytes(site)
-    if site.kind == "embedding":
+    if kinds()[site.kind].sparse:
         return 8.0 * d.B * d.T
     return float(d.B * d.G * (d.pixels or d.T) * (d.D // d.taps) * site.dtype.itemsize)
 
@@ -67,7 +70,7 @@ def passes(site: Site) -> int:
     """Times that a closed formula reads or writes a tensor of the output's size: sums read it,
     others form products.
     """
-    return 1 if site.kind == "bias" or site.op.endswith("group_norm") else 4
+    return kinds()[site.kind].output_passes(site)
 
 
 def patches_bytes(site: Site) -> float:
@@ -139,11 +142,8 @@ def each_by_convolution(site: Site, d: Dims, way: str) -> Work:
 
 
 def by_convolution(site: Site) -> bool:
-    """True where the ordinary weight gradient is a convolution's own, not a product over
-    patches.
-    """
-    d = site.dims
-    return convolves(site) and d is not None and (d.T > conv.SMALL or d.G > 1)
+    """Returns True if the ordinary weight gradient is a convolution's own, no product."""
+    return kinds()[site.kind].by_convolution(site)
 
 
 def sum_scratch(site: Site) -> float:
@@ -176,7 +176,7 @@ def joining_bytes(site: Site) -> float:
 def weight_gradient(site: Site, d: Dims) -> tuple[Work, ...]:
     """The ordinary, summed weight gradient, as the layer kinds form it."""
     if not by_convolution(site):
-        if site.kind == "embedding":
+        if kinds()[site.kind].sparse:
             return (scatter(site, d),)
         if _patches_spread(site, d):
             d = whole(d, site)
@@ -226,7 +226,7 @@ def scaling_bytes(site: Site) -> float:
 
 def _clears(site: Site) -> bool:
     """False where the sum is a `kernels.product` that looks for invalid rows itself."""
-    product = hasattr(kinds()[site.kind], "flat") or (convolves(site) and not by_convolution(site))
+    product = isinstance(kinds()[site.kind], Flat) or (convolves(site) and not by_convolution(site))
     return not product or site.device.type != "cpu" or inputs_bytes(site) < SMALL
 
 

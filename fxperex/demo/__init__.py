@@ -1,1 +1,1 @@
-"""The demonstration behind `fxperex train`, and the data sets that it can use."""
+"""What `fxperex train` runs: a small network trained privately, and the data sets for it."""

@@ -1,6 +1,4 @@
-"""Data sets that need no network: scikit-learn's bundled digits, and MNIST or CIFAR-10 already on
-disk.
-"""
+"""Data sets without a download: scikit-learn's digits, and MNIST or CIFAR-10 already on disk."""
 
 from __future__ import annotations
 
@@ -12,8 +10,7 @@ from torch import Tensor
 
 from fxperex.errors import ConfigError
 
-# Mean and spread known without looking at the examples: pixels in [0, 1], so that nothing private
-# is spent on them.
+# Mean and spread of pixels in [0, 1], assumed and not measured: so they reveal no example.
 CENTRE, SCALE = 0.5, 0.5
 HELD_OUT = 360
 
@@ -22,9 +19,7 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Data:
-    """`train` and `test`: (images `[N, *shape]` float32 in [0, 1], labels `[N]` int64); number of
-    `classes`.
-    """
+    """`train` and `test`: (images `[N, *shape]` float32 in [0, 1], labels `[N]` int64)."""
 
     train: Pair
     test: Pair
@@ -33,9 +28,7 @@ class Data:
 
 
 def load(name: str) -> Data:
-    """Returns the data set "digits", "mnist:PATH" or "cifar10:PATH". Raises ConfigError; downloads
-    nothing.
-    """
+    """Returns the data set "digits", "mnist:PATH" or "cifar10:PATH". Raises ConfigError."""
     if not isinstance(name, str):
         raise ConfigError(f"the name of a data set must be a string; got {name!r}")
     kind, _, path = name.partition(":")
@@ -49,7 +42,7 @@ def load(name: str) -> Data:
 
 
 def standardise(images: Tensor) -> Tensor:
-    """Returns `images` of [0, 1] moved to [-1, 1], by constants."""
+    """Returns `images` scaled from [0, 1] to [-1, 1], by constants."""
     return (images - CENTRE) / SCALE
 
 

@@ -1,6 +1,4 @@
-"""The demonstration: a small network trained privately, beside the same one trained without
-privacy.
-"""
+"""The demonstration: a small network trained privately, and the same network without privacy."""
 
 from __future__ import annotations
 
@@ -15,13 +13,13 @@ from torch import Tensor, nn
 
 from fxperex.demo.data import Data, load, standardise
 from fxperex.errors import ConfigError
-from fxperex.privacy.checks import positive, whole
+from fxperex.privacy.checks import positive, whole_number
 from fxperex.privacy.engine import PrivacyEngine
 from fxperex.runtime.module import PerExampleModule
 from fxperex.transform import transform
 
-# Rows of a compiled step above the expected batch: four standard deviations of a Poisson batch of
-# 256 fit in.
+# Rows of a compiled step over the expected batch: room for a Poisson batch of 256 that is four
+# standard deviations too large.
 HEADROOM = 1.25
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
@@ -41,15 +39,13 @@ class Job:
     strategy: str = "auto"
     backend: str = "eager"
     physical_batch: int | None = None
-    noise_multiplier: float | None = None  # known from an earlier run of the same plan
-    folder: str | None = None  # of ledger and checkpoints; a run found there is gone on with
+    noise_multiplier: float | None = None  # from an earlier run with the same settings
+    folder: str | None = None  # of ledger and checkpoints; an existing run there is resumed
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Held-out accuracies in [0, 1], with and without privacy (None: not trained), and what was
-    spent.
-    """
+    """Held-out accuracy in [0, 1], that without privacy (None: not trained), and what was spent."""
 
     accuracy: float
     plain: float | None
@@ -73,14 +69,14 @@ def network(shape: tuple[int, ...], classes: int, width: int = 16) -> nn.Module:
 
 def prepare(job: Job, data: Data) -> tuple[PerExampleModule, PrivacyEngine]:
     """Returns the transformed model of `job` and the engine that trains it. Raises FxperexError."""
-    rows = job.physical_batch or math.ceil(whole(job.batch, "batch", 1) * HEADROOM)
+    rows = job.physical_batch or math.ceil(whole_number(job.batch, "batch", 1) * HEADROOM)
     x, y = standardise(data.train[0]), data.train[1]
-    private = transform(_model(job,
-                               data), (x[:2], y[:2]), nn.functional.cross_entropy, clip=job.clip,
-                        strategy=job.strategy, backend=job.backend, physical_batch=rows)
+    private = transform(_model(job, data), (x[:2], y[:2]), nn.functional.cross_entropy,
+                        clip=job.clip, strategy=job.strategy, backend=job.backend,
+                        physical_batch=rows)
     optimizer = torch.optim.Adam(private.parameters.values(), lr=positive(job.lr, "lr"))
-    noise = {"epsilon": job.epsilon
-             } if job.noise_multiplier is None else {"noise_multiplier": job.noise_multiplier}
+    noise = ({"epsilon": job.epsilon} if job.noise_multiplier is None
+             else {"noise_multiplier": job.noise_multiplier})
     return private, PrivacyEngine(private, optimizer, (x, y), expected_batch=job.batch,
                                   epochs=job.epochs, delta=job.delta, seed=job.seed,
                                   folder=job.folder, **noise)
@@ -88,8 +84,9 @@ def prepare(job: Job, data: Data) -> tuple[PerExampleModule, PrivacyEngine]:
 
 def run(job: Job, *, plain: bool = True, progress: Progress | None = None,
         tell: Callable[[PerExampleModule], object] | None = None) -> Outcome:
-    """Returns the Outcome of `job`; `tell` is given the transformed model first. Raises
-    FxperexError.
+    """Returns the Outcome of `job`. Raises FxperexError.
+
+    plain: train without privacy too. tell: called with the transformed model before training.
     """
     data, show = load(job.data), progress or (lambda items, total, what: items)
     private, engine = prepare(job, data)
@@ -110,13 +107,13 @@ def accuracy(model: nn.Module, pair: tuple[Tensor, Tensor]) -> float:
 
 
 def main(job: Job, seeds: int = 1) -> list[Outcome]:
-    """Returns the Outcome of each of `seeds` runs from `job.seed` on, and prints them. Raises
+    """Returns the Outcomes of runs with the seeds from `job.seed` on, and prints them. Raises
     FxperexError.
     """
-    whole(seeds, "seeds", 1)
+    whole_number(seeds, "seeds", 1)
     outcomes: list[Outcome] = []
     for i in range(seeds):
-        # The noise depends on the plan alone: found once, used for every seed.
+        # The noise does not depend on the seed: it is computed once.
         noise = outcomes[0].noise_multiplier if outcomes else job.noise_multiplier
         outcomes.append(run(replace(job, seed=job.seed + i, noise_multiplier=noise), progress=_bar,
                             tell=None if outcomes else PerExampleModule.explain))
@@ -145,8 +142,8 @@ def _model(job: Job, data: Data) -> nn.Module:
 
 
 def _plain(job: Job, data: Data, steps: int, show: Progress) -> float:
-    """The same initial weights, optimizer, number of steps and mean batch size; no clipping, no
-    noise.
+    """Returns the accuracy with the same initial weights, optimizer, steps and mean batch size, but
+    without clipping and noise.
     """
     model, (x, y) = _model(job, data), (standardise(data.train[0]), data.train[1])
     optimizer = torch.optim.Adam(model.parameters(), lr=job.lr)

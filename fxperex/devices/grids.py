@@ -1,8 +1,8 @@
-"""The shapes that a calibration measures, of what layers have; between them rates are interpolated
-(`surface.py`).
+"""The shapes that a calibration measures, chosen among those that layers have. Rates between them
+are interpolated (`interpolate.py`).
 
-Whole grids up to LIMIT, some larger ones, and some of many positions and few channels. What a call
-would allocate anew every time is left out by `Kernel`.
+There are complete grids up to LIMIT, some larger shapes, and some of many positions and few
+channels. `Kernel` leaves out shapes whose tensors would be new memory at every call.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import math
 from collections.abc import Callable, Iterable
 
 Shape = tuple[int, ...]
-LIMIT = 6e8  # flop, or bytes, of the largest call of a whole grid
-LARGE = 2.5e9  # flop of the largest call of a grid of large ones
-# positions up to which shapes of every kind are measured; beyond it some, of few channels
+LIMIT = 6e8  # flop, or bytes, of the largest call of a complete grid
+LARGE = 2.5e9  # flop of the largest call of a grid of large shapes
+# Positions up to which all kinds of shapes are measured; with more, only shapes of few channels.
 DEEP = 2304
 
 
@@ -23,13 +23,14 @@ def float32_bytes(s: Shape) -> float:
 
 
 def grid(*axes: Iterable[int], amount: Callable[[Shape], float] = math.prod,
-         most: float = LIMIT) -> tuple[Shape, ...]:
-    return tuple(s for s in itertools.product(*axes) if amount(s) <= most)
+         limit: float = LIMIT) -> tuple[Shape, ...]:
+    """Returns all shapes with these sizes whose amount is at most `limit`."""
+    return tuple(s for s in itertools.product(*axes) if amount(s) <= limit)
 
 
 def large(*axes: Iterable[int]) -> tuple[Shape, ...]:
-    """The shapes of a grid that are too large for a whole one."""
-    return tuple(s for s in grid(*axes, amount=flop, most=LARGE) if flop(s) > LIMIT)
+    """Returns the shapes of a grid between LIMIT and LARGE flop."""
+    return tuple(s for s in grid(*axes, amount=flop, limit=LARGE) if flop(s) > LIMIT)
 
 
 def flop(s: Shape) -> float:

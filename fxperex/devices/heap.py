@@ -1,10 +1,10 @@
-"""Freed memory that stays with the process, so that a step on a CPU finds the memory of the one
+"""Freed memory that stays with the process, so that each step on a CPU reuses the memory of the one
 before.
 
-glibc hands freed memory back to the system: tensors above 32 MiB at once, the rest where it lies at
-the end of the heap. A step that keeps per-example gradients until its end takes so much in one
-piece that it has to fault every page in anew, step by step, at a tenth of the memory's speed. An
-allocator such as jemalloc or tcmalloc, preloaded, does not.
+glibc returns freed memory to the system: tensors above 32 MiB at once, the rest if it lies at the
+end of the heap. A step that holds per-example gradients until its end uses much memory in one
+piece. If glibc returns it, every step faults each of its pages in again, at a tenth of the memory's
+speed. A preloaded allocator such as jemalloc or tcmalloc does not return it.
 """
 
 from __future__ import annotations
@@ -18,56 +18,53 @@ from torch import Tensor
 
 from fxperex.memory.workspace import FRESH
 
-TRIM_THRESHOLD, MMAP_MAX = -1, -4  # `mallopt(3)`
-PIECE = 2**22  # bytes; reserved in pieces that glibc takes from the heap
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # options of `mallopt(3)`
+PIECE = 2**22  # bytes of one allocation: small enough that glibc takes it from the heap
 TRIES = 64
-# heap that so many bytes in use at once spread over; what is not reached is never touched
+# Tensors in use leave gaps: they spread over so many times their bytes of heap.
 GAPS = 1.5
-_asked: list[bool] = []  # what came of each call
+_outcomes: list[bool] = []  # of each call of `keep_pages`
 
 
 def keep_pages() -> bool:
-    """Makes the C library keep freed memory for the rest of the process; returns False where it is
-    not glibc.
+    """Makes the C library keep freed memory; returns False if it is not glibc.
 
-    For the whole process, and for good: what it has once taken it holds until it ends. The same as
-    starting it with `MALLOC_TRIM_THRESHOLD_=-1 MALLOC_MMAP_MAX_=0`. Plans made from then on do not
-    pay for large tensors that are touched anew. Never called by the library itself.
+    The process never returns memory to the system again, as if it had been started with
+    `MALLOC_TRIM_THRESHOLD_=-1 MALLOC_MMAP_MAX_=0`. Plans made after it do not count the first touch
+    of large tensors. The library itself never calls this.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    _asked.append(bool(mallopt(TRIM_THRESHOLD, -1) and mallopt(MMAP_MAX, 0)))
-    return _asked[-1]
+    _outcomes.append(bool(mallopt(TRIM_THRESHOLD, -1) and mallopt(MMAP_MAX, 0)))
+    return _outcomes[-1]
 
 
-def kept() -> bool:
-    """True behind a `keep_pages` that took effect."""
-    return any(_asked)
+def pages_stay() -> bool:
+    """True after a call of `keep_pages` that took effect."""
+    return any(_outcomes)
 
 
-def reserve(size: float) -> Tensor | None:
-    """Returns a lid: while it lives, heap for so many bytes in use at once stays when it is free;
-    None where it does not.
+def hold_heap(size: float) -> Tensor | None:
+    """Returns a small tensor that lies after `size` bytes of heap. While it is alive, glibc cannot
+    return that heap to the system. None if this is not glibc or memory is short.
 
-    glibc hands back what is free at the end of its heap; what lies in front of the lid is not
-    there. Nothing is written, so no page is taken before a step uses it, and any other code may use
-    the same memory between steps. No option of the C library is set. For the thread that calls:
-    others have heaps of their own.
+    Nothing is written, so no page is used before a step needs it, and other code may use the same
+    memory between steps. No option of the C library is set. It holds for the calling thread alone:
+    other threads have heaps of their own.
     """
-    if kept() or platform.libc_ver()[0] != "glibc":
+    if pages_stay() or platform.libc_ver()[0] != "glibc":
         return None
     try:
-        _bytes(
-            FRESH - 1
-        )  # freed at once: as behind any tensor so large, glibc takes smaller ones from the heap
+        # Once a tensor of this size was freed, glibc takes all smaller ones from the heap.
+        _bytes(FRESH - 1)
         pieces = [_bytes(PIECE) for _ in range(math.ceil(GAPS * size / PIECE))]
-        end, lids = max((p.data_ptr() for p in pieces), default=0), []
+        end, ceilings = max((p.data_ptr() for p in pieces), default=0), []
         for _ in range(TRIES):
-            lids.append(_bytes(PIECE))  # the first ones may lie in older gaps
-            if lids[-1].data_ptr() > end:
-                return lids[-1]
-    except RuntimeError:  # so much is not to be had at once; a step may still do with less
+            ceilings.append(_bytes(PIECE))  # the first of them may lie in older gaps
+            if ceilings[-1].data_ptr() > end:
+                return ceilings[-1]
+    except RuntimeError:  # so much cannot be had at once; a step may still run with less
         pass
     return None
 

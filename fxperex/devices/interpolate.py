@@ -1,10 +1,11 @@
-"""A kernel's rate between the shapes it was measured at: Gaussian process regression (kriging) in
-logs.
+"""A kernel's rate between the shapes that were measured: Gaussian process regression in logs.
 
 log(rate) is a linear trend in the logs of the sizes plus a smooth field around it (covariance of
-Matern's class, 3/2): close to what was measured at the samples, and by the trend far from them.
-Outside the measured range of a size it is held constant. Rasmussen and Williams, Gaussian Processes
-for Machine Learning (2006): 2.7 (trend), 4.17 (Matern), 5.12 (leaving out).
+Matern's class, 3/2). Near a sample it is close to the measured rate, far from all it follows the
+trend. Outside the measured range of a size it is constant.
+
+Rasmussen and Williams, Gaussian Processes for Machine Learning (2006): 2.7 (trend), 4.17 (Matern),
+5.12 (leaving out).
 """
 
 from __future__ import annotations
@@ -30,15 +31,18 @@ class Surface:
     rates: tuple[float, ...]
 
     def rate(self, shape: Sequence[float]) -> float:
-        """Returns the predicted amount per second at `shape`. What was asked once is remembered:
-        layers repeat.
-        """
+        """Returns the predicted amount per second at `shape`, remembered: layers repeat."""
         key = tuple(shape)
         if key not in self._known:
             low, high = self._range
             covariance = self._covariance(_logs([shape]).clamp(low, high))
             self._known[key] = math.exp(self._mean + float(covariance @ self._weights))
         return self._known[key]
+
+    @property
+    def typical(self) -> float:
+        """The geometric mean of the rates."""
+        return math.exp(self._mean)
 
     def leave_one_out(self) -> float:
         """Returns the median relative error of predicting each sample from the others; 0 for fewer
@@ -86,12 +90,12 @@ class Surface:
         return self._precision @ (_logs([self.rates])[0] - self._mean)
 
     def _covariance(self, points: Tensor) -> Tensor:
-        """Of log(rate) at `points [M, K]` with that at the samples, `[M, N]`: field, slopes,
-        level.
+        """Returns the covariance of log(rate) at `points [M, K]` and at the samples, `[M, N]`: the
+        sum of field, slopes and level.
         """
         slopes = (points - self._center) @ self._directions
-        far = (points[:, None] - self._points[None]).square().sum(2).sqrt() * (math.sqrt(3.0) /
-                                                                               LENGTH)
+        distance = (points[:, None] - self._points[None]).square().sum(2).sqrt()
+        far = math.sqrt(3.0) / LENGTH * distance
         return (1.0 + far) * torch.exp(-far) + SLOPES * slopes + 1.0
 
 

@@ -1,57 +1,33 @@
-"""The kernel classes of the roofline: for each its sizes, the shapes to measure (`grids.py`), and
-how to call it.
+"""The kernel classes of the roofline: the sizes of each, the shapes to measure, and how to call it.
 
-A kernel's amount is in flop for products and convolutions, in bytes for what moves memory, and 1
-for a launch.
+To price a new kernel, add a row to KERNELS. Until a device is calibrated again, its rate is that of
+its nearest relative (`relative`), with an error of 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from fxperex.devices.grids import (
-    BLOCKED,
-    BMM,
-    BMM_COLUMNS,
-    BMM_PATCHES,
-    CONVS,
-    DEPTHWISE,
-    EACH,
-    GRAM,
-    MM,
-    PARTIAL,
-    SCATTERED,
-    SEEN,
-    STORED,
-    UNFOLD,
-    Shape,
-    float32_bytes,
-    flop,
-    gram_flop,
-)
-from fxperex.kernels.embedding import added
-from fxperex.kernels.linear import linear_sq_norm
-from fxperex.layers.windows import Geometry, unfold
+from fxperex.devices import grids, kernel_calls
+from fxperex.devices.grids import Shape, float32_bytes, flop, gram_flop
+from fxperex.devices.kernel_calls import Make
 from fxperex.memory.workspace import FRESH, blocked
-from fxperex.numerics.norms import sq_norm
-
-Make = Callable[[Shape, torch.dtype, torch.device], Callable[[], object]]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """`axes` name the sizes of a shape; `amount(shape)` is the work of one call; `dtypes` are
-    measured beside float32.
+    """A class of kernels that are priced alike.
 
-    `made(shape)`: elements of the tensors that a call allocates. Where one is so large that it is
-    untouched memory every time (`workspace.FRESH`), touching it can cost more than the kernel: such
-    shapes are not measured, it is added (`Profile.of`).
+    axes: the names of a shape's sizes. shapes: what a calibration measures.
+    amount: `amount(shape)` is the work of one call, in `unit`. make: see `kernel_calls`.
+    dtypes: measured in addition to float32.
+    allocates: `allocates(shape)` are the elements of each tensor that a call allocates. One of
+    FRESH bytes is untouched memory every time, and touching it can cost more than the kernel. So
+    such shapes are not measured, and the touch is added to the prediction (`Profile.of`).
     """
 
     axes: tuple[str, ...]
@@ -59,204 +35,97 @@ class Kernel:
     amount: Callable[[Shape], float]
     make: Make
     dtypes: tuple[torch.dtype, ...] = ()
-    made: Callable[[Shape], tuple[float, ...]] = lambda s: ()
+    allocates: Callable[[Shape], tuple[float, ...]] = lambda shape: ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "shapes",
-            tuple(s for s in self.shapes if 4 * max(self.made(s), default=0) < FRESH))
+        measurable = tuple(
+            s for s in self.shapes if 4 * max(self.allocates(s), default=0) < FRESH)
+        object.__setattr__(self, "shapes", measurable)
+
+    @property
+    def unit(self) -> str:
+        """Returns "flop" for products and convolutions, "call" for a launch, else "bytes"."""
+        if self.axes == ONE:
+            return "call"
+        return "flop" if self.amount in (flop, gram_flop) else "bytes"
 
 
-OTHERS = (torch.bfloat16, torch.float64)
+def relative(kernel: str, measured: Collection[str]) -> str:
+    """Returns the kernel of `measured` whose rate stands for `kernel`'s.
+
+    It has the same axes if possible, else as many sizes in the same unit, else the same unit.
+    """
+    own = KERNELS[kernel]
+    candidates = [name for name in KERNELS if name in measured and name != kernel]
+    same_unit = [name for name in candidates if KERNELS[name].unit == own.unit]
+    same_axes = [name for name in same_unit if KERNELS[name].axes == own.axes]
+    same_count = [name for name in same_unit if len(KERNELS[name].axes) == len(own.axes)]
+    return [*same_axes, *same_count, *same_unit, *candidates][0]
 
 
-def _mm(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    m, k, n = s
-    g, a = _ones(device, dtype, k, m), _ones(device, dtype, k, n)
-    return lambda: g.t() @ a
+def _product(*sizes: int) -> Callable[[Shape], tuple[float, ...]]:
+    """`allocates` of one tensor, whose dimensions are the shape's sizes at these places."""
+    return lambda shape: (float(math.prod(shape[i] for i in sizes)),)
 
 
-def _bmm(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    b, p, t, d = s
-    g, a = _ones(device, dtype, b, t, p), _ones(device, dtype, b, t, d)
-    return lambda: g.transpose(1, 2) @ a
+def _gram(shape: Shape) -> tuple[float, ...]:
+    return (2.0 * shape[0] * shape[1]**2,)
 
 
-def _bmm_patches(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    b, p, t, d = s
-    g, a = _ones(device, dtype, b, p, t), _ones(device, dtype, b, t, d)
-    return lambda: g @ a
-
-
-def _bmm_columns(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    b, p, t, d = s
-    g, a = _ones(device, dtype, b, p, t), _ones(device, dtype, b, d, t)
-    return lambda: g @ a.transpose(1, 2)
-
-
-def _stream(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    b, p, t, d = s
-    g, a = _ones(device, dtype, b, 1, t, p), _ones(device, dtype, b, 1, t, d)
-    return lambda: linear_sq_norm(a, g)
-
-
-def _gram(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    x = _ones(device, torch.float64, *s)
-    return lambda: x @ x.transpose(1, 2)
-
-
-def _image(n: int, c: int, t: int, k: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An image whose convolution with a k x k kernel, padded by k // 2, has about t positions."""
-    side = max(round(math.sqrt(t)), 1)
-    return _ones(device, dtype, n, c, side, side)
-
-
-def _back(mask: list[bool]) -> Make:
-    def make(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-        n, c, p, t, taps = s
-        k = round(math.sqrt(taps))
-        x, g = _image(n, c, t, k, dtype, device), _image(n, p, t, k, dtype, device)
-        w = _ones(device, dtype, p, c, k, k)
-        return lambda: torch.ops.aten.convolution_backward(g, x, w, None, [1, 1], [k // 2] * 2,
-                                                           [1, 1], False, [0, 0], 1, mask)
-
-    return make
-
-
-def _forward(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    n, c, p, t, taps = s
-    k = round(math.sqrt(taps))
-    x, w = _image(n, c, t, k, dtype, device), _ones(device, dtype, p, c, k, k)
-    return lambda: F.conv2d(x, w, padding=k // 2)
-
-
-def _depthwise(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    n, c, t, taps = s
-    k = round(math.sqrt(taps))
-    x, w = _image(n, c, t, k, dtype, device), _ones(device, dtype, c, 1, k, k)
-    return lambda: torch.ops.aten.convolution_backward(x, x, w, None, [1, 1], [k // 2] * 2, [1, 1],
-                                                       False, [0, 0], c, [False, True, False])
-
-
-def _crb(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    n, c, p, t, taps = s
-    k = round(math.sqrt(taps))
-    x = _image(n, c, t, k, dtype, device).transpose(0, 1)
-    filters = _image(n, p, t, k, dtype, device).flatten(0, 1).unsqueeze(1)
-    return lambda: F.conv2d(x, filters, padding=k // 2, groups=n)
-
-
-def _vmapped(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    n, c, p, t, taps = s
-    k = round(math.sqrt(taps))
-    x = _image(n, c, t, k, dtype, device).flatten(0, 1).unsqueeze(0)
-    g = _image(n, p, t, k, dtype, device).flatten(0, 1).unsqueeze(0)
-    w = _ones(device, dtype, n * p, c, k, k)
-    return lambda: torch.ops.aten.convolution_backward(g, x, w, None, [1, 1], [k // 2] * 2, [1, 1],
-                                                       False, [0, 0], n, [False, True, False])
-
-
-def _crb_depthwise(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    n, c, t, taps = s
-    k = round(math.sqrt(taps))
-    x = _image(1, n * c, t, k, dtype, device)
-    return lambda: F.conv2d(x, x.transpose(0, 1), padding=k // 2, groups=n * c)
-
-
-def _vmapped_depthwise(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    n, c, t, taps = s
-    return _vmapped((n * c, 1, 1, t, taps), dtype, device)
-
-
-def _im2col(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    n, c, t, taps = s
-    k = round(math.sqrt(taps))
-    x = _image(n, c, t, k, dtype, device)
-    pads = (k // 2,) * 2
-    shape = Geometry((k, k), (1, 1), (1, 1), pads, pads, 1, (0, 0), (k, k))
-    return lambda: unfold(x, shape)
-
-
-def _copy(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    x = _ones(device, dtype, s[0] // 4)
-    out = torch.empty_like(x)
-    return lambda: torch.add(x, 1, out=out)
-
-
-def _scatter(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    rows, width = s
-    g, places = _ones(device, dtype, rows, width), torch.arange(rows, device=device) * 7 % rows
-    return lambda: added(places, g, rows)
-
-
-def _norm(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    x = _ones(device, dtype, *s)
-    return lambda: sq_norm(x)
-
-
-def _mv(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    x, v = _ones(device, dtype, *s), _ones(device, dtype, s[0])
-    return lambda: x.t() @ v
-
-
-def _fresh(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    return lambda: torch.empty(s[0] // 4, device=device, dtype=dtype).fill_(1.0)
-
-
-def _launch(s: Shape, dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    x = _ones(device, dtype, 8)
-    return lambda: x + 1
-
-
-def _ones(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
-    return torch.ones(shape, device=device, dtype=dtype)
-
-
-def _of(*sizes: int) -> Callable[[Shape], tuple[float, ...]]:
-    """`made` of one tensor whose sizes are those of a shape at these places."""
-    return lambda s: (float(math.prod(s[i] for i in sizes)),)
-
-
-def _copied(s: Shape) -> tuple[float, ...]:
+def _copied(shape: Shape) -> tuple[float, ...]:
     """A convolution's images, in blocks of channels."""
-    n, c, p, t, _ = s
+    n, c, p, t, _ = shape
     return n * t * blocked(c), n * t * blocked(p)
 
 
-def _each(s: Shape) -> tuple[float, ...]:
-    n, c, p, _, taps = s
-    return (*_copied(s), float(n * c * p * taps))
+def _grouped(shape: Shape) -> tuple[float, ...]:
+    """The same, and the weight gradients of all images."""
+    n, c, p, _, taps = shape
+    return (*_copied(shape), float(n * c * p * taps))
 
 
-_CONV = ("n", "inputs", "outputs", "positions", "taps")
-_PRODUCT = ("b", "p", "t", "d")
-_IMAGES = ("n", "channels", "positions", "taps")
+BOTH = (torch.bfloat16, torch.float64)
+CONV = ("n", "inputs", "outputs", "positions", "taps")
+PRODUCT = ("b", "p", "t", "d")
+IMAGES = ("n", "channels", "positions", "taps")
+ROWS = ("rows", "size")
+ONE = ("one",)
+_FORWARD = kernel_calls.convolution_forward
+_TO_INPUT = kernel_calls.convolution_backward([True, False, False])
+_TO_WEIGHT = kernel_calls.convolution_backward([False, True, False])
+_POWERS = tuple((2**k,) for k in range(10, 28))
+_RESULT = _product(0, 1, 3)
 KERNELS: dict[str, Kernel] = {
-    "mm": Kernel(("m", "k", "n"), MM, flop, _mm, OTHERS, _of(0, 2)),
-    "bmm": Kernel(_PRODUCT, BMM, flop, _bmm, OTHERS, _of(0, 1, 3)),
-    "bmm_patches": Kernel(_PRODUCT, BMM_PATCHES, flop, _bmm_patches, OTHERS, _of(0, 1, 3)),
-    "bmm_columns": Kernel(_PRODUCT, BMM_COLUMNS, flop, _bmm_columns, OTHERS, _of(0, 1, 3)),
-    "stream": Kernel(_PRODUCT, BMM, flop, _stream),
-    "gram": Kernel(("b", "t", "d"), GRAM, gram_flop, _gram, made=lambda s:
-                   (2.0 * s[0] * s[1]**2, )),
-    "conv_forward": Kernel(_CONV, CONVS[::3], flop, _forward, OTHERS, _copied),
-    "conv_input": Kernel(_CONV, CONVS[1::3], flop, _back([True, False, False]), OTHERS, _copied),
-    "conv_weight": Kernel(_CONV, CONVS, flop, _back([False, True, False]), OTHERS, _copied),
-    "conv_depthwise": Kernel(_IMAGES, SEEN, flop, _depthwise),
-    "conv_grouped": Kernel(_CONV, EACH, flop, _crb, OTHERS, _each),
-    "conv_grouped_partial": Kernel(_CONV, PARTIAL, flop, _crb, made=_each),
-    "conv_vmap": Kernel(_CONV, BLOCKED[::2], flop, _vmapped, made=_each),
-    "conv_vmap_partial": Kernel(_CONV, PARTIAL, flop, _vmapped, made=_each),
-    "depthwise_grouped": Kernel(_IMAGES, SEEN, flop, _crb_depthwise),
-    "depthwise_vmap": Kernel(_IMAGES, DEPTHWISE, flop, _vmapped_depthwise),
-    "im2col": Kernel(_IMAGES, UNFOLD, float32_bytes, _im2col, made=_of(0, 1, 2, 3)),
-    "copy": Kernel(("bytes", ), tuple((2**k, ) for k in range(10, 28)), lambda s: 2.0 * s[0],
-                   _copy),
-    "scatter": Kernel(("rows", "width"), SCATTERED, float32_bytes, _scatter),
-    "norm": Kernel(("rows", "size"), STORED, float32_bytes, _norm),
-    "mv": Kernel(("rows", "size"), STORED, float32_bytes, _mv),
-    "fresh": Kernel(("bytes", ), ((2 * FRESH, ), (4 * FRESH, )), lambda s: float(s[0]), _fresh),
-    "launch": Kernel(("one", ), ((1, ), ), lambda s: 1.0, _launch),
+    "mm": Kernel(("m", "k", "n"), grids.MM, flop, kernel_calls.mm, BOTH, _product(0, 2)),
+    "bmm": Kernel(PRODUCT, grids.BMM, flop, kernel_calls.bmm, BOTH, _RESULT),
+    "bmm_patches": Kernel(PRODUCT, grids.BMM_PATCHES, flop, kernel_calls.bmm_patches, BOTH,
+                          _RESULT),
+    "bmm_columns": Kernel(PRODUCT, grids.BMM_COLUMNS, flop, kernel_calls.bmm_columns, BOTH,
+                          _RESULT),
+    "stream": Kernel(PRODUCT, grids.BMM, flop, kernel_calls.stream),
+    "gram": Kernel(("b", "t", "d"), grids.GRAM, gram_flop, kernel_calls.gram, allocates=_gram),
+    "conv_forward": Kernel(CONV, grids.CONVS[::3], flop, _FORWARD, BOTH, _copied),
+    "conv_input": Kernel(CONV, grids.CONVS[1::3], flop, _TO_INPUT, BOTH, _copied),
+    "conv_weight": Kernel(CONV, grids.CONVS, flop, _TO_WEIGHT, BOTH, _copied),
+    "conv_depthwise": Kernel(IMAGES, grids.SEEN, flop, kernel_calls.depthwise),
+    "conv_grouped": Kernel(CONV, grids.EACH, flop, kernel_calls.grouped, BOTH, _grouped),
+    "conv_grouped_partial": Kernel(CONV, grids.PARTIAL, flop, kernel_calls.grouped,
+                                   allocates=_grouped),
+    "conv_vmap": Kernel(CONV, grids.BLOCKED[::2], flop, kernel_calls.vmapped, allocates=_grouped),
+    "conv_vmap_partial": Kernel(CONV, grids.PARTIAL, flop, kernel_calls.vmapped,
+                                allocates=_grouped),
+    "depthwise_grouped": Kernel(IMAGES, grids.SEEN, flop, kernel_calls.grouped_depthwise),
+    "depthwise_vmap": Kernel(IMAGES, grids.DEPTHWISE, flop, kernel_calls.vmapped_depthwise),
+    "im2col": Kernel(IMAGES, grids.UNFOLD, float32_bytes, kernel_calls.patches,
+                     allocates=_product(0, 1, 2, 3)),
+    "copy": Kernel(("bytes",), _POWERS, lambda s: 2.0 * s[0], kernel_calls.pointwise),
+    "scatter": Kernel(("rows", "width"), grids.SCATTERED, float32_bytes, kernel_calls.scatter),
+    "norm": Kernel(ROWS, grids.STORED, float32_bytes, kernel_calls.squared_norms),
+    "mv": Kernel(ROWS, grids.STORED, float32_bytes, kernel_calls.matrix_vector),
+    "fresh": Kernel(("bytes",), ((2 * FRESH,), (4 * FRESH,)), lambda s: float(s[0]),
+                    kernel_calls.fresh_memory),
+    "launch": Kernel(ONE, ((1,),), lambda s: 1.0, kernel_calls.tiny),
 }
-PRODUCTS = frozenset(name for name, kernel in KERNELS.items()
-                     if kernel.amount in (flop, gram_flop))  # amounts in flop
+# Every Cost needs these three, so a profile without them is none.
+BASIC = ("copy", "fresh", "launch")
+PRODUCTS = frozenset(name for name, kernel in KERNELS.items() if kernel.unit == "flop")

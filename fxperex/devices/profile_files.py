@@ -1,4 +1,4 @@
-"""Where profiles lie: the user's cache folder first, then the ones shipped with the package."""
+"""Where profiles are stored: in the user's cache folder, or shipped with the package."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ SHIPPED = Path(__file__).parent.parent / "profiles"
 
 
 def profile(device: torch.device) -> Profile:
-    """Returns the profile of `device`: calibrated on this machine, else the shipped one of its
-    type. Never measures.
+    """Returns the profile of `device`: calibrated on this machine, else shipped. Never measures.
 
-    A broken or foreign file in the cache is passed over with a warning. Raises ConfigError for a
-    device without any.
+    A broken or foreign file in the cache is ignored with a warning. Raises ConfigError for a device
+    that has no profile.
     """
     path = cache_folder() / f"{device_name(device)}.json"
     try:
@@ -40,16 +39,15 @@ def profile(device: torch.device) -> Profile:
 
 
 def _shipped(device: torch.device) -> Profile:
-    """The shipped profile of the same machine and number of threads, else the last of the device's
-    type.
+    """Returns the shipped profile of the same machine and number of threads, else of the device's
+    type (the last by name).
     """
     paths = sorted(SHIPPED.glob(f"{device.type}-*.json"))
     if not paths:
         raise ConfigError(f"no profile is known for device type {device.type!r}; there are: "
                           f"{', '.join(shipped_types())}")
-    alike = [
-        p for p in paths if device_name(device).startswith(p.name.partition("-torch")[0] + "-")
-    ]
+    own = device_name(device)
+    alike = [p for p in paths if own.startswith(p.name.partition("-torch")[0] + "-")]
     return Profile.from_json((alike or paths)[-1].read_text())
 
 
@@ -59,7 +57,7 @@ def shipped_types() -> list[str]:
 
 def target(name: str) -> torch.device:
     """Returns the device that `name` means for planning; it need not be present. Raises ConfigError
-    for an unknown one.
+    unless there is a profile for its type.
     """
     try:
         device = torch.device(name)
@@ -73,19 +71,19 @@ def target(name: str) -> torch.device:
 
 
 def present(device: torch.device) -> None:
-    """Raises ConfigError where nothing can run on `device` here."""
+    """Raises ConfigError unless `device` can be used on this machine."""
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {str(device)!r} is not there: torch sees no CUDA device on "
                           "this machine")
 
 
-def save(found: Profile) -> Path:
-    """Returns the path in the cache folder that `found` was written to. Raises ConfigError where it
-    cannot be.
+def save(measured: Profile) -> Path:
+    """Returns the path in the cache folder that `measured` was written to. Raises ConfigError if it
+    cannot be written.
     """
-    path = cache_folder() / f"{found.device}.json"
+    path = cache_folder() / f"{measured.device}.json"
     try:
-        write_whole(path, found.to_json().encode())
+        write_whole(path, measured.to_json().encode())
     except OSError as error:
         raise ConfigError(f"the profile cannot be written to {path}: {error}. Set FXPEREX_CACHE "
                           "to another folder") from error
@@ -93,8 +91,8 @@ def save(found: Profile) -> Path:
 
 
 def device_name(device: torch.device) -> str:
-    """Returns the name of a device, threads and torch version under which its measurements are
-    kept.
+    """Returns the name under which a device's measurements are stored: it has the hardware, the
+    threads and the torch version.
     """
     if device.type == "cuda" and torch.cuda.is_available():
         kind = torch.cuda.get_device_name(device)

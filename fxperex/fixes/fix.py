@@ -1,11 +1,10 @@
-"""fix: a model that cannot be private -> a copy that can, and the list of what was changed. Never
-silent.
+"""fix: a model that cannot be private -> a copy that can, and the list of all changes.
 
 BatchNorm becomes GroupNorm: normalisation over an example's own channels (Wu and He, arXiv
-1803.08494). An affine part is taken over; running statistics are dropped, for they are data. The
-caller's model stays as it is, and so does all around a
-replaced layer: what a subclass does after normalising is kept as modules of its own, or the
-subclass is refused. In evaluation mode a BatchNorm applies fixed numbers, mixes nothing, and stays.
+1803.08494). It keeps the affine part and drops the running statistics, because they are data. The
+caller's model does not change. What a subclass of BatchNorm does after normalising becomes modules
+of its own, or the subclass is refused. In evaluation mode a BatchNorm applies fixed numbers, mixes
+nothing, and stays.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from torch.utils import _pytree as pytree
 from fxperex.errors import ConfigError, CoverageError
 from fxperex.fixes.replacements import after_the_norm, same_outputs
 
-# at most so many groups, of at least so many channels: a group of one pixel has no variance
-GROUPS, LEAST = 32, 4
+# Groups of a GroupNorm, and channels of a group: too few channels have hardly any variance.
+MOST_GROUPS, FEWEST_CHANNELS = 32, 4
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -43,21 +42,20 @@ class Change:
 
 
 def fix(model: nn.Module) -> tuple[nn.Module, list[Change]]:
-    """Returns (a copy of `model` in which no layer mixes examples, the Changes made; empty where
-    none was needed).
+    """Returns (a copy of `model` in which no layer mixes examples, its Changes; none if none was
+    needed).
 
-    Every replacement is tried first: but for its normalisation it computes what the layer computes,
-    in training and in evaluation. Raises ConfigError for anything but a module, CoverageError for a
-    layer whose sizes are not known yet, that does more than can be kept, or that cannot be copied.
-    What only the graph shows (`x - x.mean(0)` in a forward) is not seen here; `fxperex.transform`
-    refuses it.
+    Every replacement is tried first: except for the normalisation it computes what the layer does,
+    in training and in evaluation. Raises ConfigError for anything but a module. Raises
+    CoverageError for a layer that has no sizes yet, does more than can be kept, or cannot be
+    copied. Mixing that only the graph shows (`x - x.mean(0)` in a forward) stays;
+    `fxperex.transform` refuses it.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     for name, module in model.named_modules():
-        if any(
-                is_lazy(p)
-                for p in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
+        tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        if any(map(is_lazy, tensors)):
             raise CoverageError(f"{name or 'the model'} is lazy and has no sizes yet; run the "
                                 "model once first")
     changes: list[Change] = []
@@ -65,8 +63,8 @@ def fix(model: nn.Module) -> tuple[nn.Module, list[Change]]:
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """A deep copy; tensors that modules computed (old `weight_norm`, `prune`) are copied as they
-    are, and computed anew.
+    """Returns a deep copy. It also has the tensors that modules computed, as by `prune` or the old
+    `weight_norm`, until its own forward computes them again.
     """
     computed: dict[int, Tensor] = {}
     for module in model.modules():
@@ -82,10 +80,10 @@ def _copied(model: nn.Module) -> nn.Module:
                             "or results of an earlier forward") from error
 
 
-def _fixed(module: nn.Module, name: str, changes: list[Change], done: dict[nn.Module,
-                                                                           nn.Module]) -> nn.Module:
-    # A module used in several places stays one module. Modules are keys, not ids: a freed one's id
-    # is used again.
+def _fixed(module: nn.Module, name: str, changes: list[Change],
+           done: dict[nn.Module, nn.Module]) -> nn.Module:
+    # A module used in several places stays one module. Keys are modules and not their ids, because
+    # the id of a freed module is used again.
     if module in done:
         return done[module]
     rule = next((make for kind, make in RULES if isinstance(module, kind)), None)
@@ -98,12 +96,11 @@ def _fixed(module: nn.Module, name: str, changes: list[Change], done: dict[nn.Mo
 
 
 def groups(channels: int) -> int:
-    """Returns the largest divisor of `channels` up to 32 that leaves groups of at least four
-    channels, else 1.
+    """Returns the largest number of groups, up to 32, that divides `channels` into groups of at
+    least four; else 1.
     """
-    return max((d for d in range(1,
-                                 min(GROUPS, channels // LEAST) + 1) if channels % d == 0),
-               default=1)
+    limit = min(MOST_GROUPS, channels // FEWEST_CHANNELS)
+    return max((count for count in range(1, limit + 1) if channels % count == 0), default=1)
 
 
 def _group_norm(module: nn.Module, name: str, changes: list[Change]) -> nn.Module:
@@ -113,10 +110,10 @@ def _group_norm(module: nn.Module, name: str, changes: list[Change]) -> nn.Modul
     _plain(module, name)
     children = after_the_norm(module)
     if children is None:
-        raise _refused(module, name, "a BatchNorm over dimension 1, followed by the modules that "
-                                     "it holds")
+        raise _refused(module, name,
+                       "a BatchNorm over dimension 1, followed by the modules that it holds")
     norm = nn.GroupNorm(groups(module.num_features), module.num_features, module.eps, module.affine)
-    # the very parameters, so that what they are tied to and whether they train stays so
+    # The same parameters, not copies: so ties to other layers and requires_grad stay.
     if module.affine:
         norm.weight, norm.bias = module.weight, module.bias
     norm.train(module.training)
@@ -125,40 +122,40 @@ def _group_norm(module: nn.Module, name: str, changes: list[Change]) -> nn.Modul
         key = "norm" if "norm" not in children else "group_norm"
         after = nn.Sequential(OrderedDict({key: norm, **children}))
         after.training = module.training
-    changes.append(Change(name, _text(module), _text(after), "statistics over the batch mix "
-                                                             "examples"))
+    why = "statistics over the batch mix examples"
+    changes.append(Change(name, _text(module), _text(after), why))
     return after
 
 
 def _instance_norm(module: nn.Module, name: str, changes: list[Change]) -> nn.Module:
     assert isinstance(module, _InstanceNorm)
     if not module.track_running_stats or not module.training:
-        return module  # in evaluation mode fixed numbers
+        return module  # in evaluation mode it applies fixed numbers
     before, tracking = _text(module), copy.deepcopy(module)
     module.track_running_stats, module.running_mean, module.running_var = False, None, None
     module.num_batches_tracked = None
     if not same_outputs(tracking, module):
         raise _refused(module, name, "an InstanceNorm that can do without running statistics")
-    changes.append(Change(name, before, _text(module), "running statistics release data without "
-                                                       "noise"))
+    why = "running statistics release data without noise"
+    changes.append(Change(name, before, _text(module), why))
     return module
 
 
 def _embedding(module: nn.Module, name: str, changes: list[Change]) -> nn.Module:
     assert isinstance(module, nn.Embedding | nn.EmbeddingBag)
     before = _text(module)
-    reasons = [(module.scale_grad_by_freq, "scale_grad_by_freq counts ids over the "
-                                           "batch"), (module.sparse, "sparse gradients"),
+    options = [(module.scale_grad_by_freq, "scale_grad_by_freq counts ids over the batch"),
+               (module.sparse, "sparse gradients"),
                (module.max_norm is not None, "max_norm rewrites the rows looked up, without noise")]
     module.scale_grad_by_freq, module.sparse, module.max_norm = False, False, None
-    if any(wrong for wrong, _ in reasons):
-        changes.append(
-            Change(name, before, _text(module), "; ".join(why for wrong, why in reasons if wrong)))
+    reasons = [reason for is_set, reason in options if is_set]
+    if reasons:
+        changes.append(Change(name, before, _text(module), "; ".join(reasons)))
     return module
 
 
 def _plain(module: _BatchNorm, name: str) -> None:
-    """Raises CoverageError for what another module in its place would lose."""
+    """Raises CoverageError if the module has what a replacement would lose."""
     if any(len(getattr(module, hooks)) for hooks in HOOKS):
         raise CoverageError(f"{_place(module, name)} has hooks, which a GroupNorm in its place "
                             "would not run. Take them off (remove() of the handle, "
@@ -185,7 +182,8 @@ def _text(module: nn.Module) -> str:
     return str(module).replace("\n", " ")
 
 
-RULES: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...],
-                   Callable[[nn.Module, str, list[Change]], nn.Module]],
-             ...] = ((_InstanceNorm, _instance_norm), (_BatchNorm, _group_norm),
-                     ((nn.Embedding, nn.EmbeddingBag), _embedding))
+Kinds = type[nn.Module] | tuple[type[nn.Module], ...]
+Rule = Callable[[nn.Module, str, list[Change]], nn.Module]
+RULES: tuple[tuple[Kinds, Rule], ...] = (
+    (_InstanceNorm, _instance_norm), (_BatchNorm, _group_norm),
+    ((nn.Embedding, nn.EmbeddingBag), _embedding))

@@ -1,9 +1,9 @@
-"""Is a replaced layer the layer it replaces, but for its normalisation? Tried on numbers of every
-shape that it takes.
+"""Does a replacement compute what the layer computes, except for the normalisation? It is tried.
 
-A subclass of BatchNorm may do anything in its forward: activate, drop, transpose. Known parts of it
-are kept by `fix`; this file says which, by running the layer on random statistics beside a batch
-norm over dimension 1 followed by those parts.
+A subclass of BatchNorm may do anything in its forward: activate, drop, transpose. `fix` keeps the
+child modules that it applies after normalising. This file finds out whether that is all: it runs
+the layer, with random statistics, and a batch norm over dimension 1 followed by the children, on
+inputs of every shape that the layer takes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ PIXELS = (3, 5, 7, 11)
 
 
 def after_the_norm(module: _BatchNorm) -> dict[str, nn.Module] | None:
-    """Returns the children that `module` applies after normalising over dimension 1; None if it
-    does anything else.
+    """Returns the children that `module` applies after normalising over dimension 1; None if it is
+    anything else.
     """
     children = dict(module.named_children())
     return next((names for names in ({}, children) if _norm_then(module, list(names))), None)
@@ -35,25 +35,21 @@ def same_outputs(before: nn.Module, after: nn.Module) -> bool:
 
 
 def _norm_then(module: _BatchNorm, names: list[str]) -> bool:
-    """True if `module` is a batch norm followed by its children `names`, in evaluation and in
-    training mode.
-    """
+    """True if `module` is a batch norm followed by its children `names`, in both modes."""
     probe = _probe(module)
-    # A synchronised one would ask the other processes for their examples.
+    # In training mode a synchronised one would ask the other processes for their examples.
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
 
     def reference(x: Tensor) -> Tensor:
-        over = probe.training or probe.running_mean is None
-        x = F.batch_norm(x, None if over else probe.running_mean,
-                         None if over else probe.running_var, probe.weight, probe.bias, over, 0.0,
-                         probe.eps)
+        over_batch = probe.training or probe.running_mean is None
+        mean, variance = (None, None) if over_batch else (probe.running_mean, probe.running_var)
+        x = F.batch_norm(x, mean, variance, probe.weight, probe.bias, over_batch, 0.0, probe.eps)
         for name in names:
             x = probe.get_submodule(name)(x)
         return x
 
-    return all(
-        _equal(probe.train(mode), probe, reference)
-        for mode in ((False, True) if alone else (False, )))
+    modes = (False, True) if alone else (False,)
+    return all(_equal(probe.train(mode), probe, reference) for mode in modes)
 
 
 def _equal(module: nn.Module, before: Callable[[Tensor], Tensor],
@@ -79,9 +75,7 @@ def _equal(module: nn.Module, before: Callable[[Tensor], Tensor],
 
 
 def _inputs(channels: int) -> Iterator[Tensor]:
-    """Random inputs with 0 to 3 dimensions after the channels, none as long as the channels are
-    many.
-    """
+    """Yields random inputs with 0 to 3 dimensions after the channels, none of that same length."""
     sizes = [n for n in PIXELS if n != channels][:3]
     generator = torch.Generator().manual_seed(0)
     for count in range(4):
@@ -90,8 +84,8 @@ def _inputs(channels: int) -> Iterator[Tensor]:
 
 
 def _probe(module: nn.Module) -> nn.Module:
-    """A copy in float64 on the CPU, whose parameters and statistics are random numbers between a
-    half and 3/2.
+    """Returns a copy in float64 on the CPU; its parameters and statistics are random numbers from
+    1/2 to 3/2.
     """
     probe = copy.deepcopy(module).to_empty(device="cpu").double()
     generator = torch.Generator().manual_seed(1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
+from fxperex.graph.provenance import PART, Part, Role, made_for
+
 
 class StepGraph(fx.GraphModule):
     """A GraphModule; `print_readable()` groups nodes under `# site: strategy (role)` lines."""
@@ -32,16 +34,16 @@ def readable(graph: fx.Graph) -> str:
     group, summed = "", False
     behind: set[fx.Node] = set()  # nodes that a site's norm reaches
     for node in graph.nodes:
-        mark = node.meta.get("fxperex")
+        mark = made_for(node)
         if mark is not None or not behind.isdisjoint(node.all_input_nodes):
             behind.add(node)
-        summed = summed or (mark is not None and mark[2] == "weighted_sum")
+        summed = summed or (mark is not None and mark.role is Role.WEIGHTED_SUM)
         if not node.all_input_nodes:  # a constant belongs to what it stands in
             part = group or "forward and backward"
-        elif node.meta.get("part") == "recomputed":
+        elif node.meta.get(PART) is Part.RECOMPUTED:
             part = "recomputed forward"
         elif mark is not None:
-            part = f"{mark[0]}: {mark[1]} ({mark[2]})"
+            part = str(mark)
         else:
             part = "clip factors and totals" if summed or node in behind else "forward and backward"
         if part != group and node.op == "call_function":

@@ -1,10 +1,8 @@
-"""Hand-written kernels where ATen has no good form, each a `torch.library` op beside its ATen
-reference.
+"""Hand-written kernels for what ATen has no good form of. Each is a `torch.library` op.
 
 Every op has a fake kernel, so export, `make_fx`, Inductor and CUDA graphs see one named node. The
-op runs the Triton kernel where `unavailable(device)` is None, else its reference, which is also
-what the tests hold the kernel to. Triton is imported on the first launch, never by `import
-fxperex`.
+op runs its Triton kernel if `unavailable(device)` is None, else its ATen reference; the tests
+compare the two. Triton is imported on the first launch, never by `import fxperex`.
 
 | op | returns | kernel |
 |---|---|---|
@@ -41,9 +39,7 @@ __all__ = [
     "looks", "patches", "product", "products_of_patches", "unavailable", "weighted_sum"
 ]
 
-# Operations for which a compiler is better served by plain ones, where these say so (they return
-# None where not).
-PLAINLY = {
-    torch.ops.fxperex.weighted_sum.default: _weighted.plainly,
-    torch.ops.fxperex.product.default: _summing.plainly
-}
+# Ops that a compiler may do better with as plain operations: each function returns the result by
+# plain operations, or None if the op itself is better.
+PLAINLY = {torch.ops.fxperex.weighted_sum.default: _weighted.plainly,
+           torch.ops.fxperex.product.default: _summing.plainly}

@@ -1,5 +1,4 @@
-"""Scale and shift of a normalisation: `grad_b w = sum_n g_bn xhat_bn`, `grad_b b = sum_n g_bn`, in
-one pass.
+"""Scale and shift of a normalisation, in one pass: `sum_n g_bn xhat_bn` and `sum_n g_bn`.
 
 `x`, `g [B,C,N]`: `C` the affine dimension, `N` the positions; `mean`, `rstd` `[B,S]` the
 statistics, of which element (c, n) uses number `n` (`per = 0`, layer and RMS norm: one per
@@ -18,7 +17,7 @@ from fxperex.numerics.norms import sq_norm
 @torch.library.custom_op("fxperex::affine_gradients", mutates_args=(), tags=ANY_STRIDES)
 def affine_gradients(x: Tensor, g: Tensor, mean: Tensor, rstd: Tensor,
                      per: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns (scale's gradients `[B,C]`, shift's `[B,C]`, float32 or wider, both squared norms
+    """Returns (scale's gradients `[B,C]` and shift's `[B,C]`, float32 or wider; both squared norms
     `[B,2]`, float64).
     """
     if runs(x, g, mean, rstd):

@@ -1,9 +1,7 @@
-"""The ChaCha20 key stream (RFC 8439, section 2.3) on the device that needs it: every block is
-computed on its own.
+"""The ChaCha20 key stream (RFC 8439, section 2.3) on the device that needs it, block by block.
 
-Held to the RFC's vectors, and to another implementation, in the tests. On a CPU the library draws
-from the package `cryptography` (`fxperex.privacy.noise.streams`), which is faster there than this
-reference.
+The tests compare it with the RFC's vectors and with another implementation. On a CPU the library
+draws from the package `cryptography` (`fxperex.privacy.noise.streams`), which is faster there.
 """
 
 from __future__ import annotations
@@ -50,7 +48,7 @@ def reference(words: Tensor, count: int, counter: int) -> Tensor:
 
 
 def _quarter(x: list[Tensor], a: int, b: int, c: int, d: int) -> None:
-    for left, right, other, turn in ((a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)):
-        x[left] = (x[left] + x[right]) & MASK
-        mixed = x[other] ^ x[left]
-        x[other] = (mixed << turn | mixed >> 32 - turn) & MASK
+    for total, addend, mixed, turn in ((a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)):
+        x[total] = (x[total] + x[addend]) & MASK
+        bits = x[mixed] ^ x[total]
+        x[mixed] = (bits << turn | bits >> 32 - turn) & MASK

@@ -1,6 +1,4 @@
-"""The constants of ChaCha20 (RFC 8439, section 2.3), shared by the reference and the GPU's
-kernel.
-"""
+"""The constants of ChaCha20 (RFC 8439, section 2.3), for the reference and the GPU's kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where Triton kernels run, and in which precision they multiply."""
+"""The devices and operands that Triton kernels run on."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 OLDEST = (8, 0)  # compute capability: bfloat16, TF32 and asynchronous copies
-# bytes below which plain operations take no longer than an operation of this library takes to call
+# With fewer bytes, plain operations take no longer than the call of an op of this library.
 SMALL = 2**16
-ANY_STRIDES = (torch.Tag.flexible_layout,
-               )  # of operations whose kernels read any: Inductor need not copy for them
+# For ops whose kernels read any strides: Inductor need not copy their operands.
+ANY_STRIDES = (torch.Tag.flexible_layout,)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def interpreting() -> bool:
-    """Returns True where Triton's interpreter runs kernels on the CPU (`TRITON_INTERPRET=1`)."""
+    """Returns True if Triton's interpreter runs kernels on the CPU (`TRITON_INTERPRET=1`)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def unavailable(device: torch.device) -> str | None:
-    """Returns None where the Triton kernels run on `device`, else the reason why not.
+    """Returns None if the Triton kernels run on `device`, else the reason against it.
 
-    A CUDA device where torch finds none is one that a step is only planned for: it is taken to be
-    new enough.
+    If torch sees no CUDA device, the step is only being planned; the GPU is assumed to be new
+    enough.
     """
     if device.type == "cuda" and not torch.cuda.is_available():
         return None
@@ -49,17 +49,18 @@ def unavailable(device: torch.device) -> str | None:
 
 
 def runs(*tensors: Tensor) -> bool:
-    """Returns True where the kernels take these operands; elsewhere the ATen reference does."""
+    """Returns True if the kernels take these operands; else the ATen reference does."""
     floating = [t for t in tensors if t.is_floating_point()]
     small = all(_reach(t) < 2**31 for t in tensors)  # offsets inside one example are 32-bit
-    return small and len(tensors[0]) > 0 and all(
-        t.dtype in DTYPES for t in floating) and unavailable(tensors[0].device) is None
+    known_dtypes = all(t.dtype in DTYPES for t in floating)
+    return small and len(tensors[0]) > 0 and known_dtypes \
+        and unavailable(tensors[0].device) is None
 
 
-def on_its_device(
-        launch: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
-    """Decorator: `launch` runs with the GPU of its first operand as the current one, for Triton
-    launches on that.
+def on_its_device(launch: Callable[Concatenate[Tensor, P], R]) \
+        -> Callable[Concatenate[Tensor, P], R]:
+    """Decorator: while `launch` runs, the GPU of its first operand is the current one, on which
+    Triton launches.
     """
 
     @functools.wraps(launch)
@@ -71,8 +72,8 @@ def on_its_device(
 
 
 def splits(programs: int, positions: int, device: torch.device, least: int = 256) -> int:
-    """Returns into how many parts of at least `least` positions a product is cut, so that the GPU
-    is full.
+    """Returns the number of parts, of at least `least` positions, into which a product is cut to
+    fill the GPU.
     """
     return max(1, min(-(-2 * _processors(device) // programs), positions // least))
 
@@ -94,5 +95,5 @@ def _processors(device: torch.device) -> int:
 
 
 def _reach(x: Tensor) -> int:
-    """Largest offset of an element from the first of its example."""
+    """Returns the largest offset of an element inside its example."""
     return sum((n - 1) * s for n, s in zip(x.shape[1:], x.stride()[1:], strict=True) if n > 0)

@@ -1,8 +1,6 @@
-"""`|g_b^T a_b|^2 = sum_{t,s} <a_t, a_s> <g_t, g_s>` by tiles of the two Gram matrices, which never
-exist whole.
+"""`|g_b^T a_b|^2 = sum_{t,s} <a_t, a_s> <g_t, g_s>`, by tiles of the two Gram matrices.
 
-The sum cancels: it is formed in float64 (tensor cores have it on the GPUs meant for training), as
-the ATen form is.
+The sum cancels, so it is formed in float64, which tensor cores of the GPUs meant for training have.
 """
 
 from __future__ import annotations
@@ -12,13 +10,13 @@ from torch import Tensor
 
 from fxperex.kernels.device import ANY_STRIDES, runs
 
-TILE = 256  # positions a side that the reference multiplies at once
+TILE = 256  # positions on each side of a tile of the reference
 
 
 @torch.library.custom_op("fxperex::gram_sq_norm", mutates_args=(), tags=ANY_STRIDES)
 def gram_sq_norm(a: Tensor, g: Tensor) -> Tensor:
-    """Returns squared norms, float64 `[B]`, of `g_b^T a_b` for `a [B,G,T,D]`, `g [B,G,T,P]`; never
-    below 0.
+    """Returns the squared norms `[B]`, float64 and not below 0, of `g_b^T a_b` for `a [B,G,T,D]`
+    and `g [B,G,T,P]`.
     """
     if runs(a, g):
         from fxperex.kernels.gpu.gram import launch

@@ -1,8 +1,7 @@
-"""Per-example products `g_b^T a_b` of linear maps: squared norms streamed, or gradients stored with
-their norms.
+"""Per-example products `g_b^T a_b` of linear maps: only their squared norms, or stored with these.
 
-`a [B,G,T,D]`, `g [B,G,T,P]`. Small weights (LoRA, first layers) have few tiles: their positions are
-split over programs, whose parts are added before anything is squared.
+`a [B,G,T,D]`, `g [B,G,T,P]`. Small weights (LoRA, input layers) have few tiles, so their positions
+are split over programs; the parts are added before anything is squared.
 """
 
 from __future__ import annotations
@@ -13,16 +12,13 @@ from torch import Tensor
 from fxperex.kernels.device import ANY_STRIDES, runs
 from fxperex.numerics.norms import sq_norm
 
-# bytes of gradients formed at a time where there is no kernel: a cache holds them until their norm
-# is taken
+# Bytes of gradients formed at a time without a kernel: a cache holds them until they are squared.
 STREAMED = 2**24
 
 
 @torch.library.custom_op("fxperex::linear_sq_norm", mutates_args=(), tags=ANY_STRIDES)
 def linear_sq_norm(a: Tensor, g: Tensor) -> Tensor:
-    """Returns `|g_b^T a_b|^2`, float64 `[B]`, products in full float32; nothing of the size of a
-    gradient is kept.
-    """
+    """Returns `|g_b^T a_b|^2` `[B]`, float64, from full float32 products; stores no gradient."""
     if runs(a, g):
         from fxperex.kernels.gpu.linear import launch
 
@@ -37,8 +33,8 @@ def _(a: Tensor, g: Tensor) -> Tensor:
 
 @torch.library.custom_op("fxperex::linear_gradients", mutates_args=(), tags=ANY_STRIDES)
 def linear_gradients(a: Tensor, g: Tensor, precision: str) -> tuple[Tensor, Tensor]:
-    """Returns (`g_b^T a_b` `[B,G,P,D]` in the operands' dtype, squared norms `[B]` of what was
-    stored, float64).
+    """Returns (`g_b^T a_b` `[B,G,P,D]` in the operands' dtype, the squared norms `[B]` of these,
+    float64).
     """
     if runs(a, g):
         from fxperex.kernels.gpu.linear import launch
@@ -61,8 +57,8 @@ def _reference(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _streamed(a: Tensor, g: Tensor) -> Tensor:
-    """Squared norms `[B]` by a few examples at a time, or by a few outputs of one, in one small
-    buffer.
+    """Returns squared norms `[B]`, of a few examples at a time or a few outputs of one example, in
+    one small buffer.
     """
     rows, groups, _, inputs = a.shape
     outputs = g.shape[3]
@@ -72,10 +68,10 @@ def _streamed(a: Tensor, g: Tensor) -> Tensor:
     squares = a.new_zeros(rows, dtype=torch.float64)
     x, y = a.flatten(0, 1), g.flatten(0, 1).transpose(1, 2)
     for b in range(0, rows, count):
-        here = slice(b * groups, (b + count) * groups)
-        for part in y[here].split(wide, 1):
-            out = buffer[:part.shape[0] * part.shape[1] * inputs].view(
-                part.shape[0], part.shape[1], inputs)
-            squares[b:b + count] += sq_norm(
-                torch.bmm(part, x[here], out=out).view(-1, groups * part.shape[1] * inputs))
+        chunk = slice(b * groups, (b + count) * groups)
+        for part in y[chunk].split(wide, 1):
+            products, lines = part.shape[:2]
+            out = buffer[:products * lines * inputs].view(products, lines, inputs)
+            torch.bmm(part, x[chunk], out=out)
+            squares[b:b + count] += sq_norm(out.view(-1, groups * lines * inputs))
     return squares

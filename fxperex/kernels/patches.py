@@ -1,11 +1,10 @@
-"""The patches of a convolution's input: one strided copy of the padded image into fresh memory, or
-their products in pieces.
+"""The patches of a convolution's input: one strided copy of the padded image, or their products.
 
-In two layouts. `last`: `[N, T, |K| C]`, taps outermost, channels last: long runs of memory are
-copied even where the image is small (256 channels, 2 x 2 pixels, kernel 3, 16 examples on a CPU,
-two threads: 0.2 against 1.4 ms), and the products with them are faster. Else `[N, C |K|, T]`,
-channels outermost: for groups, whose channels stay together, and for few channels. Both are faster
-than `aten.im2col`. Ops of their own, because Inductor's own code for such a copy is slower.
+There are two layouts. `last`: `[N, T, |K| C]`, taps outermost, channels last. It copies long runs
+of memory even of small images (256 channels, 2 x 2 pixels, kernel 3, 16 examples on a CPU, two
+threads: 0.2 ms, not 1.4), and the products with it are faster. Else `[N, C |K|, T]`, channels
+outermost: for groups, whose channels stay together, and for few channels. Both are faster than
+`aten.im2col`. They are ops, because Inductor's own code for such a copy is slower.
 """
 
 from __future__ import annotations
@@ -21,9 +20,7 @@ from torch import Tensor
 @torch.library.custom_op("fxperex::patches", mutates_args=())
 def patches(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
             before: Sequence[int], after: Sequence[int], last: bool) -> Tensor:
-    """Returns `[N, T, |K| C]` (`last`) or `[N, C |K|, T]` of `x [N, C, *S]`; zero outside the
-    image.
-    """
+    """Returns `[N, T, |K| C]` (`last`) or `[N, C |K|, T]` of `x [N, C, *S]`, padded with zeros."""
     windows = _windows(x, kernel, stride, dilation, before, after, last)
     copied = x.new_empty(windows.shape).copy_(windows)
     width = x.shape[1] * math.prod(kernel)
@@ -43,8 +40,8 @@ def _windows(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: 
     for i, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
         windows = windows.unfold(space + i, d * (k - 1) + 1, s)[..., ::d]
     where, taps, channels = range(space, space + n), range(2 + n, 2 + 2 * n), 1 + n if last else 1
-    return windows.permute(0, *where, *taps, channels) if last else windows.permute(
-        0, channels, *taps, *where)
+    order = (0, *where, *taps, channels) if last else (0, channels, *taps, *where)
+    return windows.permute(order)
 
 
 @patches.register_fake
@@ -60,11 +57,11 @@ def _(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequenc
 def products_of_patches(x: Tensor, g: Tensor, kernel: Sequence[int], stride: Sequence[int],
                         dilation: Sequence[int], before: Sequence[int], after: Sequence[int],
                         groups: int, images: int, last: bool) -> Tensor:
-    """Returns `g_b^T a_b` `[N, G, P, D]` of the patches of `x [N, C, *S]` and `g [N, G P, T]`; of
-    one group if `last`.
+    """Returns `g_b^T a_b` `[N, G, P, D]` of the patches of `x [N, C, *S]` and `g [N, G P, T]`; with
+    `last`, of one group.
 
-    The patches of `images` images at a time lie in one buffer: together they would be memory that
-    is new in every step.
+    One buffer holds the patches of `images` images at a time. All patches together would be new
+    memory in every step.
     """
     windows = _windows(x, kernel, stride, dilation, before, after, last)
     rows, positions = len(x), g.shape[2]

@@ -1,9 +1,9 @@
-"""`g^T a` over the positions of all examples: the weighted sum of scaled output gradients, invalid
-examples' rows zero.
+"""`g^T a` over the positions of all examples: a weighted sum, in which invalid examples have zeros.
 
-Zero times a number that is not finite is NaN, for everyone. On a CPU the product looks whether any
-example is invalid, and where none is copies nothing; on a GPU looking would wait for it, so rows of
-invalid examples are always cleared (`layers.shapes.clean`) in front of an ordinary product.
+Zero times a number that is not finite is NaN, which would reach all. On a CPU the product checks
+whether any example is invalid; if none is, it copies nothing. On a GPU a check would wait for the
+device, so rows of invalid examples are always cleared (`layers.shapes.clean`) before an ordinary
+product.
 """
 
 from __future__ import annotations
@@ -17,23 +17,21 @@ FUSED = 2**20  # bytes of an input that Inductor clears in passing
 
 
 def looks(x: Tensor) -> bool:
-    """True for an input `x` that needs no clearing, because `product` looks for invalid examples
-    itself.
-    """
+    """True for an input `x` that need not be cleared, because `product` checks it itself."""
     return x.device.type == "cpu" and x.nbytes >= SMALL
 
 
 def product(g: Tensor, a: Tensor, valid: Tensor) -> Tensor:
-    """Returns `g^T a` `[..., P, D]` of `g [..., N, P]`, `a [..., N, D]`; an invalid example (`valid
-    [B]`) has zeros in `g`.
+    """Returns `g^T a` `[..., P, D]` of `g [..., N, P]` and `a [..., N, D]`. An invalid example has
+    zeros in `g`.
     """
     return checked_product(g, a, valid) if looks(a) or looks(g) else g.mT @ a
 
 
 @torch.library.custom_op("fxperex::product", mutates_args=())
 def checked_product(g: Tensor, a: Tensor, valid: Tensor) -> Tensor:
-    """Returns `g^T a`; where some example is invalid, numbers that are not finite count as zero."""
-    if not bool(valid.all()):  # a padded batch, as a rule: nothing is copied for that alone
+    """Returns `g^T a`; if an example is invalid, numbers that are not finite count as zero."""
+    if not bool(valid.all()):  # mostly a padded batch, for which alone nothing is copied
         g, a = (v if bool(v.isfinite().all()) else v.nan_to_num(0.0, 0.0, 0.0) for v in (g, a))
     return g.mT @ a
 
@@ -44,8 +42,8 @@ def _(g: Tensor, a: Tensor, valid: Tensor) -> Tensor:
 
 
 def plainly(g: Tensor, a: Tensor, valid: Tensor) -> Tensor | None:
-    """Returns the same by operations that a compiler can fuse, or None where a cleared copy would
-    cost more than that saves.
+    """Returns `checked_product` by operations that a compiler can fuse, or None if their cleared
+    copies would cost more than that saves.
     """
     if max(g.nbytes, a.nbytes) >= FUSED:
         return None

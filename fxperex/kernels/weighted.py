@@ -1,6 +1,4 @@
-"""`sum_b f_b grad_b` of stored per-example gradients: bound by memory, so each is read once, in its
-own dtype.
-"""
+"""`sum_b f_b grad_b` of stored gradients: bound by memory, so each is read once, in its dtype."""
 
 from __future__ import annotations
 
@@ -11,17 +9,14 @@ from fxperex.config import accumulator
 from fxperex.kernels.device import SMALL, runs
 from fxperex.numerics.norms import memory_order, permuted
 
-FUSED = 2**22  # bytes below which it is worth more to let Inductor fuse them
+FUSED = 2**22  # bytes of gradients up to which it is better to let Inductor fuse the operations
 
 
 def by_factors(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
-    """Returns `weighted_sum(grads, factors, valid)`, contiguous; of small gradients by plain
-    operations.
-    """
+    """Returns `weighted_sum(grads, factors, valid)`, contiguous; small ones by plain operations."""
     order = memory_order(grads)
-    laid = permuted(grads, order)
-    total = _product(laid, factors, valid) if grads.nbytes < SMALL else weighted_sum(
-        laid, factors, valid)
+    dense, form = permuted(grads, order), _product if grads.nbytes < SMALL else weighted_sum
+    total = form(dense, factors, valid)
     return permuted(total, [order.index(i) - 1 for i in range(1, len(order))]).contiguous()
 
 
@@ -34,17 +29,17 @@ def weighted_sum(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
         from fxperex.kernels.gpu.weighted import launch
 
         return launch(grads, factors, valid)
-    if grads.device.type != "cpu":  # asking which rows count would wait for it
+    if grads.device.type != "cpu":  # to ask which rows count would wait for the device
         return _product(grads, factors, valid)
     if bool(valid.all()):
         return _product(grads, factors, None)
-    return _product(grads, factors, valid) if grads.nbytes < FUSED else _row_by_row(
-        grads, factors, valid)
+    form = _product if grads.nbytes < FUSED else _row_by_row
+    return form(grads, factors, valid)
 
 
 def _row_by_row(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
-    """The sum over the rows that count, without a copy of them all: padding must not need more
-    memory than a full batch.
+    """Returns the sum over the rows that count, without a copy of all rows: a padded batch must not
+    need more memory than a full one.
     """
     total = torch.zeros(grads.shape[1:], dtype=accumulator(grads.dtype), device=grads.device)
     for row, factor, counts in zip(grads, factors.tolist(), valid.tolist(), strict=True):
@@ -56,8 +51,8 @@ def _row_by_row(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
 def _product(grads: Tensor, factors: Tensor, valid: Tensor | None) -> Tensor:
     flat, dtype = grads.reshape(len(grads), grads.shape[1:].numel()), accumulator(grads.dtype)
     if valid is not None:
-        flat = torch.where(valid[:, None], flat,
-                           torch.zeros((), dtype=flat.dtype, device=flat.device))
+        zero = torch.zeros((), dtype=flat.dtype, device=flat.device)
+        flat = torch.where(valid[:, None], flat, zero)
     return (flat.to(dtype).t() @ factors.to(dtype)).reshape(grads.shape[1:])
 
 
@@ -67,7 +62,7 @@ def _(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor:
 
 
 def plainly(grads: Tensor, factors: Tensor, valid: Tensor) -> Tensor | None:
-    """Returns the same by operations that a compiler can fuse, or None for gradients that are
-    better left to the kernel.
+    """Returns `weighted_sum` by operations that a compiler can fuse, or None if the kernel is
+    better.
     """
     return _product(grads, factors, valid) if grads.nbytes < FUSED else None

@@ -1,13 +1,5 @@
-"""One file = one layer kind. Importing this package registers the library's own."""
+"""One file = one layer kind. Importing this package imports them all, and so registers them."""
 
-from fxperex.layers import (  # noqa: F401
-    bias,
-    bilinear,
-    conv,
-    conv_transpose,
-    elementwise,
-    embedding,
-    generic,
-    linear,
-    norms,
-)
+from fxperex.registry import import_files
+
+import_files(__name__, __path__)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
+from fxperex.contract import ClosedForm, Sample
 from fxperex.layers.shapes import packet, unbroadcast
-from fxperex.registry import BatchAxis, Uses, layer_kind
+from fxperex.registry import layer_kind
+from fxperex.sites import Site, SiteValues
 
 # op -> (place of the bias, channel dimension of the output)
 PLACES = {
@@ -16,40 +20,38 @@ PLACES = {
 }
 
 
-@layer_kind("bias")
-class Bias:
-    ops = tuple(f"aten.{op}" for op in PLACES)
+@layer_kind("bias", order=10)
+class Bias(ClosedForm):
     reads_inputs = False
 
     def claims(self, node: fx.Node, arg: int) -> bool:
         place = PLACES.get(packet(node))
         if place is None or arg != place[0] or not isinstance(node.args[arg], fx.Node):
             return False
-        return node.args[arg].meta["val"].dim() == 1 and not dict(
-            node.kwargs)  # type: ignore[union-attr]
+        return node.args[arg].meta["val"].dim() == 1 and not node.kwargs
 
-    def dims(self, node: fx.Node, arg: int, rows: int, axis: BatchAxis) -> None:
-        return None
+    def per_example(self, values: SiteValues) -> Tensor:
+        site = values.site
+        grads = unbroadcast(values.grad, values.out_axis, _spread(values), site.rows)
+        return grads.reshape(site.rows, *site.shape)
 
-    def per_example(self, uses: Uses) -> Tensor:
-        site = uses.site
-        return unbroadcast(uses.grad, uses.out_axis, _spread(uses),
-                           site.rows).reshape(site.rows, *site.shape)
+    def example_output(self, values: SiteValues, arguments: list[Any], weight: Tensor) -> Tensor:
+        """Returns the part of one example's output that depends on the bias: it, broadcast."""
+        shape, dim = list(values.grad.shape), values.out_axis.dim
+        shape[dim] //= values.site.rows
+        return weight.reshape(_spread(values)).expand(shape)
 
-    def single(self, uses: Uses, weight: Tensor) -> Tensor:
-        """One example's output but for what the bias has no part in."""
-        shape, dim = list(uses.grad.shape), uses.out_axis.dim
-        shape[dim] //= uses.site.rows
-        return weight.reshape(_spread(uses)).expand(shape)
+    def output_passes(self, site: Site) -> int:
+        return 1
 
-    def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
+    def samples(self) -> list[Sample]:
         nn = torch.nn
         return [(nn.Linear(3, 4), (torch.randn(3, 2, 3), )),
                 (nn.Conv2d(2, 3, 2), (torch.randn(3, 2, 4, 4), )),
                 (nn.ConvTranspose1d(2, 3, 2), (torch.randn(3, 2, 4), ))]
 
 
-def _spread(uses: Uses) -> tuple[int, ...]:
-    """The bias' shape, broadcast against the output."""
-    behind = 0 if PLACES[packet(uses.node)][1] == -1 else uses.grad.dim() - 2
-    return (*uses.site.shape, *(1,) * behind)
+def _spread(values: SiteValues) -> tuple[int, ...]:
+    """Returns the bias' shape, broadcast against the output."""
+    trailing = 0 if PLACES[packet(values.node)][1] == -1 else values.grad.dim() - 2
+    return (*values.site.shape, *(1,) * trailing)

@@ -2,8 +2,7 @@
 inputs.
 
 `a [B,1,T,D]` are the outer products `x_t z_t^T` (D = I * J), `g [B,1,T,P]` the output gradients.
-Norms by Gram matrices need
-none of them: `<a_t, a_s> = <x_t, x_s> <z_t, z_s>`.
+Norms by Gram matrices need none of them: `<a_t, a_s> = <x_t, x_s> <z_t, z_s>`.
 """
 
 from __future__ import annotations
@@ -13,15 +12,15 @@ import math
 import torch
 from torch import Tensor, fx
 
-from fxperex.layers.joined import inner
+from fxperex.contract import Factored, Sample
 from fxperex.layers.shapes import clean, packet, scaled, split
-from fxperex.registry import BatchAxis, Dims, Uses, layer_kind
+from fxperex.numerics.factors import inner
+from fxperex.registry import layer_kind
+from fxperex.sites import BatchAxis, Dims, SiteValues
 
 
-@layer_kind("bilinear")
-class Bilinear:
-    ops = ("aten.bilinear",)
-
+@layer_kind("bilinear", order=20)
+class Bilinear(Factored):
     def claims(self, node: fx.Node, arg: int) -> bool:
         return packet(node) == "bilinear" and arg == 2
 
@@ -33,38 +32,32 @@ class Bilinear:
         return Dims(rows, 1, node.meta["val"].shape[:-1].numel() // rows, math.prod(inputs),
                     outputs)
 
-    def factors(self, uses: Uses) -> tuple[Tensor, Tensor]:
-        x, z = self._inputs(uses)
-        return _outer(x, z), self.outputs(uses)
+    def factors(self, values: SiteValues) -> tuple[Tensor, Tensor]:
+        x, z = self._inputs(values)
+        return _outer(x, z), self.outputs(values)
 
-    def outputs(self, uses: Uses) -> Tensor:
+    def outputs(self, values: SiteValues) -> Tensor:
         """Output gradients `g [B,1,T,P]`."""
-        return _tokens(uses.grad, uses.out_axis, uses.site.rows)
+        return _tokens(values.grad, values.out_axis, values.site.rows)
 
-    def gram(self, uses: Uses) -> Tensor:
+    def gram(self, values: SiteValues) -> Tensor:
         """`<a_t, a_s>` `[B,1,T,T]`, float64."""
-        x, z = self._inputs(uses)
+        x, z = self._inputs(values)
         return inner(x, x) * inner(z, z)
 
-    def out_gram(self, uses: Uses) -> Tensor:
-        """`<g_t, g_s>` `[B,1,T,T]`, float64."""
-        g = self.outputs(uses)
-        return inner(g, g)
+    def fold(self, values: SiteValues, grads: Tensor) -> Tensor:
+        return grads.reshape(len(grads), *values.site.shape)
 
-    def fold(self, uses: Uses, grads: Tensor) -> Tensor:
-        return grads.reshape(len(grads), *uses.site.shape)
+    def weighted_sum(self, values: SiteValues, factors: Tensor, valid: Tensor) -> Tensor:
+        g = scaled(values.grad, values.out_axis, factors, valid).flatten(0, -2)
+        x, z = (clean(values.args[i], values.axes[i], valid).flatten(0, -2) for i in (0, 1))
+        return (_outer(g, x).t() @ z).reshape(values.site.shape)
 
-    def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
-        g = scaled(uses.grad, uses.out_axis, factors, valid).flatten(0, -2)
-        x, z = (clean(uses.args[i], uses.axes[i], valid).flatten(0, -2) for i in (0, 1)
-                )  # type: ignore[arg-type]
-        return (_outer(g, x).t() @ z).reshape(uses.site.shape)
-
-    def _inputs(self, uses: Uses) -> tuple[Tensor, Tensor]:
-        x, z = (_tokens(uses.args[i], uses.axes[i], uses.site.rows) for i in (0, 1))
+    def _inputs(self, values: SiteValues) -> tuple[Tensor, Tensor]:
+        x, z = (_tokens(values.args[i], values.axes[i], values.site.rows) for i in (0, 1))
         return x, z
 
-    def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
+    def samples(self) -> list[Sample]:
         from fxperex.testing import Call
 
         nn, randn = torch.nn, torch.randn

@@ -13,20 +13,22 @@ import torch
 from torch import Tensor, fx
 
 from fxperex import kernels
-from fxperex.layers.joined import inner
+from fxperex.contract import Sample
 from fxperex.layers.shapes import clean, packet, scaled
 from fxperex.layers.windows import (
     Geometry,
+    Windowed,
     by_channels,
     channels_last,
     geometry,
     gram,
-    live,
     padded,
     unfold,
     whole_kernel,
 )
-from fxperex.registry import BatchAxis, Dims, Uses, layer_kind
+from fxperex.numerics.factors import inner
+from fxperex.registry import layer_kind
+from fxperex.sites import BatchAxis, Dims, Site, SiteValues
 
 # Up to this many positions an image is mostly padding to a convolution; a product over patches does
 # no such work (512 channels, 1 x 1 pixels, kernel 3, 16 examples on a CPU: 1.9 ms against 10 ms).
@@ -34,114 +36,97 @@ SMALL = 8
 _T = TypeVar("_T")
 
 
-@layer_kind("conv")
-class Conv:
-    ops: tuple[str, ...] = ("aten.conv1d", "aten.conv2d", "aten.conv3d")
+@layer_kind("conv", order=30)
+class Conv(Windowed):
+    one_product = True
+    ops: tuple[str, ...] = ("conv1d", "conv2d", "conv3d")
 
     def claims(self, node: fx.Node, arg: int) -> bool:
-        return f"aten.{packet(node)}" in self.ops and arg == 1
+        return packet(node) in self.ops and arg == 1
 
     def geometry(self, node: fx.Node) -> Geometry:
         return geometry(node)
 
     def ordered(self, x: _T, g: _T) -> tuple[_T, _T]:
-        """Of a node's input and output: (what the windows slide over, what stands at their
-        positions).
-        """
         return x, g
 
-    def live(self, node: fx.Node) -> Geometry:
-        """Returns the node's geometry without the taps that see padding alone."""
-        image, _ = self.ordered(node.args[0].meta["val"],
-                                node.meta["val"])  # type: ignore[union-attr]
-        return live(self.geometry(node), tuple(image.shape[2:]))
+    def by_convolution(self, site: Site) -> bool:
+        return site.dims is not None and (site.dims.T > SMALL or site.dims.G > 1)
 
     def layout(self, node: fx.Node, arg: int) -> tuple[object, ...]:
         shape = self.live(node)
         return shape.groups, shape.kernel, shape.first
 
     def dims(self, node: fx.Node, arg: int, rows: int, axis: BatchAxis) -> Dims:
-        weight, shape = node.args[1].meta["val"].shape, self.live(node)  # type: ignore[union-attr]
-        image, output = (v.shape for v in self.ordered(node.args[0].meta["val"], node.meta["val"])
-                         )  # type: ignore[union-attr]
+        weight, shape = node.args[1].meta["val"].shape, self.live(node)
+        image, output = (v.shape for v in self.ordered(node.args[0].meta["val"], node.meta["val"]))
         merged = output[0] // rows
         return Dims(rows, shape.groups, merged * output[2:].numel(), weight[1] * shape.taps,
                     weight[0] // shape.groups, shape.taps, image[2:].numel() if merged == 1 else 0)
 
-    def factors(self, uses: Uses) -> tuple[Tensor, Tensor]:
-        if "patches" not in uses.cache:
-            shape = self.live(uses.node)
-            image, _ = self.ordered(uses.args[0], uses.grad)
-            axis, _ = self.ordered(uses.axes[0], uses.out_axis)
-            uses.cache["patches"] = _per_example(unfold(image, shape), axis, uses.site.rows)
-        return uses.cache["patches"], self.outputs(uses)
+    def factors(self, values: SiteValues) -> tuple[Tensor, Tensor]:
+        if "patches" not in values.cache:
+            shape = self.live(values.node)
+            image, _ = self.ordered(values.args[0], values.grad)
+            axis, _ = self.ordered(values.axes[0], values.out_axis)
+            values.cache["patches"] = _per_example(unfold(image, shape), axis, values.site.rows)
+        return values.cache["patches"], self.outputs(values)
 
-    def products(self, uses: Uses, images: int) -> Tensor:
-        """Returns `g_b^T a_b` `[B,G,P,D]`, one image per example, from patches of `images` images
-        at a time.
-        """
-        shape = self.live(uses.node)
-        image, output = self.ordered(uses.args[0], uses.grad)
+    def products(self, values: SiteValues, images: int) -> Tensor:
+        shape = self.live(values.node)
+        image, output = self.ordered(values.args[0], values.grad)
         return kernels.products_of_patches(image, output.flatten(2), shape.kernel, shape.stride,
                                            shape.dilation, shape.before, shape.after, shape.groups,
                                            images, channels_last(image.shape[1], shape))
 
-    def outputs(self, uses: Uses) -> Tensor:
-        """What stands at the positions, `g [B,G,T,P]`: output gradients; inputs where the
-        convolution is transposed.
-        """
-        _, output = self.ordered(uses.args[0], uses.grad)
-        _, axis = self.ordered(uses.axes[0], uses.out_axis)
-        groups = self.geometry(uses.node).groups
+    def outputs(self, values: SiteValues) -> Tensor:
+        """Returns `g [B,G,T,P]`: output gradients, or inputs if the convolution is transposed."""
+        _, output = self.ordered(values.args[0], values.grad)
+        _, axis = self.ordered(values.axes[0], values.out_axis)
+        groups = self.geometry(values.node).groups
         return _per_example(
-            output.flatten(2).unflatten(1, (groups, -1)).transpose(2, 3), axis, uses.site.rows)
+            output.flatten(2).unflatten(1, (groups, -1)).transpose(2, 3), axis, values.site.rows)
 
-    def gram(self, uses: Uses) -> Tensor:
+    def gram(self, values: SiteValues) -> Tensor:
         """`<a_t, a_s>` `[B,G,T,T]`, float64: from pixels where that is less work than from
         patches.
         """
-        d = uses.site.dims
+        d = values.site.dims
         assert d is not None
         if not pixel_gram(d):
-            a = self.factors(uses)[0]
+            a = self.factors(values)[0]
             return inner(a, a)
-        image, output = self.ordered(uses.args[0], uses.grad)
+        image, output = self.ordered(values.args[0], values.grad)
         x = image.double().reshape(d.B * d.G, -1, *image.shape[2:])
-        return gram(x, self.live(uses.node), tuple(output.shape[2:])).reshape(d.B, d.G, d.T, d.T)
+        return gram(x, self.live(values.node), tuple(output.shape[2:])).reshape(d.B, d.G, d.T, d.T)
 
-    def out_gram(self, uses: Uses) -> Tensor:
-        """`<g_t, g_s>` `[B,G,T,T]`, float64."""
-        g = self.outputs(uses)
-        return inner(g, g)
-
-    def fold(self, uses: Uses, grads: Tensor) -> Tensor:
+    def fold(self, values: SiteValues, grads: Tensor) -> Tensor:
         """`[B,G,P,D]` -> `[B, *weight shape]`."""
-        shape = self.live(uses.node)
-        return whole_kernel(by_channels(grads, uses.site.shape[1], shape), shape)
+        shape = self.live(values.node)
+        return whole_kernel(by_channels(grads, values.site.shape[1], shape), shape)
 
-    def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
-        assert uses.axes[0] is not None
-        assert uses.site.dims is not None
-        if uses.site.dims.T <= SMALL and uses.site.dims.G == 1:
-            return self._from_patches(uses, factors, valid)
-        g = scaled(uses.grad, uses.out_axis, factors, valid)
-        image, output = self.ordered(clean(uses.args[0], uses.axes[0], valid), g)
-        return weight_gradient(image, output, uses.args[1], self.live(uses.node))
+    def weighted_sum(self, values: SiteValues, factors: Tensor, valid: Tensor) -> Tensor:
+        assert values.axes[0] is not None
+        assert values.site.dims is not None
+        if not self.by_convolution(values.site):
+            return self._from_patches(values, factors, valid)
+        g = scaled(values.grad, values.out_axis, factors, valid)
+        image, output = self.ordered(clean(values.args[0], values.axes[0], valid), g)
+        return weight_gradient(image, output, values.args[1], self.live(values.node))
 
-    def _from_patches(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
-        a, g = self.factors(uses)
+    def _from_patches(self, values: SiteValues, factors: Tensor, valid: Tensor) -> Tensor:
+        a, g = self.factors(values)
         a = a.to(g.dtype)  # kept patches may be of 16 bits where the sum is formed in float32
         counts, zero = valid[:, None, None, None], torch.zeros((), dtype=g.dtype, device=g.device)
         g = torch.where(counts, g * factors.to(g.dtype)[:, None, None, None], zero)
-        a, g = (a if kernels.looks(a) else torch.where(counts, a, zero)).flatten(0, 2), g.flatten(
-            0, 2)
-        if patches_folded(uses.site.dims):
-            return kernels.product(g,
-                                   self.fold(uses, a[:, None, None]).flatten(1),
-                                   valid).view(uses.site.shape)
-        return self.fold(uses, kernels.product(g, a, valid)[None, None])[0].contiguous()
+        a = a if kernels.looks(a) else torch.where(counts, a, zero)
+        a, g = a.flatten(0, 2), g.flatten(0, 2)
+        if patches_folded(values.site.dims):
+            spread = self.fold(values, a[:, None, None]).flatten(1)
+            return kernels.product(g, spread, valid).view(values.site.shape)
+        return self.fold(values, kernels.product(g, a, valid)[None, None])[0].contiguous()
 
-    def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
+    def samples(self) -> list[Sample]:
         from fxperex.testing import Call
 
         nn = torch.nn

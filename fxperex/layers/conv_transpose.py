@@ -12,30 +12,31 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from fxperex.layers.conv import _T, Conv
-from fxperex.layers.windows import Geometry, each, geometry, options
+from fxperex.contract import Sample
+from fxperex.layers.conv import Conv
+from fxperex.layers.windows import _T, Geometry, each, geometry, options
 from fxperex.registry import layer_kind
 
 
-@layer_kind("conv_transpose")
+@layer_kind("conv_transpose", order=40)
 class ConvTranspose(Conv):
-    ops = ("aten.conv_transpose1d", "aten.conv_transpose2d", "aten.conv_transpose3d")
+    ops = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
     def geometry(self, node: fx.Node) -> Geometry:
         # The windows of the output end where the input does; output padding within a stride is lost
         # to the floor anyway.
         shape = geometry(node)
         extra = each(options(node)["output_padding"], len(shape.kernel))
-        behind = (p - e if e >= s else p
-                  for p, e, s in zip(shape.after, extra, shape.stride, strict=True))
-        return replace(shape, after=tuple(behind))
+        after = (p - e if e >= s else p
+                 for p, e, s in zip(shape.after, extra, shape.stride, strict=True))
+        return replace(shape, after=tuple(after))
 
     def ordered(self, x: _T, g: _T) -> tuple[_T, _T]:
         return g, x
 
-    def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
+    def samples(self) -> list[Sample]:
         from fxperex.testing import Bare, Call
 
         nn, randn = torch.nn, torch.randn

@@ -10,16 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from fxperex.contract import ClosedForm, Sample
 from fxperex.layers.shapes import packet, unbroadcast
-from fxperex.registry import BatchAxis, Uses, layer_kind
+from fxperex.registry import layer_kind
+from fxperex.sites import SiteValues
 
-ADDITIVE = {"add", "sub"}
 
-
-@layer_kind("elementwise")
-class Elementwise:
-    ops = ("aten.add", "aten.sub", "aten.mul", "aten.div", "aten.expand")
-
+@layer_kind("elementwise", order=50)
+class Elementwise(ClosedForm):
     def claims(self, node: fx.Node, arg: int) -> bool:
         if packet(node) == "expand":
             return arg == 0
@@ -27,20 +25,17 @@ class Elementwise:
         # `prelu` is tagged pointwise though its weight lies along dimension 1.
         return torch.Tag.pointwise in tags and packet(node) not in {"prelu", "_prelu_kernel"}
 
-    def dims(self, node: fx.Node, arg: int, rows: int, axis: BatchAxis) -> None:
-        return None
-
-    def per_example(self, uses: Uses) -> Tensor:
-        site, g = uses.site, uses.grad
-        if packet(uses.node) != "expand":
+    def per_example(self, values: SiteValues) -> Tensor:
+        site, g = values.site, values.grad
+        if packet(values.node) != "expand":
             with torch.enable_grad():
-                args = [a.detach() if isinstance(a, Tensor) else a for a in uses.args]
+                args = [a.detach() if isinstance(a, Tensor) else a for a in values.args]
                 wide = args[site.arg].expand(g.shape).detach().requires_grad_()
                 args[site.arg] = wide
-                (g,) = torch.autograd.grad(uses.call(args), wide, g)
-        return unbroadcast(g, uses.out_axis, site.shape, site.rows)
+                (g,) = torch.autograd.grad(values.call(args), wide, g)
+        return unbroadcast(g, values.out_axis, site.shape, site.rows)
 
-    def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
+    def samples(self) -> list[Sample]:
         from fxperex.testing import Bare, Call
 
         return [(Bare(lambda p, x: x + p, (5, )), (torch.randn(3, 4, 5), )),

@@ -1,150 +1,154 @@
 """A site of several uses: their factors are joined along T, with a and g exchanged for transposed
 uses.
 
-`sum_i g_bi^T a_bi = g_b^T a_b` with `a_b`, `g_b` the uses' factors joined. An embedding's `a` has
-one row of
-the identity per token and is never written out: `<a_t, a_s> = [id_t = id_s]`. Its product with a
-dense factor is a look-up.
+`sum_i g_bi^T a_bi = g_b^T a_b` with `a_b`, `g_b` the uses' factors joined.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from fxperex.registry import Uses, kinds
-
-
-@dataclass(frozen=True)
-class OneHot:
-    """A factor `[B,1,T,width]` whose rows are those of the identity at `ids [B,T]`."""
-
-    ids: Tensor
-    width: int
+from fxperex.contract import Factored, Flat, HasGram, LayerKind, Lookup
+from fxperex.numerics.factors import Factor, joined_gram
+from fxperex.registry import kinds
+from fxperex.sites import Site, SiteValues
 
 
-Factor = Tensor | OneHot
-
-
-def inner(x: Factor, y: Factor) -> Tensor:
-    """Returns `<x_t, y_s>` `[B,G,T,S]` in float64."""
-    if isinstance(x, OneHot) and isinstance(y, OneHot):
-        return (x.ids[:, None, :, None] == y.ids[:, None, None, :]).double()
-    if isinstance(x, OneHot):
-        return inner(y, x).transpose(2, 3)
-    if isinstance(y, OneHot):
-        ids = y.ids[:, None, None, :].expand(*x.shape[:3], y.ids.shape[1])
-        return x.double().gather(3, ids)
-    wide = x.double()
-    return wide @ (wide if x is y else y.double()).transpose(2, 3)
-
-
-def gram(factors: list[Factor]) -> Tensor:
-    """Returns the Gram matrix `[B,G,T,T]`, float64, of factors joined along T."""
-    if len(factors) == 1:
-        return inner(factors[0], factors[0])
-    upper = {(i, j): inner(x, y)
-             for i, x in enumerate(factors)
-             for j, y in enumerate(factors)
-             if i <= j}
-    rows = [[upper[i, j] if i <= j else upper[j, i].transpose(2, 3) for j in range(len(factors))]
-            for i in range(len(factors))]
-    return torch.cat([torch.cat(row, 3) for row in rows], 2)
-
-
-class Joined:
-    """The layer kind of a site with parts; its parts keep their own."""
+class Joined(Factored):
+    """The layer kind of a site with parts, which keep their own kinds."""
 
     name = "joined"
 
-    def pairs(self, uses: Uses) -> list[tuple[Factor, Factor]]:
-        """Returns the uses' factors `(a, g)` in the first use's roles; all dense ones are
-        joined.
-        """
-        lead = self._roles(uses.parts[0])
+    def claims(self, node: fx.Node, arg: int) -> bool:
+        return False
+
+    def pairs(self, values: SiteValues) -> list[tuple[Factor, Factor]]:
+        """Returns the uses' factors `(a, g)` in the first use's roles; dense ones are joined."""
+        lead = _roles(values.parts[0])
         dense: list[tuple[Tensor, Tensor]] = []
         pairs: list[tuple[Factor, Factor]] = []
-        for part in uses.parts:
-            a, g = kinds()[part.site.kind].factors(part)
-            pair = (a, g) if self._roles(part) == lead else (g, a)
-            if all(isinstance(factor, Tensor) for factor in pair):
-                dense.append(pair)
+        for part in values.parts:
+            a, g = gram_kind(part.site).factors(part)
+            a, g = (a, g) if _roles(part) == lead else (g, a)
+            if isinstance(a, Tensor) and isinstance(g, Tensor):
+                dense.append((a, g))
             else:
-                pairs.append(pair)
+                pairs.append((a, g))
         if dense:
-            pairs.insert(0,
-                         (torch.cat([a for a, _ in dense], 2), torch.cat([g for _, g in dense], 2)))
+            joined = (torch.cat([pair[i] for pair in dense], 2) for i in (0, 1))
+            pairs.insert(0, (next(joined), next(joined)))
         return pairs
 
-    def factors(self, uses: Uses) -> tuple[Tensor, Tensor]:
-        if "factors" not in uses.cache:
-            ((a, g),) = self.pairs(uses)
-            uses.cache["factors"] = a, g
-        return uses.cache["factors"]
+    def factors(self, values: SiteValues) -> tuple[Tensor, Tensor]:
+        if "factors" not in values.cache:
+            ((a, g),) = self.pairs(values)
+            values.cache["factors"] = a, g
+        return values.cache["factors"]
 
-    def gram(self, uses: Uses) -> Tensor:
-        return gram([a for a, _ in self._cached_pairs(uses)])
+    def gram(self, values: SiteValues) -> Tensor:
+        return joined_gram([a for a, _ in self._cached_pairs(values)])
 
-    def out_gram(self, uses: Uses) -> Tensor:
-        return gram([g for _, g in self._cached_pairs(uses)])
+    def out_gram(self, values: SiteValues) -> Tensor:
+        return joined_gram([g for _, g in self._cached_pairs(values)])
 
-    def _cached_pairs(self, uses: Uses) -> list[tuple[Factor, Factor]]:
-        if "pairs" not in uses.cache:
-            uses.cache["pairs"] = self.pairs(uses)
-        return uses.cache["pairs"]
+    def _cached_pairs(self, values: SiteValues) -> list[tuple[Factor, Factor]]:
+        if "pairs" not in values.cache:
+            values.cache["pairs"] = self.pairs(values)
+        return values.cache["pairs"]
 
-    def tokens(self, uses: Uses) -> tuple[Tensor, Tensor]:
-        """Returns ids `[B, T]` and output gradients `[B, T, P]`; all uses must be embeddings of one
-        table.
-        """
-        tokens = [kinds()["embedding"].tokens(part) for part in uses.parts]
-        return torch.cat([ids for ids, _ in tokens], 1), torch.cat([g for _, g in tokens], 1)
+    def fold(self, values: SiteValues, grads: Tensor) -> Tensor:
+        lead = values.parts[0]
+        return upright(factored(lead.site).fold(lead, grads), lead)
 
-    def fold(self, uses: Uses, grads: Tensor) -> Tensor:
-        lead = uses.parts[0]
-        return upright(kinds()[lead.site.kind].fold(lead, grads), lead)
-
-    def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
-        """Returns the sum over all uses; uses with flat factors share one product, others are
-        added.
-        """
-        flat = [p for p in uses.parts if hasattr(kinds()[p.site.kind], "flat")]
-        separate = [p for p in uses.parts if p not in flat] if len(flat) > 1 else list(uses.parts)
-        sums = [
-            upright(kinds()[p.site.kind].weighted_sum(p, factors, valid)[None], p)[0]
-            for p in separate
-        ]
-        if len(flat) > 1:
-            lead, pairs = flat[0], []
-            for part in flat:
-                a, g = kinds()[part.site.kind].flat(part, factors, valid)
-                pairs.append((a, g) if self._roles(part) == self._roles(lead) else (g, a))
-            a, g = (torch.cat([pair[i] for pair in pairs], 1) for i in (0, 1))
-            sums.append(upright(kinds()[lead.site.kind].summed(lead, a, g, valid)[None], lead)[0])
-        return added(sums)
-
-    def _roles(self, uses: Uses) -> Any:
-        layout = kinds()[uses.site.kind].layout(uses.node, uses.site.arg)
-        return layout[::-1] if uses.site.turned else layout
+    def weighted_sum(self, values: SiteValues, factors: Tensor, valid: Tensor) -> Tensor:
+        """Returns the sum over all uses; flat ones share one product, the others are added."""
+        flat = [p for p in values.parts if isinstance(kind_of(p.site), Flat)]
+        if len(flat) < 2:
+            flat = []
+        sums = [upright(gram_kind(p.site).weighted_sum(p, factors, valid)[None], p)[0]
+                for p in values.parts if p not in flat]
+        return added([*sums, _in_one_product(flat, factors, valid)] if flat else sums)
 
 
-def upright(grads: Tensor, uses: Uses) -> Tensor:
+def kind_of(site: Site) -> LayerKind:
+    """Returns the site's layer kind; that of joined uses if it has several."""
+    return JOINED if site.parts else kinds()[site.kind]
+
+
+def factored(site: Site) -> Factored:
+    """Returns the site's layer kind, which has dense factors."""
+    kind = kind_of(site)
+    assert isinstance(kind, Factored)
+    return kind
+
+
+def gram_kind(site: Site) -> HasGram:
+    """Returns the site's layer kind, which has factors and Gram matrices."""
+    kind = kind_of(site)
+    assert isinstance(kind, HasGram)
+    return kind
+
+
+def every_use(site: Site, form: type | tuple[type, ...]) -> bool:
+    """Returns True if the kind of every use of the site has one of these forms."""
+    return all(isinstance(kinds()[use.kind], form) for use in site.each)
+
+
+def joined_tokens(values: SiteValues) -> tuple[Tensor, Tensor]:
+    """Returns ids `[B,T]` and output gradients `[B,T,P]` of all uses, which are look-ups."""
+    pairs = []
+    for part in values.each:
+        kind = kind_of(part.site)
+        assert isinstance(kind, Lookup)
+        pairs.append(kind.tokens(part))
+    if len(pairs) == 1:
+        return pairs[0]
+    return torch.cat([ids for ids, _ in pairs], 1), torch.cat([g for _, g in pairs], 1)
+
+
+def upright(grads: Tensor, values: SiteValues) -> Tensor:
     """Returns gradients `[N, *shape]` of a part as gradients of the joined site's tensor."""
-    return grads.transpose(1, 2) if uses.site.turned else grads
+    return grads.transpose(1, 2) if values.site.turned else grads
 
 
-def over_parts(uses: Uses, gradients: Callable[[Uses], Tensor]) -> Tensor:
-    """Returns per-example gradients `[B, *shape]` added over the uses, in the order of a backward:
-    the last use first.
+def over_parts(values: SiteValues, gradients: Callable[[SiteValues], Tensor]) -> Tensor:
+    """Returns per-example gradients `[B, *shape]` added over the uses.
+
+    In the order of a backward: the last use first.
     """
-    return added(upright(gradients(part), part) for part in reversed(uses.each))
+    return added(upright(gradients(part), part) for part in reversed(values.each))
 
 
 def added(tensors: Iterable[Tensor]) -> Tensor:
     """Returns the sum of `tensors`, added one after the other."""
     return functools.reduce(torch.add, tensors)
+
+
+def _in_one_product(parts: list[SiteValues], factors: Tensor, valid: Tensor) -> Tensor:
+    """Returns the sum over uses with flat factors, as one product of the factors side by side."""
+    lead = parts[0]
+    pairs = []
+    for part in parts:
+        a, g = _flat(part).flat(part, factors, valid)
+        pairs.append((a, g) if _roles(part) == _roles(lead) else (g, a))
+    a, g = (torch.cat([pair[i] for pair in pairs], 1) for i in (0, 1))
+    return upright(_flat(lead).summed(lead, a, g, valid)[None], lead)[0]
+
+
+def _flat(values: SiteValues) -> Flat:
+    kind = kind_of(values.site)
+    assert isinstance(kind, Flat)
+    return kind
+
+
+def _roles(values: SiteValues) -> Any:
+    layout = kind_of(values.site).layout(values.node, values.site.arg)
+    return layout[::-1] if values.site.turned else layout  # type: ignore[index]
+
+
+JOINED = Joined()

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, fx
 
 from fxperex import kernels
-from fxperex.layers.joined import inner
-from fxperex.layers.products import PAIRS, Product, arranged, product, unarranged
+from fxperex.contract import Flat, Sample
+from fxperex.layers.products import Product, arranged, product, unarranged
 from fxperex.layers.shapes import clean, scaled
-from fxperex.registry import BatchAxis, Dims, Uses, layer_kind
+from fxperex.registry import layer_kind
+from fxperex.sites import BatchAxis, Dims, SiteValues
 
 
-@layer_kind("linear")
-class Linear:
-    ops = tuple(f"aten.{op}" for op in PAIRS)
+@layer_kind("linear", order=70)
+class Linear(Flat):
+    one_product = True
 
     def claims(self, node: fx.Node, arg: int) -> bool:
         return product(node, arg) is not None
@@ -32,77 +33,60 @@ class Linear:
         p = self._product(node, arg)
         return Dims(rows, p.size("G"), p.size("T") // rows, p.size("D"), p.size("P"))
 
-    def factors(self, uses: Uses) -> tuple[Tensor, Tensor]:
-        p, x, axis = self._operands(uses)
+    def factors(self, values: SiteValues) -> tuple[Tensor, Tensor]:
+        p, x, axis = self._operands(values)
         order = [
             "*",
             p.letters("G"),
             p.letters("T").replace(p.input[axis.dim], "<>"),
             p.letters("D")
         ]
-        return arranged(x, p.input, order, p.sizes, axis, uses.site.rows), self.outputs(uses)
+        return arranged(x, p.input, order, p.sizes, axis, values.site.rows), self.outputs(values)
 
-    def outputs(self, uses: Uses) -> Tensor:
+    def outputs(self, values: SiteValues) -> Tensor:
         """Output gradients `g [B,G,T,P]`."""
-        p, _, axis = self._operands(uses)
+        p, _, axis = self._operands(values)
         order = [
             "*",
             p.letters("G"),
             p.letters("T").replace(p.input[axis.dim], "<>"),
             p.letters("P")
         ]
-        return arranged(uses.grad, p.out, order, p.sizes, uses.out_axis, uses.site.rows)
+        return arranged(values.grad, p.out, order, p.sizes, values.out_axis, values.site.rows)
 
-    def gram(self, uses: Uses) -> Tensor:
-        """`<a_t, a_s>` `[B,G,T,T]`, float64."""
-        a = self.factors(uses)[0]
-        return inner(a, a)
-
-    def out_gram(self, uses: Uses) -> Tensor:
-        """`<g_t, g_s>` `[B,G,T,T]`, float64."""
-        g = self.outputs(uses)
-        return inner(g, g)
-
-    def fold(self, uses: Uses, grads: Tensor) -> Tensor:
+    def fold(self, values: SiteValues, grads: Tensor) -> Tensor:
         """`[B,G,P,D]` -> `[B, *weight shape]`."""
-        return unarranged(grads, self._product(uses.node, uses.site.arg), uses.site.shape)
+        return unarranged(grads, self._product(values.node, values.site.arg), values.site.shape)
 
-    def flat(self, uses: Uses, factors: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns `a [G,N,D]` and scaled `g [G,N,P]` of all examples together, for
-        `kernels.product`; invalid ones' g is zero.
-        """
-        p, x, axis = self._operands(uses)
-        x, g = x if kernels.looks(x) else clean(x, axis, valid), scaled(
-            uses.grad, uses.out_axis, factors, valid)
+    def flat(self, values: SiteValues, factors: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        p, x, axis = self._operands(values)
+        x = x if kernels.looks(x) else clean(x, axis, valid)
+        g = scaled(values.grad, values.out_axis, factors, valid)
         # Rows in the input's own order, so that nothing is copied.
         order = [p.letters("G"), p.letters("T").replace(p.input[axis.dim], "<*>")]
-        a = arranged(x, p.input, [*order, p.letters("D")], p.sizes, axis, uses.site.rows)
-        return a, arranged(g, p.out, [*order, p.letters("P")], p.sizes, uses.out_axis,
-                           uses.site.rows)
+        a = arranged(x, p.input, [*order, p.letters("D")], p.sizes, axis, values.site.rows)
+        return a, arranged(g, p.out, [*order, p.letters("P")], p.sizes, values.out_axis,
+                           values.site.rows)
 
-    def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
-        return self.summed(uses, *self.flat(uses, factors, valid), valid)
-
-    def summed(self, uses: Uses, a: Tensor, g: Tensor, valid: Tensor) -> Tensor:
-        """Returns `g^T a`, folded, of the flat factors."""
-        if self._product(uses.node,
-                         uses.site.arg).layout == "DP":  # rather than a transposed result
+    def summed(self, values: SiteValues, a: Tensor, g: Tensor, valid: Tensor) -> Tensor:
+        if self._product(values.node, values.site.arg).layout == "DP":
+            # The factors change places: no transposed result.
             return kernels.product(a[0], g[0], valid)
         total = kernels.product(g[0], a[0], valid) if len(a) == 1 else kernels.product(g, a, valid)
-        return self.fold(uses, total.reshape(1, *g.shape[::2], a.shape[2]))[0]
+        return self.fold(values, total.reshape(1, *g.shape[::2], a.shape[2]))[0]
 
     def _product(self, node: fx.Node, arg: int) -> Product:
         claimed = product(node, arg)
         assert claimed is not None
         return claimed
 
-    def _operands(self, uses: Uses) -> tuple[Product, Tensor, BatchAxis]:
-        p = self._product(uses.node, uses.site.arg)
-        axis = uses.axes[p.x]
+    def _operands(self, values: SiteValues) -> tuple[Product, Tensor, BatchAxis]:
+        p = self._product(values.node, values.site.arg)
+        axis = values.axes[p.x]
         assert axis is not None
-        return p, uses.args[p.x], axis
+        return p, values.args[p.x], axis
 
-    def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
+    def samples(self) -> list[Sample]:
         from fxperex.testing import Bare, Call
 
         nn, randn = torch.nn, torch.randn

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from fxperex.contract import ClosedForm, Sample
 from fxperex.layers.shapes import packet, unbroadcast
-from fxperex.registry import BatchAxis, Uses, layer_kind
+from fxperex.registry import layer_kind
+from fxperex.sites import Site, SiteValues
 
 # op -> (place of the weight, place of the bias or None)
 PLACES: dict[str, tuple[int, int | None]] = {
@@ -26,10 +28,8 @@ PLACES: dict[str, tuple[int, int | None]] = {
 FEW = 8
 
 
-@layer_kind("norm")
-class Norm:
-    ops = tuple(f"aten.{op}" for op in PLACES)
-
+@layer_kind("norm", order=80)
+class Norm(ClosedForm):
     def claims(self, node: fx.Node, arg: int) -> bool:
         return arg == self._flat(node, 0) or arg == self._flat(node, 1)
 
@@ -42,53 +42,52 @@ class Norm:
             return None
         return place + sum(len(a) - 1 for a in node.args[:place] if isinstance(a, list | tuple))
 
-    def dims(self, node: fx.Node, arg: int, rows: int, axis: BatchAxis) -> None:
-        return None
-
-    def per_example(self, uses: Uses) -> Tensor:
-        site, g = uses.site, uses.grad
-        if packet(uses.node) == "group_norm" and uses.out_axis.dim == 0:
-            return self._of_groups(uses)
-        if site.arg == self._flat(uses.node, 0):
-            args = list(uses.args)
+    def per_example(self, values: SiteValues) -> Tensor:
+        site, g = values.site, values.grad
+        if packet(values.node) == "group_norm" and values.out_axis.dim == 0:
+            return self._of_groups(values)
+        if site.arg == self._flat(values.node, 0):
+            args = list(values.args)
             for which in (0, 1):
-                place = self._flat(uses.node, which)
+                place = self._flat(values.node, which)
                 if place is not None and place < len(args):
                     args[place] = None
-            scaled = uses.call(args)
+            scaled = values.call(args)
             g = g * (scaled if isinstance(scaled, Tensor) else scaled[0])
-        trailing = packet(uses.node) in {"layer_norm", "rms_norm"}
+        trailing = packet(values.node) in {"layer_norm", "rms_norm"}
         shape = site.shape if trailing else (*site.shape, *(1,) * (g.dim() - 2))
-        return unbroadcast(g, uses.out_axis, shape, site.rows).reshape(site.rows, *site.shape)
+        return unbroadcast(g, values.out_axis, shape, site.rows).reshape(site.rows, *site.shape)
 
-    def _of_groups(self, uses: Uses) -> Tensor:
+    def _of_groups(self, values: SiteValues) -> Tensor:
         """From `aten.native_group_norm_backward`.
 
         The forward operation is the program's own: `remove_redundant` leaves one of the two.
         """
-        x, groups, weight, bias = uses.args[:4]
-        eps = uses.args[4] if len(uses.args) > 4 else 1e-5
+        x, groups, weight, bias = values.args[:4]
+        eps = values.args[4] if len(values.args) > 4 else 1e-5
         images, channels = x.shape[:2]
         positions = x[:1, :1].numel()
         _, mean, rstd = torch.ops.aten.native_group_norm(x, weight, bias, images, channels,
                                                          positions, groups, eps)
-        g, scale = uses.grad, uses.site.arg == self._flat(uses.node, 0)
+        g, scale = values.grad, values.site.arg == self._flat(values.node, 0)
         if positions < FEW:
             xhat = (x.reshape(images, groups, -1) - mean[..., None]) * rstd[..., None]
-            sums = (g * xhat.reshape(x.shape) if scale else g).reshape(images, channels,
-                                                                       positions).sum(2)
+            terms = g * xhat.reshape(x.shape) if scale else g
+            sums = terms.reshape(images, channels, positions).sum(2)
         else:
             g, x = (v.reshape(1, images * channels, positions) for v in (g, x))
             # Of the weight's shape alone: what is asked for does not read it.
             weights = None if weight is None else weight.new_zeros(images * channels)
-            sums = torch.ops.aten.native_group_norm_backward(
-                g, x, mean.reshape(1,
-                                   -1), rstd.reshape(1,
-                                                     -1), weights, 1, images * channels, positions,
-                images * groups, [False, True, True])[1 if scale else 2].reshape(images, channels)
-        return unbroadcast(sums, uses.out_axis, uses.site.shape, uses.site.rows)
+            _, *both = torch.ops.aten.native_group_norm_backward(
+                g, x, mean.reshape(1, -1), rstd.reshape(1, -1), weights, 1, images * channels,
+                positions, images * groups, [False, True, True])
+            sums = both[0 if scale else 1].reshape(images, channels)
+        return unbroadcast(sums, values.out_axis, values.site.shape, values.site.rows)
 
-    def samples(self) -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
+    def output_passes(self, site: Site) -> int:
+        return 1 if site.op.endswith("group_norm") else super().output_passes(site)
+
+    def samples(self) -> list[Sample]:
         from fxperex.testing import Call
 
         nn = torch.nn

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from fxperex.layers.shapes import packet
-from fxperex.registry import BatchAxis
+from fxperex.sites import BatchAxis
 
 # op -> positions of its two factors among the arguments
 PAIRS = {

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fxperex.graph.aten import packet as packet
-from fxperex.registry import BatchAxis
+from fxperex.sites import BatchAxis
 
 
 def split(x: Tensor, axis: BatchAxis, rows: int) -> Tensor:

@@ -9,14 +9,19 @@ image; `a_t[c,k]` where there are groups, whose channels stay together, or few c
 from __future__ import annotations
 
 import functools
+from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from fxperex.contract import Factored
 from fxperex.kernels.patches import patches
+from fxperex.sites import SiteValues
+
+_T = TypeVar("_T")
 
 MANY = 8  # channels from which a patch is copied by runs of channels, rather than of positions
 
@@ -51,6 +56,27 @@ class Geometry:
         """True where a patch is one pixel and every pixel has its patch."""
         return self.taps == 1 and set(
             self.stride) == {1} and not any(self.before) and not any(self.after)
+
+
+class Windowed(Factored):
+    """A factored kind whose positions are windows that slide over an image: a convolution."""
+
+    @abstractmethod
+    def geometry(self, node: fx.Node) -> Geometry:
+        """Returns the windows of `node`."""
+
+    @abstractmethod
+    def ordered(self, x: _T, g: _T) -> tuple[_T, _T]:
+        """Returns, of a node's input and output, (the image, what stands at the positions)."""
+
+    @abstractmethod
+    def products(self, values: SiteValues, images: int) -> Tensor:
+        """Returns `g_b^T a_b` `[B,G,P,D]`, one image per example, `images` of them at a time."""
+
+    def live(self, node: fx.Node) -> Geometry:
+        """Returns the node's geometry without the taps that see padding alone."""
+        image, _ = self.ordered(node.args[0].meta["val"], node.meta["val"])
+        return live(self.geometry(node), tuple(image.shape[2:]))
 
 
 def geometry(node: fx.Node) -> Geometry:

@@ -1,8 +1,7 @@
 """Peak memory of a program in the order it runs: a buffer lives from its maker to its last reader.
 
 An eager fx graph drops every value after its last use; Inductor plans its buffers the same way.
-Inputs live during the entire program. An operation may need more memory while it runs
-(`workspace`).
+Inputs live during the entire program. Some operations need more memory while they run: `workspace`.
 """
 
 from __future__ import annotations
@@ -19,15 +18,13 @@ from fxperex.memory.workspace import workspace
 # Sites whose norms run inside the backward -> (bytes of that step's peak, the site that sets it or
 # "").
 Trial = Callable[[list[str]], tuple[float, str]]
-# of all sites: a smaller group that would raise the peak is not split further
+# Groups smaller than this share of all sites are not split.
 SMALLEST_GROUP = 1 / 8
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """Makes buffers (name -> bytes) from those it reads; needs `transient` more bytes while it
-    runs.
-    """
+    """Makes buffers (name -> bytes) from those it reads, with `transient` more bytes meanwhile."""
 
     name: str
     makes: Mapping[str, float] = field(default_factory=dict)
@@ -37,9 +34,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Listing:
-    """A program: `instructions` in order, bytes of its `inputs`, and the buffers that outlive
-    it.
-    """
+    """A program: `instructions` in order, bytes of its `inputs`, buffers that outlive it."""
 
     instructions: tuple[Instruction, ...]
     inputs: float
@@ -48,14 +43,14 @@ class Listing:
 
 @dataclass(frozen=True)
 class Peak:
-    """`bytes` at the worst instruction, its `index`, and the buffers that live there, largest
-    first.
+    """`bytes` at the worst instruction, its `index` and name, and the buffers in memory then,
+    largest first.
     """
 
     bytes: float
     index: int
-    at: str
-    live: tuple[tuple[str, float], ...]
+    instruction: str
+    buffers: tuple[tuple[str, float], ...]
 
 
 def peak(listing: Listing) -> Peak:
@@ -120,13 +115,11 @@ def _live_at(index: int, steps: tuple[Instruction, ...], final_reads: dict[str, 
     return tuple(sorted(buffers, key=lambda buffer: -buffer[1]))
 
 
-def listing(
-        graph: fx.Graph,
-        results: Iterable[fx.Node] | None = None) -> tuple[Listing, dict[fx.Node, tuple[str, ...]]]:
-    """Returns the Listing of a graph with fake values in `meta["val"]`, and the buffers of every
-    node.
+def listing(graph: fx.Graph, results: Iterable[fx.Node] | None = None) \
+        -> tuple[Listing, dict[fx.Node, tuple[str, ...]]]:
+    """Returns the Listing of a graph with fake values in `meta["val"]`, and every node's buffers.
 
-    Views share the buffer of what they view. `results`: the nodes that outlive the program, default
+    Views share the buffer of what they view. results: the nodes that outlive the program, default
     its outputs.
     """
     names: dict[int, str] = {}

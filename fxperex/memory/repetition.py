@@ -13,38 +13,37 @@ FORWARD, BACKWARD, SUMS = range(3)
 
 @dataclass(frozen=True)
 class Program:
-    """A Listing of a whole step; `phases` of its instructions: FORWARD, BACKWARD and the norms,
+    """A Listing of a step, and the phase of each instruction: FORWARD, BACKWARD (with the norms) or
     SUMS.
 
-    In each later phase, a repeated instruction runs again before the phase's first reader of its
-    buffers.
+    A repeated instruction runs again in each later phase that reads its buffers, before the first
+    reader.
     """
 
     listing: Listing
     phases: Sequence[int]
-    last: Mapping[str, int] = field(init=False, repr=False)  # buffer -> last phase that reads it
+    # Buffer -> the final phase that reads it.
+    final_phase: Mapping[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         latest: dict[str, int] = {}
         for step, phase in zip(self.listing.instructions, self.phases, strict=True):
             for name in step.reads:
                 latest[name] = max(phase, latest.get(name, FORWARD))
-        object.__setattr__(self, "last", latest)
+        object.__setattr__(self, "final_phase", latest)
 
     @cached_property
     def forward(self) -> tuple[Instruction, ...]:
         """The instructions of the forward."""
-        return tuple(
-            s for s, p in zip(self.listing.instructions, self.phases, strict=True) if p == FORWARD)
+        pairs = zip(self.listing.instructions, self.phases, strict=True)
+        return tuple(step for step, phase in pairs if phase == FORWARD)
 
     def repeating(self, names: Collection[str]) -> tuple[Listing, list[str]]:
         """Returns the Listing in which the forward instructions `names` are repeated, and the name
-        of each repetition.
+        of each instruction that runs again.
         """
-        maker = {
-            b: (i, s)
-            for i, s in enumerate(self.listing.instructions) if s.name in names for b in s.makes
-        }
+        maker = {b: (i, s) for i, s in enumerate(self.listing.instructions) if s.name in names
+                 for b in s.makes}
         instructions: list[Instruction] = []
         repeated: list[str] = []
         done: set[tuple[int, int]] = set()
@@ -63,9 +62,7 @@ Makers = Mapping[str, tuple[int, Instruction]]
 
 def _needed(step: Instruction, phase: int, maker: Makers,
             done: set[tuple[int, int]]) -> list[tuple[int, Instruction]]:
-    """Returns the instructions that `phase` must repeat for `step`, in order, and adds them to
-    `done`.
-    """
+    """Returns what `phase` must repeat for `step`, in order, and adds it to `done`."""
     needed: dict[int, Instruction] = {}
     queue = [step]
     while queue:
@@ -78,9 +75,9 @@ def _needed(step: Instruction, phase: int, maker: Makers,
 
 
 def _repetition(step: Instruction, phase: int, maker: Makers) -> Instruction:
-    return replace(step, name=f"{step.name}@{phase}",
-                   makes={f"{b}@{phase}": size
-                          for b, size in step.makes.items()}, reads=_reads(step, phase, maker))
+    makes = {f"{b}@{phase}": size for b, size in step.makes.items()}
+    return replace(step, name=f"{step.name}@{phase}", makes=makes,
+                   reads=_reads(step, phase, maker))
 
 
 def _reads(step: Instruction, phase: int, maker: Makers) -> tuple[str, ...]:

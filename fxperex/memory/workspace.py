@@ -1,10 +1,9 @@
-"""Bytes that a convolution on a CPU needs beside its operands and results while it runs (oneDNN's
-ways, as its allocations show).
+"""Bytes that a convolution on a CPU needs while it runs, in addition to its operands and results.
 
-It works on copies in a blocked layout, channels padded to whole blocks: both operands are copied,
-the blocked result comes after, and is copied into the plain one once the operands' copies are gone.
-The weight gradient of groups whose channels fill no whole blocks is a product over patches instead,
-with four partial results beside it.
+This is what oneDNN's allocations show. It works on copies in a blocked layout, with channels padded
+to full blocks. Both operands are copied, then the blocked result is formed. It is copied into the
+plain result after the operands' copies are freed. If the channels of a group do not fill their
+blocks, the weight gradient is a product over patches instead, with four partial results.
 """
 
 from __future__ import annotations
@@ -17,36 +16,36 @@ from torch import Tensor, fx
 
 from fxperex.graph.aten import packet
 
-# bytes from which an allocator maps untouched memory every time: glibc's largest threshold, a page
-# less
+# Tensors of at least so many bytes are new, untouched memory every time: a page below glibc's
+# largest threshold for reuse.
 FRESH = 2**25 - 2**12
 BLOCK = 16  # channels of a block; an input with fewer is read as it is
-# positions for one thread, below which every thread gets patches and partial results of its own
+# With fewer positions per thread, every thread has its own patches and partial results.
 ALONE = 512
 
 
 def workspace(node: fx.Node) -> float:
-    """Returns the bytes for one ATen node with fake values in `meta["val"]`; 0 where nothing is
-    known.
+    """Returns the bytes for one ATen node with fake values in `meta["val"]`; 0 if it is not a
+    convolution that works on copies.
     """
     op = packet(node) if node.op == "call_function" else ""
     if op not in {"convolution", "convolution_backward"}:
         return 0.0
-    first, y, *remaining = (a.meta["val"] for a in node.args[:3] if isinstance(a, fx.Node))
-    if not copies(first.device) or first.element_size() > 4:
+    operands = [a.meta["val"] for a in node.args[:3] if isinstance(a, fx.Node)]
+    if not copies(operands[0].device) or operands[0].element_size() > 4:
         return 0.0
     if op == "convolution":
-        return convolution(_blocked(first), _bytes(y), _blocked(node.meta["val"]))
-    gradient, x, weight, mask = first, y, remaining[0], node.args[10]
+        x, weight = operands[:2]
+        return convolution(_blocked(x), _bytes(weight), _blocked(node.meta["val"]))
+    (gradient, x, weight), mask = operands, node.args[10]
     needs = [0.0]
     if mask[0]:  # type: ignore[index]
-        needs.append(convolution(_blocked(gradient), _bytes(weight), _blocked(x, whole=True)))
+        needs.append(convolution(_blocked(gradient), _bytes(weight), _blocked(x, at_least=BLOCK)))
     if mask[1]:  # type: ignore[index]
         # An expanded stand-in for the weight is written out first.
         spread = _bytes(weight) if 0 in weight.stride() else 0.0
-        needs.append(
-            spread +
-            _weight_gradient(gradient, x, weight, int(node.args[9])))  # type: ignore[arg-type]
+        groups = int(node.args[9])  # type: ignore[arg-type]
+        needs.append(spread + _weight_gradient(gradient, x, weight, groups))
     return max(needs)
 
 
@@ -62,30 +61,28 @@ def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, groups: int) -
 
 
 def copies(device: torch.device) -> bool:
-    """True where convolutions work on copies of their operands."""
+    """True if convolutions on `device` work on copies of their operands."""
     return device.type != "cuda"
 
 
-def convolution(one: float, two: float, result: float) -> float:
-    """Returns the bytes for two operands and a result of those (blocked) sizes."""
-    return max(one + two, result)
+def convolution(x: float, y: float, result: float) -> float:
+    """Returns the bytes for copies of two operands and of a result, given the bytes of each."""
+    return max(x + y, result)
 
 
 def blocked(channels: int) -> float:
-    """Returns the channels that a copy in blocks has; 0 where there are too few and images are read
-    as they are.
-    """
+    """Returns the channels of a copy in blocks; 0 if there are too few to be copied."""
     return float(BLOCK * math.ceil(channels / BLOCK)) if channels >= BLOCK else 0.0
 
 
 def partial(inputs: int, outputs: int) -> bool:
-    """True where the channels of a group fill no whole blocks."""
+    """True if the channels of a group do not fill their blocks."""
     return bool(inputs % BLOCK or outputs % BLOCK)
 
 
 def by_patches(columns: float, weights: float, positions: int) -> float:
-    """Returns the bytes for patches of one image and group, and partial results of the size of all
-    groups' weights.
+    """Returns the bytes for patches (`columns` bytes for one image and group) and partial results
+    (`weights` bytes each).
     """
     threads = torch.get_num_threads()
     return (threads if positions < ALONE * threads else 1) * (columns + 4 * weights)
@@ -95,6 +92,7 @@ def _bytes(t: Any) -> float:
     return float(t.numel() * t.element_size()) if isinstance(t, Tensor) else 0.0
 
 
-def _blocked(t: Tensor, whole: bool = False) -> float:
+def _blocked(t: Tensor, at_least: int = 0) -> float:
+    """Returns the bytes of a copy in blocks; it counts as many channels as `at_least`."""
     channels = t.shape[1]
-    return _bytes(t) / channels * blocked(max(channels, BLOCK) if whole else channels)
+    return _bytes(t) / channels * blocked(max(channels, at_least))

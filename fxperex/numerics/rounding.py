@@ -37,7 +37,8 @@ from torch import Tensor
 from fxperex.config import LONGEST, SLACK, accumulator
 from fxperex.errors import StateError
 from fxperex.numerics.norms import BLOCK, wide
-from fxperex.registry import Site
+from fxperex.registry import kinds
+from fxperex.sites import Site
 
 # What raises float32 norms that were read from squares: their blocks may have lost 34 u.
 READING = 24 * 2.0**-24
@@ -47,8 +48,6 @@ PRECISIONS = {"tf32": 2.0**-10, "bf16": 2.0**-8}
 # The names of oneDNN's own setting in the environment, which PyTorch's flags do not show.
 ENVIRONMENT = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 MODES = {"BF16": "bf16", "F16": "bf16", "ANY": "bf16", "TF32": "tf32"}
-# Kinds whose `a_t g_t` is one product; of kinds that users add it may be three.
-SINGLE_PRODUCTS = ("linear", "conv", "conv_transpose", "embedding")
 LOST = 2.0**-74  # length below which a float32 square may vanish
 
 
@@ -84,23 +83,23 @@ def rounds(site: Site) -> float:
     Relative; 0.0 for none. 16-bit operands are widened to float32 first, so they are asked like
     float32 ones. With `operands` the one place that knows of TF32 and of bfloat16 products.
     """
-    from fxperex.cost_model.sites import by_convolution
-
     if site.dtype == torch.float64:
         return 0.0
     product, convolution = operands(site.device)
-    return max(0.0 if use.kind == "embedding" else convolution if by_convolution(use) else product
+    return max(0.0 if kinds()[use.kind].sparse else convolution if _by_convolution(use) else product
                for use in site.each)
+
+
+def _by_convolution(use: Site) -> bool:
+    return kinds()[use.kind].by_convolution(use)
 
 
 def unbounded(site: Site) -> str | None:
     """Returns the reason why rounding of the site's sum has no bound, None if `rho` bounds it."""
-    from fxperex.cost_model.sites import by_convolution
-
     if site.device.type not in ("cpu", "cuda", "meta"):
         return (f"how products on {site.device.type} round is not known, so no norm covers the "
                 "sum's rounding")
-    convolves = any(by_convolution(use) for use in site.each)
+    convolves = any(_by_convolution(use) for use in site.each)
     if site.device.type == "cuda" and torch.backends.cudnn.enabled and convolves:
         return ("cuDNN may form this convolution's sum by transforms (Winograd, FFT), whose "
                 "rounding no norm here covers: a strategy that stores reads what it sums")
@@ -122,7 +121,7 @@ def rho(site: Site, dtype: torch.dtype, scaled: bool = True, terms: Any = None) 
     unit = 2.0**-53 if dtype == torch.float64 else 2.0**-24
     # Tensor cores cut off what they shift out, and not at the last bit of float32.
     unit *= 4 if rounded and site.device.type != "cpu" else 1
-    single = all(use.kind in SINGLE_PRODUCTS for use in site.each)
+    single = all(kinds()[use.kind].one_product for use in site.each)
     count = count + (2 if scaled else 0) + (0 if single else 2)
     return (1 + rounded) ** 2 / (1 - count * unit) - 1
 

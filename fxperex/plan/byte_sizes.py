@@ -7,10 +7,9 @@ import re
 
 from fxperex.errors import ConfigError
 
-UNITS = {
-    "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20,
-    "GIB": 2**30, "TIB": 2**40
-}
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10,
+         "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+UNITS_SHOWN = ("B", "KiB", "MiB", "GiB")
 
 
 def parse_memory(memory: int | float | str | None) -> int | None:
@@ -28,16 +27,19 @@ def parse_memory(memory: int | float | str | None) -> int | None:
     return size
 
 
-def size(count: float) -> str:
-    """Returns `count` bytes for people, as "1.5 MiB"."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
+def size(count: float, digits: int = 1, gap: str = " ", smallest: str = "B") -> str:
+    """Returns `count` bytes for people, as "1.5 MiB", in no unit below `smallest`."""
+    unit = _unit(count, smallest)
+    return f"{count / UNITS[unit.upper()]:.{digits if unit != 'B' else 0}f}{gap}{unit}"
 
 
 def budget_text(count: float) -> str:
     """Returns `count` bytes rounded up to what `memory=` accepts and holds, as "12.4MiB"."""
-    unit = next((u for u in ("GiB", "MiB") if count >= UNITS[u.upper()]), "KiB")
+    unit = _unit(count, "KiB")
     return f"{math.ceil(10 * count / UNITS[unit.upper()]) / 10:g}{unit}"
+
+
+def _unit(count: float, smallest: str) -> str:
+    """Returns the largest of UNITS_SHOWN, from `smallest` on, that is at most `count`."""
+    units = UNITS_SHOWN[UNITS_SHOWN.index(smallest):]
+    return next((u for u in reversed(units) if count >= UNITS[u.upper()]), smallest)

@@ -1,76 +1,23 @@
-"""Plan: one decision per site, with what it costs and what the alternatives would. Frozen; prints
-as a table.
+"""Plan: one Choice per site, what the step is predicted to take, and what each alternative would
+take.
+
+A plan is frozen. It prints as a table, and goes to JSON and back.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from html import escape
+from typing import Any
 
 from fxperex.errors import ConfigError
-from fxperex.registry import Cost, Site
+from fxperex.plan.byte_sizes import size
+from fxperex.plan.choice import Budget, Choice, Recompute
+from fxperex.plan.table import HEAD, aligned, row
 
-
-@dataclass(frozen=True)
-class Choice:
-    """The strategy chosen for one site.
-
-    costs, times: cost and seconds of every legal strategy; refused: the reason for each illegal
-    one.
-    fixed: the user asked for this strategy; measured: strategies timed on the device, not
-    predicted.
-    """
-
-    site: Site
-    strategy: str
-    costs: Mapping[str, Cost]
-    times: Mapping[str, float]
-    refused: Mapping[str, str] = field(default_factory=dict)
-    note: str = ""
-    fixed: bool = False
-    measured: frozenset[str] = frozenset()
-
-    @property
-    def seconds(self) -> float:
-        return self.times[self.strategy]
-
-    @property
-    def cost(self) -> Cost:
-        return self.costs[self.strategy]
-
-    @property
-    def rejected(self) -> dict[str, str | float]:
-        """Every other strategy: the reason why it is illegal, or its predicted seconds."""
-        return {**self.refused, **{k: v for k, v in self.times.items() if k != self.strategy}}
-
-    @property
-    def runner_up(self) -> str | None:
-        """The fastest other legal strategy."""
-        rivals = {name: seconds for name, seconds in self.times.items() if name != self.strategy}
-        return min(rivals, key=rivals.__getitem__) if rivals else None
-
-    def using(self, strategy: str, note: str = "") -> Choice:
-        return replace(self, strategy=strategy, note=note or self.note)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """A limit of `memory` bytes. Without it the sites take `free_seconds`, the step `free_peak`
-    bytes.
-    """
-
-    memory: int
-    free_seconds: float
-    free_peak: float
-
-
-@dataclass(frozen=True)
-class Recompute:
-    """Forward `nodes` that run again in the backward, for `seconds` in all; this saves `bytes`."""
-
-    nodes: tuple[str, ...]
-    seconds: float
-    bytes: float
+VERSION = 3  # of the JSON
 
 
 @dataclass(frozen=True)
@@ -79,10 +26,12 @@ class Plan:
 
     whole: "naive" if the step runs one example at a time, else "graph".
     rows: examples of one compiled step.
+    unused, frozen: parameters that no site trains.
     frame_seconds, peak: seconds of forward and backward, and bytes of the step. None unless they
     were traced: for a budget, for `physical_batch="auto"` or by `explain`.
     recompute: what the step computes twice to fit a budget (its seconds count in frame_seconds), or
     None.
+    unmeasured: {kernel that the device's profile has no rate of: the kernel whose rate it has}.
     """
 
     choices: tuple[Choice, ...]
@@ -95,10 +44,7 @@ class Plan:
     frame_seconds: float | None = None
     peak: float | None = None
     recompute: Recompute | None = None
-
-    def strategy_of(self, site: str) -> str:
-        """Returns the strategy of the site named `site`; KeyError if there is none."""
-        return {choice.site.name: choice.strategy for choice in self.choices}[site]
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def frame_rows(self) -> int:
@@ -112,7 +58,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Predicted seconds of the sites, beside forward and backward."""
+        """Predicted seconds of the sites, without forward and backward."""
         return self.turns * sum(c.seconds for c in self.choices)
 
     @property
@@ -121,53 +67,92 @@ class Plan:
         return sum(c.cost.held for c in self.choices)
 
     def single(self, strategy: str) -> float:
-        """Returns the sites' seconds with `strategy` where it is legal, and this plan's choices
-        elsewhere.
+        """Returns the sites' seconds with `strategy` at every site that allows it; other sites keep
+        their choice.
         """
         return sum(c.times.get(strategy, c.seconds) for c in self.choices)
 
     def __str__(self) -> str:
-        from fxperex.report.explain import table
-
-        return table(self)
+        rows = [row(choice) for choice in self.choices]
+        return "\n".join([*aligned(HEAD, rows), *self.totals(), *self.notes()])
 
     def _repr_html_(self) -> str:
-        from fxperex.report.html import plan_html
+        return f"<pre>{escape(str(self))}</pre>"
 
-        return plan_html(self)
+    def totals(self) -> list[str]:
+        """Returns the lines on time and memory of the step."""
+        lines = self._time_and_memory()
+        if self.budget is not None:
+            added = self.recompute.seconds if self.recompute else 0.0
+            cost = 1e3 * (self.seconds + added - self.budget.free_seconds)
+            lines.append(f"budget {size(self.budget.memory)} cost {cost:.2f} ms; without it the "
+                         f"peak would be {size(self.budget.free_peak)}")
+        if self.recompute is not None:
+            repeated = self.recompute
+            lines.append(f"recomputed: {len(repeated.nodes)} values of the forward, "
+                         f"{size(repeated.bytes)} not kept, for {1e3 * repeated.seconds:.2f} ms, "
+                         "counted in forward and backward")
+        if any(c.strategy in c.measured for c in self.choices):
+            lines.append("* measured on the device")
+        return [*lines, *(f"the kernel {kernel!r} was never measured on this device: it is priced "
+                          f"like {source!r}, which may be wrong by a factor of 2; `fxperex "
+                          "calibrate` measures it" for kernel, source in self.unmeasured.items())]
+
+    def notes(self) -> list[str]:
+        """Returns a line for each unused parameter, and for each choice that has a note."""
+        return [*(f"unused (gradient zero): {name}" for name in self.unused),
+                *(f"{c.site.name}: {c.note}" for c in self.choices if c.note)]
+
+    def _time_and_memory(self) -> list[str]:
+        naive = ", one example at a time (naive)"
+        how = f"{self.rows} rows{naive if self.whole == 'naive' else ' per compiled step'}"
+        sites = f"sites {1e3 * self.seconds:.2f} ms"
+        if self.frame_seconds is None:
+            return [f"total {sites} predicted beside forward and backward, {size(self.held)} held; "
+                    f"{how}; costs for {self.device}"]
+        total = 1e3 * (self.seconds + self.frame_seconds)
+        return [f"total {total:.2f} ms predicted: {sites}, forward and backward "
+                f"{1e3 * self.frame_seconds:.2f} ms; {how}",
+                f"peak memory {size(self.peak or 0)}, of which strategies hold {size(self.held)}; "
+                f"costs for {self.device}"]
 
     def to_json(self) -> str:
-        """Returns the plan as JSON text; `Plan.from_json` reads it back, equal."""
-        from fxperex.plan.serial import to_json
+        """Returns the plan as JSON text; `Plan.from_json` reads it back, equal.
 
-        return to_json(self)
+        It describes the nodes that it was made for, so that a plan of another model is refused.
+        """
+        body: dict[str, Any] = {
+            "version": VERSION, "whole": self.whole, "rows": self.rows, "device": self.device,
+            "frame_seconds": self.frame_seconds, "peak": self.peak,
+            "budget": asdict(self.budget) if self.budget else None,
+            "recompute": asdict(self.recompute) if self.recompute else None,
+            "unused": list(self.unused), "frozen": list(self.frozen),
+            "unmeasured": dict(self.unmeasured),
+            "sites": [choice.to_dict() for choice in self.choices]}
+        return json.dumps(body, indent=1) + "\n"
 
     @staticmethod
     def from_json(text: str) -> Plan:
         """Returns the Plan that `to_json` wrote. Raises ConfigError that says what is wrong with
         the text.
         """
-        from fxperex.plan.serial import from_json
+        try:
+            return _from_dict(json.loads(text))
+        except ConfigError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError("this is not a plan written by Plan.to_json "
+                              f"({type(error).__name__}: {error})") from error
 
-        return from_json(text)
 
-
-def check_same(plan: Plan, sites: tuple[Site, ...]) -> None:
-    """Raises ConfigError, naming the first node that differs, unless `plan` was made for
-    `sites`.
-    """
-    planned_sites = tuple(choice.site for choice in plan.choices)
-    for site, planned in zip(sites, planned_sites, strict=False):
-        for field_name in ("name", "node", "op", "kind", "arg", "shape", "dtype", "params"):
-            ours, theirs = getattr(site, field_name), getattr(planned, field_name)
-            if ours != theirs:
-                raise ConfigError(f"the plan was made for another model: node {site.node} "
-                                  f"({site.name}, {site.where}) has {field_name} {ours} here, and "
-                                  f"{theirs} in the plan (node {planned.node})")
-    if len(sites) != len(planned_sites):
-        longer = max(sites, planned_sites, key=len)
-        extra = longer[min(len(sites), len(planned_sites))]
-        side = "the plan does not have it" if longer is sites else "this model does not have it"
-        raise ConfigError(f"the plan was made for another model: node {extra.node} "
-                          f"({extra.name}): {side}")
-
+def _from_dict(body: dict[str, Any]) -> Plan:
+    if body["version"] != VERSION:
+        raise ConfigError(f"the plan has version {body['version']!r}; this library reads {VERSION}")
+    budget, recompute = body["budget"], body["recompute"]
+    if recompute:
+        recompute = Recompute(**recompute | {"nodes": tuple(recompute["nodes"])})
+    return Plan(
+        tuple(Choice.from_dict(choice) for choice in body["sites"]), str(body["whole"]),
+        int(body["rows"]), str(body["device"]), tuple(body["unused"]), tuple(body["frozen"]),
+        Budget(**budget) if budget else None, body["frame_seconds"], body["peak"], recompute,
+        dict(body.get("unmeasured", {})))

@@ -1,5 +1,4 @@
-"""Peak bytes of a plan as one running sum: the result of `plan_peak`, fast enough for the many
-plans of a search.
+"""Peak bytes of a plan as one running sum: what `plan_peak` returns, fast enough for a search.
 
 The step is a row of slots, in this order:
 
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fxperex.memory.liveness import raised
-from fxperex.plan.plan import Choice
+from fxperex.plan.choice import Choice
 from fxperex.planner.memory import BUNDLE, bundle_bytes, bundled, movable, norm_transient, sum_makes
 from fxperex.rewrite.frame import Frame
 
@@ -67,18 +66,12 @@ class Timeline:
         self._lay_out([slot for slot in range(after_backward) if slot not in self.owner])
 
     def _lay_out(self, places: list[int]) -> None:
-        """Lays out the frame's own buffers, its instructions at `places`, and the sum without
-        sites.
-        """
+        """Lays out the frame's buffers, with its instructions at `places`, and their sum."""
         listing, reads = self.frame.listing, self.frame.reads
         steps = list(zip(places, listing.instructions, strict=True))
         ends = {b: slot for slot, s in steps for b in (*s.makes, *s.reads)}
-        sizes = {
-            b: size
-            for s in listing.instructions
-            for b, size in s.makes.items()
-            if b not in listing.outputs
-        }
+        sizes = {b: size for s in listing.instructions for b, size in s.makes.items()
+                 if b not in listing.outputs}
         index = {b: i for i, b in enumerate(sizes)}
         # Which site reads which buffer.
         pairs = [(self.index[name], index[buffer]) for name in self.index
@@ -95,20 +88,18 @@ class Timeline:
         self.changes = gains.index_add(0, self.ends + 1, -self.bytes)
 
     def peak(self, choices: Sequence[Choice]) -> float:
-        """Returns the bytes of `plan_peak(frame, choices)`, bit for bit if all sizes are
-        integers.
-        """
+        """Returns the bytes of `plan_peak(frame, choices)`, the same bits if sizes are integers."""
         names, freeing = movable(self.frame, choices)
         sites = _sites([c for c in choices if c.site.name in self.index])
         highest = raised(names, freeing, lambda early: self._worst(sites, early))[1]
         return self.frame.listing.inputs + highest
 
     def floor(self) -> float:
-        """Returns the bytes of forward and backward alone; every plan without recomputing needs
-        more.
+        """Returns the bytes of forward and backward alone: without recomputing, no plan needs
+        fewer.
         """
-        return self.frame.listing.inputs + float(
-            (self.changes.cumsum(0)[:-1] + self.transients).max())
+        running = self.changes.cumsum(0)[:-1] + self.transients
+        return self.frame.listing.inputs + float(running.max())
 
     def _worst(self, sites: _Sites, early: Sequence[str]) -> tuple[float, str]:
         """Returns (bytes at the worst slot, the site or bundle of that slot)."""
@@ -122,10 +113,8 @@ class Timeline:
         reads = self.sums.where(sites.rereads, norm)[self.readers]
         ends = self.ends.scatter_reduce(0, self.buffers_read, reads, "amax")
         longer = ends > self.ends
-        slots = [
-            norm, final_read + 1, self.sums, self.sums + 2, self.sums + 1, self.ends[longer] + 1,
-            ends[longer] + 1
-        ]
+        slots = [norm, final_read + 1, self.sums, self.sums + 2, self.sums + 1,
+                 self.ends[longer] + 1, ends[longer] + 1]
         changes = [sites.held, -sites.held, sites.copies, -sites.copies, sites.result,
                    self.bytes[longer], -self.bytes[longer]]
         if sites.bundle:
@@ -140,8 +129,8 @@ class Timeline:
 
 def _sites(choices: Sequence[Choice]) -> _Sites:
     flags = [(c.cost.rereads, bundled(c)) for c in choices]
-    sizes = _floats([(c.cost.held, norm_transient(c), *sum_makes(c)) for c in choices
-                     ]).reshape(-1, 5)
+    rows = [(c.cost.held, norm_transient(c), *sum_makes(c)) for c in choices]
+    sizes = _floats(rows).reshape(-1, 5)
     rereads, small = torch.tensor(flags, dtype=torch.bool, device="cpu").reshape(-1, 2).unbind(1)
     held, transient, copies, result, scratch = sizes.unbind(1)
     late = small.argsort(stable=True).argsort()

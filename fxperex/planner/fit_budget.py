@@ -1,6 +1,4 @@
-"""The fastest plan within a budget, with or without recomputing, and the smallest budget that
-works.
-"""
+"""The fastest plan within a budget, with or without recomputing, and the smallest that works."""
 
 from __future__ import annotations
 
@@ -8,10 +6,11 @@ from fxperex.devices import Profile
 from fxperex.errors import ConfigError
 from fxperex.memory.liveness import Peak
 from fxperex.plan.byte_sizes import budget_text, size
-from fxperex.plan.plan import Recompute
+from fxperex.plan.choice import Recompute
 from fxperex.planner.memory import plan_peak, site_of
 from fxperex.planner.recompute import Pools, cheapest, smallest_pool
 from fxperex.planner.search import Choices, fit, smallest, starts
+from fxperex.registry import NAIVE
 from fxperex.rewrite.frame import Frame
 
 Assignment = tuple[Choices, Recompute | None]
@@ -35,10 +34,11 @@ def within(frame: Frame, choices: Choices, memory: int, profile: Profile) -> Ass
 def refuse(frame: Frame, choices: Choices, memory: int) -> ConfigError:
     """Returns the error that names the smallest budget that works, and the site that sets it."""
     slimmest, peak = _smallest(frame, choices)
-    live_sites = [site_of(name) for name, _ in peak.live]
-    setter = site_of(peak.at) or next((site for site in live_sites if site), "")
+    alive = [site_of(name) for name, _ in peak.buffers]
+    setter = site_of(peak.instruction) or next((site for site in alive if site), "")
     strategy = next((f" ({c.strategy})" for c in slimmest if c.site.name == setter), "")
-    cause = f"the site {setter}{strategy}" if setter else f"forward and backward, at node {peak.at}"
+    node = f"forward and backward, at node {peak.instruction}"
+    cause = f"the site {setter}{strategy}" if setter else node
     return ConfigError(
         f"memory={memory} bytes ({size(memory)}) holds no plan of this step with {frame.rows} "
         "rows, even with activations recomputed: the smallest budget that does is "
@@ -51,15 +51,14 @@ def _recomputing(frame: Frame, starting: list[Choices], memory: int,
                  profile: Profile) -> list[Assignment]:
     if _one_by_one(starting[0]):
         return []
-    candidates = [
-        (choices, cheapest(Pools(frame, choices), memory, profile)) for choices in starting
-    ]
+    candidates = [(choices, cheapest(Pools(frame, choices), memory, profile))
+                  for choices in starting]
     return [(choices, recompute) for choices, recompute in candidates if recompute is not None]
 
 
 def _one_by_one(choices: Choices) -> bool:
     """True if the step runs one example at a time; such a step does not support recomputing."""
-    return any(c.strategy == "naive" for c in choices)
+    return any(c.strategy == NAIVE for c in choices)
 
 
 def _smallest(frame: Frame, choices: Choices) -> tuple[Choices, Peak]:

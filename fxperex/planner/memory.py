@@ -1,13 +1,11 @@
-"""A plan's peak memory: each site's norm and weighted sum are placed into the frame of forward and
-backward.
+"""A plan's peak memory: the frame of forward and backward, with each site's norm and sum in it.
 
 The order is the step's own (`passes.schedule`): forward, backward, clip factors, weighted sums. A
 norm runs after the backward, or as soon as its output gradient exists if that costs no memory
 (`liveness.raised`). A site that stores gradients can then free its inputs and output gradient
 early. A site that reads them again keeps both until its sum. Small sites come after the others.
-What they
-store is bundled, copied into one buffer: after all norms, or as soon as the small sites' norms are
-done.
+What they store is bundled, which means copied into one buffer: after all norms, or right after the
+last small site's norm.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from fxperex.config import accumulator
 from fxperex.cost_model.sites import inputs_bytes, outputs_bytes, sum_scratch, summing_bytes
 from fxperex.memory.liveness import Instruction, Listing, Peak, peak, raised
 from fxperex.memory.repetition import BACKWARD, FORWARD, SUMS, Program
-from fxperex.plan.plan import Choice
+from fxperex.plan.choice import Choice
 from fxperex.rewrite.frame import Frame
 from fxperex.strategies.stored import small
 
@@ -27,12 +25,12 @@ BUNDLE = "small sites"
 
 
 def step_listing(frame: Frame, choices: Sequence[Choice], early: Collection[str]) -> Listing:
-    """Returns the Listing of the step under `choices`; sites in `early` take their norm inside the
+    """Returns the Listing of the step under `choices`; the norms of `early` sites are inside the
     backward.
     """
     used = [c for c in choices if c.site.name in frame.reads]
-    placed = sorted(
-        (frame.ready[c.site.name], i) for i, c in enumerate(used) if c.site.name in early)
+    placed = sorted((frame.ready[c.site.name], i)
+                    for i, c in enumerate(used) if c.site.name in early)
     inside = [(place, _norm(frame, used[i])) for place, i in placed]
     norms = [_norm(frame, c) for c in sorted(used, key=bundled) if c.site.name not in early]
     stored = tuple(f"{c.site.name}: stored" for c in used if bundled(c))
@@ -51,23 +49,23 @@ def step_listing(frame: Frame, choices: Sequence[Choice], early: Collection[str]
 
 
 def plan_peak(frame: Frame, choices: Sequence[Choice], recompute: Collection[str] = ()) -> Peak:
-    """Returns the Peak of the step under `choices`; forward instructions in `recompute` run
-    twice.
-    """
+    """Returns the Peak of the step under `choices`; instructions in `recompute` run twice."""
     if recompute:
         return peak(program(frame, choices).repeating(recompute)[0])
     sites, freeing = movable(frame, choices)
 
     def trial(early: list[str]) -> tuple[float, str]:
         highest = peak(step_listing(frame, choices, early))
-        return highest.bytes, BUNDLE if highest.at == BUNDLE else site_of(highest.at)
+        name = highest.instruction
+        return highest.bytes, BUNDLE if name == BUNDLE else site_of(name)
 
     return peak(step_listing(frame, choices, raised(sites, freeing, trial)[0]))
 
 
 def movable(frame: Frame, choices: Sequence[Choice]) -> tuple[list[str], set[str]]:
-    """Returns (site names in the order of their norms after the backward, the bundle of small sites
-    at the end; the names of sites whose inputs are free once their norm is taken)."""
+    """Returns (site names in the order in which their norms run after the backward, with the bundle
+    of small sites last; the names of sites whose inputs can be freed once the norm is taken).
+    """
     used = sorted((c for c in choices if c.site.name in frame.reads), key=bundled)
     bundle = [BUNDLE] if any(map(bundled, used)) else []
     return [c.site.name for c in used] + bundle, {c.site.name for c in used if not c.cost.rereads}
@@ -83,17 +81,13 @@ def program(frame: Frame, choices: Sequence[Choice]) -> Program:
     views = {s.name for s in frame.listing.instructions[frame.forward:] if not s.makes}
     steps = tuple(s for s in listing.instructions if s.name not in views)
     sums = 2 * sum(c.site.name in frame.reads for c in choices)
-    phases = [
-        FORWARD if i < frame.forward else BACKWARD if i < len(steps) - sums else SUMS
-        for i in range(len(steps))
-    ]
+    phases = [FORWARD if i < frame.forward else BACKWARD if i < len(steps) - sums else SUMS
+              for i in range(len(steps))]
     return Program(replace(listing, instructions=steps), phases)
 
 
 def _merged(steps: list[Instruction], placed: list[tuple[int, Instruction]]) -> list[Instruction]:
-    """Returns `steps` with each of `placed` inserted before the step at its place; places
-    ascend.
-    """
+    """Returns `steps` with each of `placed` before the step at its place; places ascend."""
     merged: list[Instruction] = []
     start = 0
     for place, step in placed:
@@ -136,9 +130,7 @@ def norm_transient(choice: Choice) -> float:
 
 
 def sum_makes(choice: Choice) -> tuple[float, float, float]:
-    """Returns bytes of a site's scaled copies, of its sum, and of the scratch that forming the sum
-    needs.
-    """
+    """Returns bytes of a site's scaled copies, of its sum, and of the scratch for the sum."""
     site, cost = choice.site, choice.cost
     # A bundle is copied at most once, and only if it is small as a whole.
     copied = 0.0 if bundled(choice) else summing_bytes(site, cost.held)
@@ -148,8 +140,6 @@ def sum_makes(choice: Choice) -> tuple[float, float, float]:
 
 
 def site_of(instruction: str) -> str:
-    """Returns the site that an instruction or a buffer of a step belongs to, '' for forward and
-    backward.
-    """
+    """Returns the site of a step's instruction or buffer; '' for forward and backward."""
     name, mark, _ = instruction.rpartition(": ")
     return name if mark else ""

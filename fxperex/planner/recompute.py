@@ -17,7 +17,7 @@ from itertools import accumulate
 from fxperex.devices import Profile
 from fxperex.memory.liveness import Instruction, peak
 from fxperex.memory.repetition import FORWARD
-from fxperex.plan.plan import Choice, Recompute
+from fxperex.plan.choice import Choice, Recompute
 from fxperex.planner.memory import program
 from fxperex.rewrite.frame import Frame
 
@@ -44,12 +44,11 @@ class Pools:
         """Returns the peak bytes of the step with `names` repeated."""
         return peak(self.program.repeating(names)[0]).bytes
 
-    def fewest(self, pool: frozenset[str], memory: float, times: Mapping[str,
-                                                                         float]) -> frozenset[str]:
-        """Returns a part of `pool` that still fits `memory`, the values that save most per second
-        first.
+    def fewest(self, pool: frozenset[str], memory: float,
+               times: Mapping[str, float]) -> frozenset[str]:
+        """Returns a small part of `pool` that fits `memory`, if all of `pool` does.
 
-        The whole pool must fit.
+        It has the values that save most bytes per second of `times`.
         """
         units = sorted(self._units(pool),
                        key=lambda unit: -unit[0] / sum(times[name] for name in unit[1]))
@@ -64,18 +63,14 @@ class Pools:
         return part if self.bytes(part) <= memory else pool
 
     def _late(self, step: Instruction) -> int:
-        """Returns the last phase that reads what `step` makes."""
-        return max((self.program.last.get(b, FORWARD) for b in step.makes), default=FORWARD)
+        """Returns the final phase that reads what `step` makes."""
+        return max((self.program.final_phase.get(b, FORWARD) for b in step.makes), default=FORWARD)
 
     def _cut(self, count: int) -> frozenset[str]:
         """Returns the buffers that cross the cuts between `count` segments."""
         ends = {b: i for i, s in enumerate(self.steps) for b in s.reads}
-        saved = [
-            sum(size
-                for b, size in s.makes.items()
-                if self.program.last.get(b, FORWARD) != FORWARD)
-            for s in self.steps
-        ]
+        late = {b for b, phase in self.program.final_phase.items() if phase != FORWARD}
+        saved = [sum(size for b, size in s.makes.items() if b in late) for s in self.steps]
         reached = list(accumulate(saved))
         crossing: set[str] = set()
         for k in range(1, count):
@@ -83,12 +78,8 @@ class Pools:
             near = [i for i, size in enumerate(reached) if abs(size - target) <= tolerance]
             if near:
                 cut = min(near, key=self._widths.__getitem__)
-                crossing |= {
-                    b
-                    for s in self.steps[:cut + 1]
-                    for b in s.makes
-                    if ends.get(b, -1) > cut
-                }
+                crossing |= {b for s in self.steps[:cut + 1] for b in s.makes
+                             if ends.get(b, -1) > cut}
         return frozenset(crossing)
 
     @cached_property
@@ -113,18 +104,19 @@ class Pools:
         excluded = cut | self.program.listing.outputs
         for step in self.steps:
             if step.name in names and step.makes and excluded.isdisjoint(step.makes):
-                exist = (self.maker.get(b) is None or b in cut or self.maker[b].name in pool
-                         or self.program.last.get(b, FORWARD) >= max(self._late(step), FORWARD + 1)
-                         for b in step.reads)
-                if all(exist):
+                late = max(self._late(step), FORWARD + 1)
+                if all(self._exists(b, late) or b in cut or self.maker[b].name in pool
+                       for b in step.reads):
                     pool.add(step.name)
         saves = any(self._late(s) != FORWARD for s in self.steps if s.name in pool)
         return frozenset(pool) if saves else frozenset()
 
+    def _exists(self, buffer: str, phase: int) -> bool:
+        """True for a buffer that no instruction of the forward makes, or that `phase` reads."""
+        return buffer not in self.maker or self.program.final_phase.get(buffer, FORWARD) >= phase
+
     def _units(self, pool: frozenset[str]) -> Iterator[tuple[float, frozenset[str]]]:
-        """Yields, for each value read after the forward, (bytes saved, the values to repeat for
-        it).
-        """
+        """Yields (bytes saved, the values to repeat) for each value read after the forward."""
         for step in self.steps:
             late = self._late(step)
             if step.name not in pool or late == FORWARD:
@@ -135,7 +127,7 @@ class Pools:
                     source = self.maker.get(b)
                     if source is None or source.name not in pool or source.name in unit:
                         continue
-                    if self.program.last.get(b, FORWARD) < late:
+                    if self.program.final_phase.get(b, FORWARD) < late:
                         unit.add(source.name)
                         todo.append(source)
             yield sum(step.makes.values()), frozenset(unit)
@@ -146,16 +138,11 @@ def _union(units: Sequence[tuple[float, frozenset[str]]]) -> frozenset[str]:
 
 
 def cheapest(pools: Pools, memory: float, profile: Profile) -> Recompute | None:
-    """Returns the fastest Recompute found whose peak is at most `memory` bytes; None if there is
-    none.
-    """
+    """Returns the fastest Recompute found with a peak of at most `memory` bytes, or None."""
     times = {name: profile.seconds(cost) for name, cost in pools.costs.items()}
     for cheap in (True, False):
-        fitting = [
-            pools.fewest(pool, memory, times)
-            for pool in pools.of(cheap)
-            if pools.bytes(pool) <= memory
-        ]
+        fitting = [pools.fewest(pool, memory, times) for pool in pools.of(cheap)
+                   if pools.bytes(pool) <= memory]
         if fitting:
             candidates = (described(pools, names, times) for names in fitting)
             return min(candidates, key=lambda recompute: recompute.seconds)
@@ -163,11 +150,9 @@ def cheapest(pools: Pools, memory: float, profile: Profile) -> Recompute | None:
 
 
 def described(pools: Pools, names: Collection[str], times: Mapping[str, float]) -> Recompute:
-    """Returns the Recompute of `names`: the nodes that run again, their seconds, the bytes
-    saved.
-    """
+    """Returns the Recompute of `names`."""
     repeated = pools.program.repeating(names)[1]
-    late = {b for b, phase in pools.program.last.items() if phase != FORWARD}
+    late = {b for b, phase in pools.program.final_phase.items() if phase != FORWARD}
     sizes = {s.name: sum(size for b, size in s.makes.items() if b in late) for s in pools.steps}
     used = tuple(s.name for s in pools.steps if s.name in set(repeated))
     return Recompute(used, sum(times[name] for name in repeated), sum(sizes[name] for name in used))

@@ -11,24 +11,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fxperex.cost_model.sites import inputs_bytes, outputs_bytes
+from fxperex.costs import Cost
 from fxperex.memory.liveness import Peak
-from fxperex.plan.plan import Choice
+from fxperex.plan.choice import Choice
 from fxperex.planner.fast_peak import Timeline
 from fxperex.planner.memory import plan_peak, site_of
-from fxperex.registry import Cost
 from fxperex.rewrite.frame import Frame
 
 Choices = tuple[Choice, ...]
 HALVINGS = 24
-LOOSENED = (1.25, 2.0
-            )  # multiples of a budget that strategies aim at; recomputing saves the difference
+# Multiples of a budget that strategies aim at when recomputing is to save the difference.
+LOOSENED = (1.25, 2.0)
 Weight = Callable[[Choice, Cost], float]
 
 
 def fit(frame: Frame, choices: Choices, memory: int) -> Choices | None:
-    """Returns the fastest choices found whose peak is at most `memory` bytes; None if there are
-    none.
-    """
+    """Returns the fastest choices found with a peak of at most `memory` bytes, or None."""
     line = Timeline(frame, choices)
     if line.peak(choices) <= memory:
         return choices
@@ -46,8 +44,7 @@ def fit(frame: Frame, choices: Choices, memory: int) -> Choices | None:
 def smallest(frame: Frame, choices: Choices) -> Choices:
     """Returns the choices with the lowest peak found.
 
-    It starts from the best of a few extremes, and changes sites that are alive at the peak until no
-    change helps.
+    From the best of a few extremes on, sites that are alive at the peak change until none helps.
     """
     line = Timeline(frame, choices)
     best = min((_at_price(choices, 1e12, weight) for weight in WEIGHTS), key=line.peak)
@@ -119,9 +116,7 @@ def _priced_to_fit(line: Timeline, choices: Choices, memory: float,
 
 
 def _take_back(line: Timeline, free: Choices, tight: Choices, memory: int) -> Choices:
-    """Returns `tight` with every site at the fastest strategy that still fits, largest gain
-    first.
-    """
+    """Returns `tight` with sites back at faster strategies that fit, the largest gain first."""
     gains = sorted(((t.times[name] - t.seconds, i, name)
                     for i, (t, f) in enumerate(zip(tight, free, strict=True)) if not t.fixed
                     for name in f.costs), key=lambda move: move[0])
@@ -139,7 +134,7 @@ def _with(choices: Choices, index: int, strategy: str) -> Choices:
 
 def _matters(choice: Choice, peak: Peak) -> bool:
     """True if the site is alive at the peak, so that another strategy there may lower it."""
-    at_peak = {site_of(peak.at), *(site_of(name) for name, _ in peak.live)}
+    at_peak = {site_of(peak.instruction), *(site_of(name) for name, _ in peak.buffers)}
     return choice.cost.rereads or choice.site.name in at_peak
 
 
@@ -149,7 +144,7 @@ def notes(free: Sequence[Choice], tight: Sequence[Choice]) -> Choices:
         if fitted.strategy == fastest.strategy:
             return fitted
         gain = 1e3 * (fitted.seconds - fastest.seconds)
-        return fitted.using(fitted.strategy, f"memory budget: {fastest.strategy} would be "
-                                             f"{gain:.3f} ms faster")
+        note = f"memory budget: {fastest.strategy} would be {gain:.3f} ms faster"
+        return fitted.using(fitted.strategy, note)
 
     return tuple(map(noted, free, tight))

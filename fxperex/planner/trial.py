@@ -18,17 +18,19 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from fxperex.analysis.site_values import values_of
 from fxperex.analysis.sites import Analysis
 from fxperex.capture.program import Capture
 from fxperex.config import cache_folder
 from fxperex.devices import device_name
 from fxperex.devices.calibrate import Timer
 from fxperex.files import write_whole
-from fxperex.graph.provenance import tagged
-from fxperex.registry import Site, Uses, at_rows, strategies
-from fxperex.rewrite.evaluate import Run, join_uses, uses_of
+from fxperex.graph.provenance import PART, Part, tagged
+from fxperex.registry import kinds, strategies
+from fxperex.rewrite.evaluate import Run, join_uses
 from fxperex.rewrite.passes import IN_PLACE, apply
 from fxperex.rewrite.trace import trace
+from fxperex.sites import Site, SiteValues, at_rows
 
 VERSION = 2  # of what a trial times; timings stored by another version are measured again
 
@@ -109,6 +111,12 @@ class Trial:
         named = {n.name: n for n in self.capture.at(site.rows).nodes}
         return [named[use.node] for use in site.each]
 
+    def _proved(self) -> dict[str, tuple[fx.Node, fx.Node]]:
+        """Returns {name of a node: it and its twin at the proof}."""
+        capture = self.capture
+        pairs = zip(capture.main.nodes, capture.twin.nodes, strict=True)
+        return {main.name: (main, twin) for main, twin in pairs}
+
     def _trace(self, sites: list[Site], strategy: str) -> tuple[fx.GraphModule, list[Tensor]]:
         rows = sites[0].rows
         nodes = list(dict.fromkeys(node for site in sites for node in self._nodes(site)))
@@ -116,13 +124,12 @@ class Trial:
         operands = [a for a in arguments if isinstance(a, fx.Node)]
         outs = {n: [v for v in pytree.tree_leaves(n.meta["val"]) if isinstance(v, Tensor)]
                 for n in nodes}
-        mains = {n.name: n for n in self.capture.main.nodes}
-        twins = dict(zip(mains, self.capture.twin.nodes, strict=True))
+        proved = self._proved()
         emit = strategies()[strategy]
 
         def step(*args: Tensor) -> list[tuple[Tensor, Tensor]]:
             run = Run(env=dict(zip(operands, args, strict=False)))
-            with tagged("part", "forward"):
+            with tagged(PART, Part.FORWARD):
                 for node in nodes:
                     node.target(
                         *fx.map_arg(node.args, run.env.__getitem__),  # type: ignore[operator]
@@ -131,13 +138,14 @@ class Trial:
             grads = {node: [next(values) for _ in out] for node, out in outs.items()}
             results = []
             for site in sites:
-                parts: list[Uses | None] = [
-                    uses_of(use, node, run, self.analysis.axes, list(grads[node]), mains, twins,
-                            (self.capture.main.rows, rows))
+                parts: list[SiteValues | None] = [
+                    values_of(use, node, lambda n: run.env[n].detach(), self.analysis.axes,
+                              list(grads[node]), proved[node.name],
+                              (self.capture.main.rows, rows))
                     for use, node in zip(site.each, self._nodes(site), strict=True)]
-                uses = join_uses(site, parts)
-                assert uses is not None
-                results.append((emit.sq_norm(uses), emit.weighted_sum(uses, args[-2], args[-1])))
+                joined = join_uses(site, parts)
+                assert joined is not None
+                results.append((emit.sq_norm(joined), emit.weighted_sum(joined, *args[-2:])))
             return results
 
         fakes = self.capture.fakes
@@ -163,7 +171,7 @@ def _hoisted(graph: fx.GraphModule, inputs: list[Tensor]) -> list[Any]:
     among them.
     """
     nodes = list(graph.graph.nodes)
-    forward = [n for n in nodes if n.op == "call_function" and n.meta.get("part") == "forward"]
+    forward = [n for n in nodes if n.op == "call_function" and n.meta.get(PART) is Part.FORWARD]
     if not forward:
         return list(inputs)
     interpreter = fx.Interpreter(graph, garbage_collect_values=False)
@@ -186,7 +194,7 @@ def _stand_in(fake: Tensor, device: torch.device, site: Site) -> Tensor:
         return data.fill_(0.5)
     if fake.dtype == torch.bool:
         return data.fill_(True)
-    entries = site.shape[0] if site.kind == "embedding" else 1
+    entries = site.shape[0] if kinds()[site.kind].sparse else 1
     return data.copy_(torch.arange(data.numel(), device=device).reshape(data.shape) % entries)
 
 

@@ -7,7 +7,8 @@ Needs the extra `fxperex[accounting]` (numpy, dp-accounting, cryptography, safet
 else of the library does.
 """
 
-from fxperex.privacy.accountant import epsilon, noise_multiplier_for
+from fxperex.privacy.accountant import epsilon
+from fxperex.privacy.calibration import noise_multiplier_for
 from fxperex.privacy.engine import PrivacyEngine
 from fxperex.privacy.guarantee import Guarantee
 from fxperex.privacy.noise.gaussian import Noise

@@ -1,4 +1,6 @@
-"""Checks of numbers a privacy claim rests on. Each returns the number or raises ConfigError."""
+"""Checks of the numbers that a privacy claim rests on. Each returns its value or raises
+ConfigError.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from fxperex.errors import ConfigError
 
 def positive(value: object, name: str, most: float = math.inf) -> float:
     """Returns `value` as a finite float above 0 and at most `most`. Raises ConfigError."""
-    if isinstance(value, bool) or not isinstance(
-            value, int | float) or not math.isfinite(value) or not 0 < value <= most:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not 0 < value <= most:
         within = "" if most == math.inf else f" and at most {most}"
         raise ConfigError(f"{name} must be a finite number above 0{within}; got {value!r}")
     return float(value)
@@ -25,7 +27,7 @@ def probability(value: object, name: str) -> float:
     return float(value)
 
 
-def whole(value: object, name: str, least: int = 0) -> int:
+def whole_number(value: object, name: str, least: int = 0) -> int:
     """Returns `value` as an int of at least `least`. Raises ConfigError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name} must be a whole number of at least {least}; got {value!r}")

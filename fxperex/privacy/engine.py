@@ -1,14 +1,11 @@
-"""The private training loop: debit, sample, clip and sum, noise once, divide by a constant, update,
-record.
+"""The private training loop: debit, sample, clip and sum, noise once, divide by a constant, update.
 
-sampler rows --private.sums--> sum --noise--> / divisor --gate, optimizer--> parameters; the ledger
-knows all of it.
+sampler rows --private.sums--> sum --noise--> / divisor --gate, optimizer--> parameters. The ledger
+records each of these.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +15,9 @@ import torch
 
 from fxperex.errors import BudgetError, LedgerError, PrivacyError
 from fxperex.privacy import accountant, settings
-from fxperex.privacy.checks import whole
+from fxperex.privacy.checks import whole_number
 from fxperex.privacy.gate import Gate
-from fxperex.privacy.guarantee import Guarantee, guarantee, versions
+from fxperex.privacy.guarantee import Guarantee, guarantee
 from fxperex.privacy.logical_step import LogicalStep
 from fxperex.privacy.noise.gaussian import Noise
 from fxperex.privacy.noise.streams import Secret
@@ -28,40 +25,38 @@ from fxperex.privacy.records import facts, interrupts, training_state
 from fxperex.privacy.records.folder import Folder
 from fxperex.privacy.records.ledger import Counter, Ledger
 from fxperex.privacy.records.spending import Books
+from fxperex.privacy.release import Release, ReplayDiffers
 from fxperex.privacy.sampling.poisson import Sampler
 from fxperex.privacy.sampling.rows import Rows
 from fxperex.runtime.module import PerExampleModule, StepResult
 
 
 class PrivacyEngine:
-    """Iterating it trains: one logical step of DP-SGD per item, which is that step's StepResult
-    (not private).
+    """Trains a model privately: iterating it takes one logical step of DP-SGD per item, and yields
+    that step's StepResult (not private).
 
-    private: what `fxperex.transform` returned; optimizer: any first-order one over exactly its
-    parameters.
-    dataset: tuple of tensors, examples first, a map-style Dataset whose items are tuples of tensors
-    (the first is read now, for its shapes), or `Units` of either, for units of several rows.
-    expected_batch: mean number of examples per step, the constant that sums are divided by.
-    noise_multiplier or epsilon: the noise in units of the bound, or what the whole run may spend at
-    `delta`;
-    budget: with noise_multiplier, an epsilon at which to stop, before the step that would pass it
-    reads data.
-    relation: "add-or-remove", "zero-out" or "replace" one example; sampling: "poisson", "shuffled"
-    or a Sampler.
-    noise: "gaussian", or "discrete" on an integer grid. secure: ChaCha20 (the default).
+    private: what `fxperex.transform` returned.
+    optimizer: any first-order one over exactly the parameters of `private`.
+    dataset: a tuple of tensors, examples first; or a map-style Dataset whose items are tuples of
+    tensors (the first item is read now, for its shapes); or `Units` of either.
+    expected_batch: mean number of examples per step; sums are divided by this constant.
+    noise_multiplier: noise in units of the bound; or epsilon: what the run may spend at `delta`.
+    budget: with noise_multiplier, an epsilon; the run stops before a step that would exceed it.
+    relation: "add-or-remove", "zero-out" or "replace" one example.
+    sampling: "poisson", "shuffled" or a Sampler. noise: "gaussian", or "discrete" on a grid.
     account: "pld", "rdp", or "smaller" (the default): the smaller of these two bounds.
-    seed: for reproducible science only; without it every key is the operating system's.
-    folder: where ledger and checkpoints go, one every `checkpoint_every` steps; a run found there
-    is gone on with. same_data: also binds the folder to the data's shapes and a few rows' values.
-    workers: processes that read a Dataset; counter: see `fxperex.privacy.records.ledger`.
+    secure: ChaCha20 (the default). seed: for repeatable science; without it keys are secret.
+    folder: for the ledger, and a checkpoint every `checkpoint_every` steps; an existing run there
+    is resumed. same_data: also binds the folder to the data's shapes and a few rows' values.
+    workers: processes that read a Dataset. counter: see `fxperex.privacy.records.ledger`.
     Raises an FxperexError before anything is trained.
 
     When a step raises, its sum is cleared, its debit stands, and the next call takes it again with
-    the same rows and noise. If it always raises, `leave_out` lets the run go on: the step is taken
-    without those rows that fail by themselves. That is as private as any step, since what a row
-    adds stays a function of this row and earlier releases alone. To pass over the whole step, or to
-    release noise alone, would not be: one row would then take away what all others add. That a row
-    failed is itself not private: errors, ledger and run time tell it, the parameters do not.
+    the same rows and noise. If it always raises, call `leave_out`: the step is taken without the
+    rows that fail by themselves. This is as private as any step: what a row adds stays a function
+    of this row and earlier releases alone. Skipping the step, or releasing noise alone, would not
+    be: one row would then remove what all others add. That a row failed is itself not private:
+    errors, ledger and run time show it, the parameters do not.
     """
 
     def __init__(self, private: PerExampleModule, optimizer: torch.optim.Optimizer, dataset: Any, *,
@@ -74,13 +69,13 @@ class PrivacyEngine:
                  counter: Counter | None = None, same_data: bool = False) -> None:
         settings.check_private(private)
         settings.check_files(folder, secure, counter, same_data)
-        wish = settings.Wish(expected_batch, epochs, delta, noise_multiplier, epsilon, budget,
-                             relation, sampling, noise, account)
-        self.private, self.delta, self.account = private, wish.delta, account
-        self._wish, self._same_data = wish, same_data
+        asked = settings.Settings(expected_batch, epochs, delta, noise_multiplier, epsilon, budget,
+                                  relation, sampling, noise, account)
+        self.private, self.delta, self.account = private, asked.delta, account
+        self._settings, self._same_data = asked, same_data
         self.rows = Rows(dataset, workers)
-        self._fits()
-        self._every = whole(checkpoint_every, "checkpoint_every", 1)
+        settings.check_data(private, self.rows)
+        self._every = whole_number(checkpoint_every, "checkpoint_every", 1)
         self.steps_done = self.generation = 0
         self._open: LogicalStep | None = None
         self._failed: tuple[int, int] | None = None
@@ -88,26 +83,23 @@ class PrivacyEngine:
         self._folder: Folder | None = None
         try:
             self.folder = None if folder is None else Path(folder)
-            self._folder = None if self.folder is None else Folder(self.folder, seed, secure,
-                                                                   counter)
-            self._secret = self._folder.secret if self._folder else Secret(seed, secure)
-            self.sampler = settings.make_sampler(wish, self.rows.size, self._secret)
-            self.mechanism = settings.make_mechanism(wish, private, self.sampler)
-            self._noise = Noise(self.mechanism, self._secret)
+            if self.folder is not None:
+                self._folder = Folder(self.folder, seed, secure, counter)
+            self.randomness = self._folder.secret if self._folder else Secret(seed, secure)
+            self.sampler = settings.make_sampler(asked, self.rows.size, self.randomness)
+            self.mechanism = settings.make_mechanism(asked, private, self.sampler)
             self._resume()
-            ledger = self._folder.ledger if self._folder else Ledger(self._secret.key("ledger"))
-            self.books = Books(ledger, self.sampler,
-                               settings.most_units(wish, self.mechanism, self.sampler))
+            key = self.randomness.key("ledger")
+            ledger = self._folder.ledger if self._folder else Ledger(key)
+            limit = settings.most_units(asked, self.mechanism, self.sampler)
+            self.books = Books(ledger, self.sampler, limit)
+            drawn, on_disk = Noise(self.mechanism, self.randomness), self._folder is not None
+            self._releases = Release(drawn, self.books, on_disk)
             if self._folder is not None and not any(ledger.of("checkpoint")):
                 self.checkpoint()
         except BaseException:
             self.close()
             raise
-
-    @property
-    def randomness(self) -> Secret:
-        """The root of the run's randomness."""
-        return self._secret
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -124,7 +116,7 @@ class PrivacyEngine:
     def __iter__(self) -> Iterator[StepResult]:
         """Yields the StepResult of each remaining step, as far as the budget goes.
 
-        With a folder, SIGTERM and Ctrl-C end the run after the step at hand, with a checkpoint.
+        With a folder, SIGTERM and Ctrl-C end the run after the current step, with a checkpoint.
         """
         with interrupts.held(self._folder is not None) as waiting:
             while self._left() and not waiting.signal:
@@ -135,23 +127,22 @@ class PrivacyEngine:
     def step(self) -> StepResult:
         """Returns the StepResult of one logical step, taken.
 
-        Raises BudgetError past the end, having read no data, and PrivacyError for what reading the
-        rows or the model on them raises. If anything raises before noise was drawn, the sum is
-        cleared and the next call takes the same step again.
+        Raises BudgetError past the end, before any data is read, and PrivacyError for what the data
+        set or the model raises. If anything raises before noise is drawn, the sum is cleared and
+        the next call takes the same step again.
         """
         try:
             return self._step()
-        except _Differs:
-            # The sum is not the one this step released before a crash: the same noise on it could
-            # be subtracted.
+        except ReplayDiffers:
+            # The same noise on another sum could be subtracted.
             self.generation = self.books.next_generation
             return self._step()
 
     def leave_out(self) -> None:
-        """Has the step that raised taken, by the next call, without the rows that fail.
+        """Lets the next call take the step that raised without the rows that fail.
 
-        It is recorded in the ledger, and a replay after a crash does the same. Rows are tried once
-        more, then each by itself. Raises LedgerError unless a step has just failed over its rows.
+        The ledger records it, and a replay after a crash does the same. Rows are tried once more,
+        then each by itself. Raises LedgerError unless a step has just failed over its rows.
         """
         if self._failed != (self.steps_done, self.generation):
             raise LedgerError("leave_out() is for a step that has just raised while its rows were "
@@ -167,15 +158,12 @@ class PrivacyEngine:
 
         method: another account than the run's. Raises ConfigError.
         """
-        return accountant.epsilon_of(self.sampler, self.noise_multiplier,
-                                     self.delta if delta is None else delta, self.books.units,
-                                     method=method or self.account,
-                                     relation=self.mechanism.relation)
+        return accountant.epsilon_of(
+            self.sampler, self.noise_multiplier, self.delta if delta is None else delta,
+            self.books.units, method=method or self.account, relation=self.mechanism.relation)
 
     def guarantee(self) -> Guarantee:
-        """Returns what is claimed so far, everything it rests on, and what is not covered: `str()`
-        and `to_json()`.
-        """
+        """Returns what is claimed so far, what it rests on, and what it does not cover."""
         return guarantee(self)
 
     def checkpoint(self) -> None:
@@ -186,14 +174,7 @@ class PrivacyEngine:
         if self._open is not None:
             raise LedgerError("a checkpoint inside a logical step would hold half of it; leave "
                               "the step first")
-        tensors, plain = training_state.capture(self.private.model, self._gate.optimizer)
-        adaptive = self.mechanism.adaptive
-        self._folder.save(
-            tensors, {
-                "step": self.steps_done, "generation": self.generation, "optimizer": plain,
-                "clip bound": adaptive and adaptive.bound, "plan": str(
-                    self.private.plan), "versions": versions()
-            })
+        self._folder.save(*training_state.capture_run(self))
 
     def close(self) -> None:
         """Lets go of the folder and of the optimizer, which then steps unguarded."""
@@ -214,8 +195,9 @@ class PrivacyEngine:
                            "other process after this one is closed")
 
     def begin(self, step: LogicalStep) -> None:
-        """Debits `step`; for LogicalStep. Raises an FxperexError before that where the step could
-        not be taken: nothing is read or spent."""
+        """Debits `step`; for LogicalStep. Raises an FxperexError if the step cannot be taken:
+        then nothing is read or spent.
+        """
         if self._open is not None or step.step != self.steps_done:
             raise LedgerError("another logical step is open or was taken since; steps are taken "
                               "one at a time")
@@ -225,10 +207,7 @@ class PrivacyEngine:
                               "epochs")
         self._gate.check()
         self.private.check_model()
-        if self.private.clip is not self.mechanism.clip or not self.mechanism.holds:
-            raise PrivacyError(f"clip.sensitivity changed to {self.private.clip.sensitivity} "
-                               "since the engine was made; the noise is for a bound of "
-                               f"{self.mechanism.bound}. Make a new engine")
+        self.mechanism.check(self.private.clip)
         self._gate.clear()
         self.books.begin(step.step, step.generation)
         self._open = step
@@ -249,70 +228,23 @@ class PrivacyEngine:
         return step.result
 
     def _release(self, step: LogicalStep) -> None:
-        """The one place where anything leaves: records the sum, draws the noise, updates, records
-        that.
-        """
-        assert step.sums is not None
-        self._record(step)
+        """Records the sum, draws the noise, updates the parameters, and records that."""
+        self._releases.record(step)
         # Counted before anything is released: a failure from here on is paid for, and its noise
-        # never used again.
+        # is never used again.
         self.steps_done += 1
-        means = self._noise.release(step.sums, step.step, step.generation)
-        adaptive = self.mechanism.adaptive
-        if adaptive is not None:
-            means = [m.mul_(adaptive.bound) for m in means]
-            adaptive.update(
-                self._noise.count(adaptive.below(step.result.norms), step.step, step.generation))
-        self._gate.update(means)
+        self._gate.update(self._releases.means(step))
         self.books.ledger.append("commit", sync=False, step=step.step, generation=step.generation)
-
-    def _record(self, step: LogicalStep) -> None:
-        if self._folder is None:
-            return
-        digest = self._digest(step)
-        recorded = self.books.recorded(step.step, step.generation)
-        if recorded is None:
-            self.books.summed(step.step, step.generation, digest)
-        elif not hmac.compare_digest(recorded, digest):
-            raise _Differs("the sum of this step is not bit for bit the one that was released "
-                           "before the crash; call step() and it is drawn afresh, with a debit of "
-                           "its own")
-
-    def _digest(self, step: LogicalStep) -> str:
-        assert step.sums is not None
-        digest = hashlib.blake2b(key=self._secret.key("sum", step.generation), digest_size=32)
-        counted = [] if self.mechanism.adaptive is None else [
-            torch.tensor(self.mechanism.adaptive.below(step.result.norms))
-        ]
-        for total in [*step.sums, *counted]:
-            digest.update(facts.raw(total))
-        return digest.hexdigest()
 
     def _resume(self) -> None:
         if self._folder is None:
             return
         loaded = self._folder.load()
-        self._folder.claim(facts.facts(self, self._wish, self._same_data))
+        self._folder.claim(facts.facts(self, self._settings, self._same_data))
         if loaded is not None:
-            tensors, plain = loaded
-            training_state.restore(self.private.model, self._gate.optimizer, tensors,
-                                   plain["optimizer"])
-            self.steps_done, self.generation = plain["step"], plain["generation"]
-            if self.mechanism.adaptive is not None:
-                self.mechanism.adaptive.bound = plain["clip bound"]
+            training_state.restore_run(self, *loaded)
             self._folder.ledger.append("resume", step=self.steps_done)
-
-    def _fits(self) -> None:
-        """Raises ShapeError now, and not after a debit, if the data set is not what the step
-        takes.
-        """
-        device = next(iter(self.private.parameters.values())).device
-        self.private.check(*(x.to(device) for x in self.rows.nothing))
 
     def _left(self) -> bool:
         return self.steps_done < self.sampler.steps and self.books.fits(
             self.steps_done, self.generation)
-
-
-class _Differs(LedgerError):
-    """A replayed step summed to something else."""

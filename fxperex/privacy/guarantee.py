@@ -1,25 +1,19 @@
-"""The claim in words and as JSON: what holds for whom, everything it rests on, and what it does not
-cover.
-"""
+"""The claim in words and as JSON: what holds for whom, what it rests on, what it does not cover."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from dataclasses import dataclass
-from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fxperex.privacy import accountant
+from fxperex.privacy.run import PrivateRun
 from fxperex.privacy.sampling.units import Units
+from fxperex.privacy.versions import versions
 
-if TYPE_CHECKING:
-    from fxperex.privacy.engine import PrivacyEngine
-
-RELATIONS = {"add-or-remove": "one unit more or "
-                              "less", "zero-out": "one unit replaced by nothing, their number "
-                                                  "public",
+RELATIONS = {"add-or-remove": "one unit more or less",
+             "zero-out": "one unit replaced by nothing, their number public",
              "replace": "one unit exchanged for another"}
 RESTS_ON = (
     "every step drew its rows by the sampler named here and by nothing else",
@@ -74,8 +68,8 @@ class Guarantee:
             f"  steps      {account['steps taken']} of {account['steps planned']} taken, "
             f"{account['units debited']} units debited ({account['extra steps']} extra after "
             f"crashes), by {account['method']} from the sampler's own event",
-            f"  sampler    {s['sampler']}, " +
-            ", ".join(f"{k} {_told(v)}" for k, v in s.items() if k != "sampler"),
+            f"  sampler    {s['sampler']}, " + ", ".join(
+                f"{k} {_text(v)}" for k, v in s.items() if k != "sampler"),
             f"  clip       {m['clip']}: one unit moves the sum by at most "
             f"{m['sensitivity']:.9g}",
             f"  noise      {m['noise']}, standard deviation {m['standard deviation']:.6g} = "
@@ -88,21 +82,21 @@ class Guarantee:
         return "\n".join(lines)
 
 
-def guarantee(engine: PrivacyEngine) -> Guarantee:
+def guarantee(run: PrivateRun) -> Guarantee:
     """Returns the guarantee of a run as far as it has come. Raises ConfigError."""
-    mechanism, private, books = engine.mechanism, engine.private, engine.books
-    spent = accountant.bound(engine.sampler, engine.noise_multiplier, engine.delta, books.units,
-                             engine.account, mechanism.relation)
+    mechanism, private, books = run.mechanism, run.private, run.books
+    spent = accountant.bound(run.sampler, run.noise_multiplier, run.delta, books.units,
+                             run.account, mechanism.relation)
     graph = private.capture.print_readable(False)
     return Guarantee({
-        "epsilon": spent.epsilon, "delta": engine.delta, "mechanism": mechanism.describe(),
-        "sampler": engine.sampler.describe(), "account": {
-            "method": spent.method, "asked": engine.account, "steps taken": engine.steps_done,
-            "steps planned": engine.sampler.steps, "units debited": books.units,
-            "units allowed": books.most, "extra steps": books.extra,
+        "epsilon": spent.epsilon, "delta": run.delta, "mechanism": mechanism.describe(),
+        "sampler": run.sampler.describe(), "account": {
+            "method": spent.method, "asked": run.account, "steps taken": run.steps_done,
+            "steps planned": run.sampler.steps, "units debited": books.units,
+            "units allowed": books.limit, "extra steps": books.extra,
             "steps with rows left out": books.shortened
-        }, "randomness": engine.randomness.told, "ledger": {
-            "folder": str(engine.folder) if engine.folder else None,
+        }, "randomness": run.randomness.description, "ledger": {
+            "folder": str(run.folder) if run.folder else None,
             "records": len(books.ledger.records), "head": books.ledger.head,
             "external counter": books.ledger.counter is not None
         }, "isolation": {
@@ -110,47 +104,33 @@ def guarantee(engine: PrivacyEngine) -> Guarantee:
             "examples", "graph": hashlib.sha256(graph.encode()).hexdigest()
         }, "strategies": {c.site.name: c.strategy
                           for c in private.plan.choices}, "backend": private.backend,
-        "versions": versions(), "rests on": [_unit(engine), *RESTS_ON,
-                                             *_cut(engine)], "not covered": _not_covered(engine)
+        "versions": versions(), "rests on": [_unit(run), *RESTS_ON,
+                                             *_cut(run)], "not covered": _not_covered(run)
     })
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions that the numbers of a run depend on."""
-    versions = {"python": platform.python_version()}
-    for name in ("fxperex", "torch", "numpy", "dp-accounting", "cryptography"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed as a package"
-    return versions
-
-
-def _unit(engine: PrivacyEngine) -> str:
-    data = engine.rows.dataset
+def _unit(run: PrivateRun) -> str:
+    data = run.rows.dataset
     return UNITS.format(count=len(data), most=data.most) if isinstance(data, Units) else ROWS
 
 
-def _not_covered(engine: PrivacyEngine) -> list[str]:
-    randomness = [] if engine.randomness.secure else [
-        FAST if engine.randomness.seed is None else SEEDED
-    ]
-    count = engine.books.shortened
+def _not_covered(run: PrivateRun) -> list[str]:
+    weakness = FAST if run.randomness.seed is None else SEEDED
+    randomness = [] if run.randomness.secure else [weakness]
+    count = run.books.shortened
     left_out = [LEFT_OUT.format(count=count)] if count else []
-    return [
-        *randomness, *left_out, COINS if engine.mechanism.grid else FLOATING_POINT, SUMS,
-        *NOT_COVERED
-    ]
+    drawn = COINS if run.mechanism.grid else FLOATING_POINT
+    return [*randomness, *left_out, drawn, SUMS, *NOT_COVERED]
 
 
-def _cut(engine: PrivacyEngine) -> list[str]:
-    """What a ledger in a file needs beyond what it can see by itself."""
-    ledger = engine.books.ledger
+def _cut(run: PrivateRun) -> list[str]:
+    """Returns what a ledger in a file cannot notice by itself."""
+    ledger = run.books.ledger
     if ledger.path is None or ledger.counter is not None:
         return []
     step = max((r["step"] for r in ledger.of("checkpoint")), default=0)
     return [CUT.format(step=step)]
 
 
-def _told(value: object) -> str:
+def _text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -7,24 +7,28 @@ clears the sum.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fxperex.errors import FxperexError, LedgerError, PrivacyError, ShapeError
-from fxperex.privacy.checks import whole
+from fxperex.errors import FxperexError, LedgerError, PrivacyError
+from fxperex.privacy.checks import whole_number
+from fxperex.privacy.parts import Batch, EachRow, Parts, row_by_row
+from fxperex.privacy.run import PrivateRun
 from fxperex.privacy.sampling.rows import STANDS
-from fxperex.runtime.module import StepResult
+from fxperex.runtime.step_result import StepResult
 
-if TYPE_CHECKING:
-    from fxperex.privacy.engine import PrivacyEngine
 
-Batch = tuple[Tensor, ...]
-# One row's tensors, examples first, to one row's tensors: an augmentation.
-EachRow = Callable[..., Batch]
+class StepKeeper(PrivateRun, Protocol):
+    """A run that takes its steps one at a time."""
+
+    def begin(self, step: LogicalStep) -> None:
+        """Debits `step`. Raises an FxperexError, before anything is read, if it may not begin."""
+
+    def end(self, step: LogicalStep) -> None:
+        """Closes `step`, committed or not."""
 
 
 class LogicalStep:
@@ -38,14 +42,14 @@ class LogicalStep:
     when run on it alone, adds exactly nothing, as a row whose gradient is not finite.
     """
 
-    def __init__(self, engine: PrivacyEngine, release: Callable[[LogicalStep], None]) -> None:
+    def __init__(self, engine: StepKeeper, release: Callable[[LogicalStep], None]) -> None:
         self._engine, self._release = engine, release
         self.step, self.generation = engine.steps_done, engine.generation
         self.sums: list[Tensor] | None = None
         self.failed = False  # reading a part or running the private step on it has raised
         self._shortened = engine.books.leaves_out(self.step, self.generation)
         self._results: list[StepResult] = []
-        self._tickets: list[_Ticket] = []
+        self._parts = Parts()
         self._expected: int | None = None
         self._count = 0  # rows added or left out
         self._yielded = 0
@@ -77,7 +81,7 @@ class LogicalStep:
 
     def _close(self) -> None:
         self._state, self.sums = "closed", None
-        self._tickets.clear()
+        self._parts.clear()
         self._engine.end(self)
 
     def parts(self, most: int | None = None, each: EachRow | None = None) -> Iterator[Batch]:
@@ -91,7 +95,7 @@ class LogicalStep:
         if self._expected is not None:
             raise LedgerError("parts() of a logical step is gone through once: every sampled row "
                               "is added once")
-        size = self._engine.private.plan.rows if most is None else whole(most, "most", 1)
+        size = self._engine.private.plan.rows if most is None else whole_number(most, "most", 1)
         rows = self._engine.sampler.rows(self.step, self.generation)
         self._expected = len(rows)
         batches = self._readable(rows, size) if self._shortened else self._read(rows, size)
@@ -109,7 +113,7 @@ class LogicalStep:
         if the private step raises anything that is no FxperexError.
         """
         self._check("add")
-        ticket = self._ticket(batch)
+        self._parts.check(batch)
         private = self._engine.private
         device = next(iter(private.parameters.values())).device
         # Dropout and the like draw from torch's global generator: keyed, so that a replay after a
@@ -117,7 +121,7 @@ class LogicalStep:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self._seed("model", self._count))
             result, sums = self._sums(batch)
-        self._tickets.remove(ticket)
+        self._parts.remove(batch)
         self._count += len(batch[0])
         self._join(sums)
         self._results.append(result)
@@ -147,23 +151,11 @@ class LogicalStep:
         if each is not None and len(batch[0]):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self._seed("augmentation", self._yielded))
-                batch = _row_by_row(batch, each)
+                batch = row_by_row(batch, each)
         part = tuple(x.to(device) for x in batch)
-        self._tickets.append(_Ticket(part, _versions(part)))
+        self._parts.hand_out(part)
         self._yielded += len(part[0])
         return part
-
-    def _ticket(self, batch: Batch) -> _Ticket:
-        for ticket in self._tickets:
-            same = len(ticket.part) == len(batch)
-            if same and all(x is y for x, y in zip(ticket.part, batch, strict=True)):
-                if ticket.versions != _versions(batch):
-                    raise LedgerError("a part was written to after parts() handed it out; rows are "
-                                      "changed one by one, by parts(each=...) or in the data set")
-                return ticket
-        raise LedgerError("these tensors are no part that is waiting; only what parts() yields may "
-                          "be added, once. Rows are changed one by one, by parts(each=...) or in "
-                          "the data set")
 
     def _sums(self, batch: Batch) -> tuple[StepResult, list[Tensor]]:
         try:
@@ -214,27 +206,6 @@ class LogicalStep:
         if self._state != "open":
             raise LedgerError(f"{what} outside its logical step, which is {self._state}; use it as "
                               "`with engine.logical_step()`")
-
-
-@dataclass(eq=False)
-class _Ticket:
-    """A part that was handed out and not added yet; holding it keeps its identity its own."""
-
-    part: Batch
-    versions: list[int]
-
-
-def _versions(batch: Batch) -> list[int]:
-    """Returns how often each tensor was written to; 0 of inference tensors, which count nothing."""
-    return [0 if x.is_inference() else x._version for x in batch]
-
-
-def _row_by_row(batch: Batch, each: EachRow) -> Batch:
-    rows = [each(*(x[i:i + 1] for x in batch)) for i in range(len(batch[0]))]
-    if not all(isinstance(row, tuple) and all(isinstance(x, Tensor) and x.shape[:1] == (1,)
-                                              for x in row) for row in rows):
-        raise ShapeError("each of parts(each=...) must return a tuple of tensors with one row each")
-    return tuple(torch.cat(column) for column in zip(*rows, strict=True))
 
 
 def _joined(results: list[StepResult]) -> StepResult:

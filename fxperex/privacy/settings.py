@@ -1,5 +1,5 @@
-"""From the arguments of an engine to its sampler and mechanism: every number that is not given is
-computed here, once.
+"""From the arguments of an engine to its sampler and mechanism. Every number that the user leaves
+out is computed here, once.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 from fxperex.capture.distributed import world_size
 from fxperex.errors import ConfigError
-from fxperex.privacy import accountant
+from fxperex.privacy import accountant, calibration
 from fxperex.privacy.checks import one_of, positive, probability
 from fxperex.privacy.noise.mechanism import Mechanism
 from fxperex.privacy.noise.streams import Secret
 from fxperex.privacy.sampling.poisson import PoissonSampler, Sampler
+from fxperex.privacy.sampling.rows import Rows
 from fxperex.privacy.sampling.shuffled import ShuffledSampler
 from fxperex.runtime.loaded import LoadedStep
 from fxperex.runtime.module import PerExampleModule
@@ -23,8 +24,8 @@ SAMPLINGS = ("poisson", "shuffled")
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What was asked of a run. Raises ConfigError where that has no meaning."""
+class Settings:
+    """What was asked of a run. Raises ConfigError if that has no meaning."""
 
     expected_batch: float
     epochs: float
@@ -69,8 +70,14 @@ def check_private(private: object) -> None:
                           "spends. Make the step here with fxperex.transform")
 
 
+def check_data(private: PerExampleModule, rows: Rows) -> None:
+    """Raises ShapeError, before any debit, if the step does not take the rows of the data set."""
+    device = next(iter(private.parameters.values())).device
+    private.check(*(x.to(device) for x in rows.nothing))
+
+
 def check_files(folder: object, secure: object, counter: object, same_data: object) -> None:
-    """Raises ConfigError for what is no folder, no choice of a generator or no counter."""
+    """Raises ConfigError unless these are a path, a choice of generator, a counter and a bool."""
     if not isinstance(same_data, bool):
         raise ConfigError(f"same_data must be True or False; got {same_data!r}")
     if same_data and folder is None:
@@ -88,43 +95,44 @@ def check_files(folder: object, secure: object, counter: object, same_data: obje
                           f"fxperex.privacy.records.ledger; got {type(counter).__name__}")
 
 
-def make_sampler(wish: Wish, size: int, secret: Secret) -> Sampler:
+def make_sampler(settings: Settings, size: int, secret: Secret) -> Sampler:
     """Returns the sampler of the run. Raises ConfigError."""
-    if isinstance(wish.sampling, Sampler):
-        if wish.sampling.size != size or wish.sampling.expected_batch != wish.expected_batch:
-            raise ConfigError(f"the sampler draws {wish.sampling.expected_batch:g} of "
-                              f"{wish.sampling.size} examples; the engine was asked for "
-                              f"{wish.expected_batch:g} of {size}")
-        wish.sampling.rows(0)  # refused now, and not after a debit
-        return wish.sampling
-    steps = math.ceil(wish.epochs * size / wish.expected_batch)
-    if one_of(wish.sampling, "sampling", SAMPLINGS) == "poisson":
-        return PoissonSampler(size, wish.expected_batch, steps, secret=secret)
-    return ShuffledSampler(size, wish.expected_batch, steps,
-                           secret=secret)  # type: ignore[arg-type]
+    expected, sampling = settings.expected_batch, settings.sampling
+    if isinstance(sampling, Sampler):
+        if sampling.size != size or sampling.expected_batch != expected:
+            raise ConfigError(f"the sampler draws {sampling.expected_batch:g} of {sampling.size} "
+                              f"examples; the engine was asked for {expected:g} of {size}")
+        sampling.rows(0)  # refused now, and not after a debit
+        return sampling
+    steps = math.ceil(settings.epochs * size / expected)
+    if one_of(sampling, "sampling", SAMPLINGS) == "poisson":
+        return PoissonSampler(size, expected, steps, secret=secret)
+    return ShuffledSampler(size, expected, steps, secret=secret)  # type: ignore[arg-type]
 
 
-def make_mechanism(wish: Wish, private: PerExampleModule, sampler: Sampler) -> Mechanism:
-    """Returns the mechanism of the run, its noise found from (epsilon, delta) where that was asked.
+def make_mechanism(settings: Settings, private: PerExampleModule, sampler: Sampler) -> Mechanism:
+    """Returns the mechanism of the run; its noise is computed if (epsilon, delta) was asked for.
     Raises ConfigError.
     """
-    if wish.relation not in sampler.relations():
-        raise ConfigError(f"{type(sampler).__name__} has no guarantee under the relation "
-                          f"{wish.relation!r}; it has one under {' or '.join(sampler.relations())}")
-    sigma = wish.noise_multiplier if wish.epsilon is None else accountant.noise_multiplier_for(
-        wish.epsilon, wish.delta, sampler, method=wish.account, relation=wish.relation)
-    assert sigma is not None
+    accountant.check_relation(sampler, settings.relation)
+    multiplier = settings.noise_multiplier
+    if multiplier is None:
+        assert settings.epsilon is not None
+        multiplier = calibration.noise_multiplier_for(
+            settings.epsilon, settings.delta, sampler, method=settings.account,
+            relation=settings.relation)
     dimension = sum(p.numel() for p in private.parameters.values())
-    return Mechanism(private.clip, sigma, wish.relation, sampler.expected_batch, dimension,
-                     wish.noise)
+    return Mechanism(private.clip, multiplier, settings.relation, sampler.expected_batch, dimension,
+                     settings.noise)
 
 
-def most_units(wish: Wish, mechanism: Mechanism, sampler: Sampler) -> int | None:
+def most_units(settings: Settings, mechanism: Mechanism, sampler: Sampler) -> int | None:
     """Returns how many of the sampler's units may be spent; None without a budget. Raises
     ConfigError.
     """
     planned = sampler.units(sampler.steps)
-    if wish.budget is None:
-        return None if wish.epsilon is None else planned
-    return accountant.affordable(sampler, mechanism.noise_multiplier, wish.budget, wish.delta,
-                                 most=planned, method=wish.account, relation=wish.relation)
+    if settings.budget is None:
+        return None if settings.epsilon is None else planned
+    return calibration.affordable(
+        sampler, mechanism.noise_multiplier, settings.budget, settings.delta, most=planned,
+        method=settings.account, relation=settings.relation)

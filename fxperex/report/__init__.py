@@ -1,3 +1,1 @@
-"""What people look at: the plan as a table or a page, both graphs as a picture, a view after each
-stage.
-"""
+"""What people look at: the plan as a text or a page, and both graphs as one picture."""

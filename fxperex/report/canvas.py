@@ -56,8 +56,8 @@ class Canvas:
                 self.width, self.height = max(self.width, s.x + s.w), max(self.height, s.y + s.h)
             elif isinstance(s, Text):
                 reach = {"start": 1.0, "middle": 0.5, "end": 0.0}[s.anchor] * length(s.text, s.size)
-                self.width, self.height = max(self.width,
-                                              s.x + reach), max(self.height, s.y + s.size)
+                self.width = max(self.width, s.x + reach)
+                self.height = max(self.height, s.y + s.size)
 
 
 def length(text: str, size: float = FONT) -> float:
@@ -66,7 +66,7 @@ def length(text: str, size: float = FONT) -> float:
 
 
 def fitted(text: str, width: float, size: float = FONT) -> str:
-    """Returns `text`, its end cut off where it is wider than `width`."""
+    """Returns `text`, with its end cut off if it is wider than `width`."""
     room = int(width / (WIDTH * size))
     return text if len(text) <= room else text[:max(room - 1, 0)] + "…"
 
@@ -97,9 +97,7 @@ def _svg(s: Rect | Text | Arrow) -> str:
 
 
 def png(canvas: Canvas, path: Path) -> None:
-    """Writes the canvas as a PNG of twice its size in pixels. Raises ConfigError without
-    matplotlib.
-    """
+    """Writes the canvas as a PNG, two pixels a unit. Raises ConfigError without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -1,9 +1,9 @@
-"""Both graphs as one picture: a lane per module; the captured graph on the left, the step graph on
-the right.
+"""Both graphs as one picture with a lane for each module: the captured graph on the left, the step
+graph on the right.
 
-In the step graph forward runs down, backward up; every site is a box coloured by its strategy and
-as wide as its cost, once for its norm and once for its weighted sum, with the clip factors between.
-A filled sum is an ordinary weight gradient, a hollow one reads stored per-example gradients.
+In the step graph forward runs down and backward up. Every site is a box in its strategy's colour,
+as wide as the root of its cost: once for its norm, once for its weighted sum, with the clip factors
+between them. A filled sum is an ordinary weight gradient, a hollow one reads stored gradients.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from torch import fx
 
 from fxperex.errors import ConfigError
 from fxperex.plan.byte_sizes import size
-from fxperex.plan.plan import Choice, Plan
+from fxperex.plan.choice import Choice
+from fxperex.plan.plan import Plan
+from fxperex.plan.table import shape, why_not
 from fxperex.report.canvas import Arrow, Canvas, Rect, Text, fitted, length, png, svg
 from fxperex.report.colors import color
-from fxperex.report.explain import shape, totals, why_not
 from fxperex.report.html import page, plan_html
 from fxperex.report.lanes import Lane, lanes
 
@@ -31,8 +32,8 @@ SUFFIXES = (".svg", ".png", ".html")
 
 def draw(path: str | Path, captured: fx.Graph, plan: Plan, title: str = "",
          step: fx.Graph | None = None) -> Path:
-    """Returns the path of the picture written, an .svg, .png or .html. Raises ConfigError for
-    another ending.
+    """Returns the path of the picture written: .svg, .png or .html. Raises ConfigError for another
+    ending, or if it cannot be written.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -41,10 +42,10 @@ def draw(path: str | Path, captured: fx.Graph, plan: Plan, title: str = "",
     try:
         if path.suffix == ".png":
             png(canvas, path)
+        elif path.suffix == ".svg":
+            path.write_text(svg(canvas))
         else:
-            path.write_text(
-                svg(canvas) if path.suffix ==
-                ".svg" else page(plan_html(plan, svg(canvas)), title or "plan"))
+            path.write_text(page(plan_html(plan, svg(canvas)), title or "plan"))
     except OSError as error:
         raise ConfigError(f"the picture cannot be written to {str(path)!r}: {error}") from error
     return path
@@ -63,17 +64,14 @@ def picture(captured: fx.Graph, plan: Plan, title: str = "",
         _passes(canvas, columns, i, y, len(rows))
         _chips(canvas, columns, lane, y)
     bottom = TOP + len(rows) * (HEIGHT + GAP) - GAP
-    canvas.add(Rect(columns.factors, TOP, 18, bottom - TOP, "#f2f2f2", title="clip factors from "
-                                                                             "the sum of all "
-                                                                             "norms"))
+    canvas.add(Rect(columns.factors, TOP, 18, bottom - TOP, "#f2f2f2",
+                    title="clip factors from the sum of all norms"))
     _side_table(canvas, columns, plan)
     return canvas
 
 
 class _Columns:
-    """Where the columns stand, and pixels per root second, so that the widest lane fills its
-    column.
-    """
+    """The left edge of each column, and `scale`: pixels of a box per root of a second."""
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
@@ -86,12 +84,10 @@ class _Columns:
 
     @staticmethod
     def start(rows: list[Lane]) -> _Columns:
-        roots = [(sum(math.sqrt(c.seconds)
-                      for c in lane.choices), len(lane.choices))
-                 for lane in rows
-                 if lane.choices]
-        room = [(NORMS - 10.0 * count) / max(total, 1e-12) for total, count in roots]
-        return _Columns(max(min(room, default=0.0), 0.0))
+        """Returns the columns in which the widest lane fills the column of norms."""
+        roots = [[math.sqrt(c.seconds) for c in lane.choices] for lane in rows if lane.choices]
+        scales = [(NORMS - 10.0 * len(lane)) / max(sum(lane), 1e-12) for lane in roots]
+        return _Columns(max(min(scales, default=0.0), 0.0))
 
     def width(self, choice: Choice) -> float:
         return 7.0 + self.scale * math.sqrt(choice.seconds)
@@ -100,86 +96,90 @@ class _Columns:
 def _heading(canvas: Canvas, plan: Plan, title: str, captured: fx.Graph, step: fx.Graph | None,
              at: _Columns) -> None:
     canvas.add(Text(LEFT, 24, title or "private step", 17, bold=True))
-    for i, line in enumerate(totals(plan)[:2]):
+    for i, line in enumerate(plan.totals()[:2]):
         canvas.add(Text(LEFT, 44 + 16 * i, line, 11, color="#555555"))
-    x = LEFT
-    for name in dict.fromkeys(c.strategy for c in sorted(plan.choices, key=lambda c: -c.seconds)):
-        chosen = [c for c in plan.choices if c.strategy == name]
-        summary = (f"{name}: {len(chosen)} sites, "
-                   f"{1e3 * plan.turns * sum(c.seconds for c in chosen):.2f} ms")
-        canvas.add(Rect(x, 73, 12, 12, color(name)), Text(x + 18, 83, summary, 11))
-        x += 18 + length(summary, 11) + 24
-    nodes = sum(n.op == "call_function" for n in captured.nodes)
-    counted = (f", {sum(n.op == 'call_function' for n in step.nodes)} "
-               "nodes" if step is not None else "")
-    for x, summary in ((LEFT, f"captured graph, {nodes} "
-                              "nodes"), (at.forward, f"step graph{counted}"),
-                    (at.norms + 60, "norms, wide as the root of their "
-                                    "cost"), (at.sums + 16, "weighted sums"),
-                    (at.table, "dearest sites")):
-        canvas.add(Text(x, TOP - 12, summary, 12, bold=True))
+    _legend(canvas, plan)
+    step_nodes = "" if step is None else f", {_calls(step)} nodes"
+    headings = ((LEFT, f"captured graph, {_calls(captured)} nodes"),
+                (at.forward, f"step graph{step_nodes}"),
+                (at.norms + 60, "norms, wide as the root of their cost"),
+                (at.sums + 16, "weighted sums"), (at.table, "dearest sites"))
+    for x, text in headings:
+        canvas.add(Text(x, TOP - 12, text, 12, bold=True))
     canvas.add(Text(at.factors + 9, TOP - 12, "clip factors", 10, "middle"),
                Text(at.sums + 122, TOP - 12, "(hollow: of stored gradients)", 10, color="#777777"),
                Text(at.table + 232, TOP - 12, "B,G,T,D,P", 10, color="#777777"),
                Text(at.table + 590, TOP - 12, "held", 10, "end", "#777777"))
 
 
+def _legend(canvas: Canvas, plan: Plan) -> None:
+    """Adds a line with each strategy's colour, sites and time, the dearest site's strategy
+    first.
+    """
+    x, dearest = LEFT, sorted(plan.choices, key=lambda c: -c.seconds)
+    for name in dict.fromkeys(c.strategy for c in dearest):
+        chosen = [c for c in plan.choices if c.strategy == name]
+        took = 1e3 * plan.turns * sum(c.seconds for c in chosen)
+        text = f"{name}: {len(chosen)} sites, {took:.2f} ms"
+        canvas.add(Rect(x, 73, 12, 12, color(name)), Text(x + 18, 83, text, 11))
+        x += 18 + length(text, 11) + 24
+
+
+def _calls(graph: fx.Graph) -> int:
+    return sum(node.op == "call_function" for node in graph.nodes)
+
+
 def _captured(canvas: Canvas, lane: Lane, i: int, y: float, places: dict[str, int]) -> None:
     result = ",".join(map(str, lane.result)) or "scalar"
     canvas.add(
-        Rect(LEFT, y, CAPTURED, HEIGHT, "#fafafa", title=f"{lane.name}: {lane.told}"),
+        Rect(LEFT, y, CAPTURED, HEIGHT, "#fafafa", title=f"{lane.name}: {lane.summary}"),
         Text(LEFT + 8, y + 14, fitted(lane.name, CAPTURED - 16 - length(result, 10)), bold=True),
         Text(LEFT + CAPTURED - 8, y + 14, result, 10, "end", "#777777"),
-        Text(LEFT + 8, y + 28, fitted(lane.told, CAPTURED - 16, 10), 10, color="#555555"))
+        Text(LEFT + 8, y + 28, fitted(lane.summary, CAPTURED - 16, 10), 10, color="#555555"))
     for name in lane.reads:
         neighbour = places[name]
         if neighbour == i - 1:
             canvas.add(Arrow(((LEFT + 40, y - GAP), (LEFT + 40, y))))
         elif neighbour < i:
             out = LEFT - 6 - 5 * min(i - neighbour, 5)
-            start = TOP + neighbour * (HEIGHT + GAP) + HEIGHT * 0.7
-            canvas.add(
-                Arrow(((LEFT, start), (out, start), (out, y + HEIGHT * 0.3), (LEFT,
-                                                                              y + HEIGHT * 0.3))))
+            start, end = TOP + neighbour * (HEIGHT + GAP) + HEIGHT * 0.7, y + HEIGHT * 0.3
+            canvas.add(Arrow(((LEFT, start), (out, start), (out, end), (LEFT, end))))
 
 
 def _passes(canvas: Canvas, at: _Columns, i: int, y: float, count: int) -> None:
-    canvas.add(Arrow(((LEFT + CAPTURED, y + HEIGHT / 2), (at.forward, y + HEIGHT / 2)), "#d0d0d0"))
+    middle, bottom, below = y + HEIGHT / 2, y + HEIGHT, y + HEIGHT + GAP
+    canvas.add(Arrow(((LEFT + CAPTURED, middle), (at.forward, middle)), "#d0d0d0"))
     for x, label in ((at.forward, "forward"), (at.backward, "backward")):
         canvas.add(Rect(x, y, PASS, HEIGHT, "#eef3f8" if label == "forward" else "#f8f1ea"),
-                   Text(x + PASS / 2, y + HEIGHT / 2 + 4, label, 10, "middle", "#777777"))
+                   Text(x + PASS / 2, middle + 4, label, 10, "middle", "#777777"))
     if i + 1 < count:
-        canvas.add(
-            Arrow(((at.forward + PASS / 2, y + HEIGHT), (at.forward + PASS / 2, y + HEIGHT + GAP))),
-            Arrow(
-                ((at.backward + PASS / 2, y + HEIGHT + GAP), (at.backward + PASS / 2, y + HEIGHT))))
+        down, up = at.forward + PASS / 2, at.backward + PASS / 2
+        canvas.add(Arrow(((down, bottom), (down, below))), Arrow(((up, below), (up, bottom))))
     else:
-        canvas.add(Arrow(((at.forward + PASS, y + HEIGHT / 2), (at.backward, y + HEIGHT / 2))))
+        canvas.add(Arrow(((at.forward + PASS, middle), (at.backward, middle))))
 
 
 def _chips(canvas: Canvas, at: _Columns, lane: Lane, y: float) -> None:
-    x, share = at.norms, (SUMS - 10) / NORMS
+    """Adds a site's two boxes for every site of the lane, the dearest first."""
+    x, share, middle = at.norms, (SUMS - 10) / NORMS, y + HEIGHT / 2
     if lane.choices:
-        canvas.add(
-            Arrow(((at.backward + PASS, y + HEIGHT / 2), (at.norms, y + HEIGHT / 2)), "#d0d0d0"))
+        canvas.add(Arrow(((at.backward + PASS, middle), (at.norms, middle)), "#d0d0d0"))
     for choice in sorted(lane.choices, key=lambda c: -c.seconds):
         w, fill = at.width(choice), color(choice.strategy)
         canvas.add(Rect(x, y + 2, w, HEIGHT - 4, fill, "#555555", _title(choice)))
         name = fitted(_short(choice, lane.name), w - 4, 10)
         if len(name) > 2:
-            canvas.add(Text(x + w / 2, y + HEIGHT / 2 + 4, name, 10, "middle", _ink(fill)))
-        start = at.sums + (x - at.norms) * share
-        canvas.add(
-            Rect(
-                start, y + 8, w * share, HEIGHT - 16, fill if choice.cost.rereads else "#ffffff",
-                fill, "weighted sum of "
-                f"{choice.site.name}: " + ("weight gradient of scaled output gradients"
-                                           if choice.cost.rereads else "of stored gradients")))
+            canvas.add(Text(x + w / 2, middle + 4, name, 10, "middle", _ink(fill)))
+        start, inside, how = at.sums + (x - at.norms) * share, "#ffffff", "of stored gradients"
+        if choice.cost.rereads:
+            inside, how = fill, "weight gradient of scaled output gradients"
+        title = f"weighted sum of {choice.site.name}: {how}"
+        canvas.add(Rect(start, y + 8, w * share, HEIGHT - 16, inside, fill, title))
         x += w + 3
 
 
 def _short(choice: Choice, lane: str) -> str:
-    """What the parameter is called inside its lane, without the word "weight"."""
+    """Returns the parameter's name inside its lane, without the word "weight"."""
     name = choice.site.name.removeprefix(lane + ".") if lane else choice.site.name
     return name.removesuffix(".weight")
 
@@ -191,6 +191,7 @@ def _title(choice: Choice) -> str:
 
 
 def _ink(fill: str) -> str:
+    """Returns the colour of text that can be read on `fill`."""
     red, green, blue = (int(fill[i:i + 2], 16) for i in (1, 3, 5))
     return "#000000" if 0.3 * red + 0.6 * green + 0.1 * blue > 130 else "#ffffff"
 
@@ -208,5 +209,5 @@ def _side_table(canvas: Canvas, at: _Columns, plan: Plan) -> None:
         y += 17
     if len(chosen) > TABLE:
         remaining = 1e3 * sum(c.seconds for c in chosen[TABLE:])
-        canvas.add(Text(x + 16, y, f"and {len(chosen) - TABLE} more, {remaining:.3f} ms "
-                                   "together", 11, color="#777777"))
+        text = f"and {len(chosen) - TABLE} more, {remaining:.3f} ms together"
+        canvas.add(Text(x + 16, y, text, 11, color="#777777"))

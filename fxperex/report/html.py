@@ -1,23 +1,21 @@
-"""The plan as HTML: for notebooks (`_repr_html_`) and for `draw("plan.html")`."""
+"""The plan as HTML: for notebooks and for `draw("plan.html")`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
 
+from fxperex.plan.alternative import Alternative
 from fxperex.plan.plan import Plan
-from fxperex.planner.alternatives import Alternative
+from fxperex.plan.table import RIGHT
 from fxperex.report.colors import color
 from fxperex.report.explain import (
     ALTERNATIVE,
-    HEAD,
-    MODULE,
     PARAMETER,
-    RIGHT,
+    SITE,
     alternative_row,
     parameter_rows,
-    row,
-    totals,
+    site_rows,
 )
 
 STYLE = """<style>
@@ -32,40 +30,40 @@ STYLE = """<style>
 
 
 def plan_html(plan: Plan, picture: str = "", alternatives: Sequence[Alternative] = ()) -> str:
-    """Returns a fragment: the picture, if given, the plan's table, its totals, the alternatives,
+    """Returns a fragment: the picture (if any), the plan's table and totals, the alternatives, and
     every parameter.
     """
-    rows = [(*row(c), c.site.where.partition(", ")[0]) for c in plan.choices]
-    parts = [
-        STYLE, '<div class="fxperex">', picture,
-        _table((*HEAD, *MODULE), rows, [c.strategy for c in plan.choices])
-    ]
-    parts += [f"<p>{escape(line)}</p>" for line in totals(plan)]
+    parts = [STYLE, '<div class="fxperex">', picture,
+             _table(SITE, site_rows(plan), [c.strategy for c in plan.choices])]
+    parts += [f"<p>{escape(line)}</p>" for line in plan.totals()]
     if alternatives:
         parts += ["<h4>If one strategy served wherever it is legal</h4>",
-                  _table(ALTERNATIVE, [alternative_row(a) for a in alternatives], [])]
-    parts += [
-        "<details><summary>Parameters</summary>",
-        _table(PARAMETER, parameter_rows(plan), []), "</details></div>"
-    ]
+                  _table(ALTERNATIVE, [alternative_row(a) for a in alternatives])]
+    parts += ["<details><summary>Parameters</summary>", _table(PARAMETER, parameter_rows(plan)),
+              "</details></div>"]
     return "\n".join(parts)
 
 
 def page(body: str, title: str) -> str:
-    """Returns a whole HTML document around a fragment."""
+    """Returns an HTML document around a fragment."""
     head = f'<meta charset="utf-8"><title>{escape(title)}</title>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]],
-           strategies: Sequence[str]) -> str:
-    lines = ["<table><tr>" + "".join(f"<th>{escape(h)}</th>" for h in head) + "</tr>"]
+           strategies: Sequence[str] = ()) -> str:
+    """Returns a table; with `strategies`, one a row, each strategy's cell shows its colour."""
+    lines = ["<tr>" + "".join(f"<th>{escape(name)}</th>" for name in head) + "</tr>"]
     for i, cells in enumerate(rows):
+        chip = _chip(strategies[i]) if strategies else ""
         parts = []
         for name, cell in zip(head, cells, strict=True):
-            chip = f'<span class="chip" style="background:{color(strategies[i])}"></span>' \
-                if strategies and name == "strategy" else ""
-            parts.append(
-                f'<td class="{"right" if name in RIGHT else "left"}">{chip}{escape(cell)}</td>')
+            side = "right" if name in RIGHT else "left"
+            mark = chip if name == "strategy" else ""
+            parts.append(f'<td class="{side}">{mark}{escape(cell)}</td>')
         lines.append("<tr>" + "".join(parts) + "</tr>")
-    return "\n".join([*lines, "</table>"])
+    return "\n".join(["<table>", *lines, "</table>"])
+
+
+def _chip(strategy: str) -> str:
+    return f'<span class="chip" style="background:{color(strategy)}"></span>'

@@ -1,6 +1,4 @@
-"""The captured graph folded by the module hierarchy into lanes: few enough to read, in the order
-they run.
-"""
+"""The captured graph folded by its modules into lanes: few enough to read, in their order."""
 
 from __future__ import annotations
 
@@ -13,15 +11,18 @@ from torch.utils import _pytree as pytree
 
 from fxperex.capture.program import module_path
 from fxperex.graph.aten import packet
-from fxperex.plan.plan import Choice, Plan
+from fxperex.plan.choice import Choice
+from fxperex.plan.plan import Plan
 
 MOST = 28
 
 
 @dataclass
 class Lane:
-    """Nodes of one module (or of a prefix of its path): its operations, its sites, the lanes it
-    reads, its result's shape.
+    """The nodes of one module, or of all modules below a path.
+
+    ops: how often each operation runs. choices: its sites. reads: the lanes whose values it reads.
+    result: the shape of its last value.
     """
 
     name: str
@@ -31,26 +32,26 @@ class Lane:
     result: tuple[int, ...] = ()
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
+        """Its operations with their counts, most frequent first."""
         return ", ".join(
             f"{count} {op}" if count > 1 else op for op, count in self.ops.most_common())
 
 
 def lanes(graph: fx.Graph, plan: Plan) -> list[Lane]:
-    """Returns the lanes of a captured graph, at the deepest folding that leaves at most MOST of
-    them.
-    """
+    """Returns the lanes of a captured graph: as many as possible, at most MOST."""
     nodes = [n for n in graph.nodes if n.op == "call_function" and "getitem" not in str(n.target)]
     paths = _paths(nodes)
     deepest = max((p.count(".") + 1 for p in paths.values()), default=1)
-    depth = next((d for d in range(deepest, 1, -1) if len({_prefix(p, d)
-                                                           for p in paths.values()}) <= MOST), 1)
+    counts = {d: len({_prefix(p, d) for p in paths.values()}) for d in range(deepest, 1, -1)}
+    depth = next((d for d, count in counts.items() if count <= MOST), 1)
     return _folded(nodes, {n: _prefix(p, depth) for n, p in paths.items()}, plan)
 
 
 def _paths(nodes: list[fx.Node]) -> dict[fx.Node, str]:
-    """Module path of every node; one without a module goes where its first input came from, the
-    loss aside.
+    """Returns the module path of every node.
+
+    A node without a module has its first input's path; a scalar, and all after it, is of the loss.
     """
     lanes: dict[fx.Node, str] = {}
     for node in nodes:
@@ -81,9 +82,8 @@ def _folded(nodes: list[fx.Node], where: dict[fx.Node, str], plan: Plan) -> list
             neighbour = where.get(source)
             if neighbour is not None and neighbour != lane.name and neighbour not in lane.reads:
                 lane.reads.append(neighbour)
-        tensors = [
-            t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, torch.Tensor)
-        ]
+        leaves = pytree.tree_leaves(node.meta.get("val"))
+        tensors = [t for t in leaves if isinstance(t, torch.Tensor)]
         lane.result = tuple(tensors[0].shape) if tensors else lane.result
     for choice in plan.choices:
         lanes[names[choice.site.node]].choices.append(choice)

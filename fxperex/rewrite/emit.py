@@ -2,15 +2,15 @@
 
 A site alone on its parameter's entries has a norm of its own; sites that share a parameter are
 pulled back and added first. Small stored gradients (biases, affine parts) are put side by side, so
-that one norm and one weighted sum serve
-them all: they are many, and each costs its calls, not its numbers. Nodes made for a site carry
-`(site, strategy, role)` in `meta["fxperex"]`.
+that one norm and one weighted sum serve them
+all: they are many, and each costs its calls, not its numbers. Nodes made for a site are
+marked (`graph.provenance.Made`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -20,22 +20,17 @@ from torch import Tensor
 from fxperex.analysis.sites import Analysis
 from fxperex.capture.program import Capture
 from fxperex.config import LOW_PRECISION
-from fxperex.errors import ConfigError
-from fxperex.graph.provenance import tagged
+from fxperex.errors import ConfigError, CoverageError, FxperexError
+from fxperex.graph.provenance import BESIDE, PULLED, TIED, Role, made
 from fxperex.kernels import by_factors
 from fxperex.numerics.norms import sq_norm, wide
 from fxperex.numerics.rounding import raised
-from fxperex.registry import Site, Uses, strategies
+from fxperex.registry import strategies
 from fxperex.rewrite.evaluate import Run
+from fxperex.sites import Site, SiteValues
 from fxperex.strategies.stored import small
 
-BESIDE = "side by side"
 Bundle = tuple[int, torch.dtype]  # clip group and dtype of what may be side by side
-
-
-def marked(site: str, strategy: str, role: str) -> AbstractContextManager[None]:
-    """Nodes traced inside carry who made them."""
-    return tagged("fxperex", (site, strategy, role))
 
 
 def _several(sites: Sequence[Site]) -> str:
@@ -43,28 +38,42 @@ def _several(sites: Sequence[Site]) -> str:
     return ", ".join([s.name for s in sites[:3]] + [f"{len(sites) - 3} more"] * (len(sites) > 3))
 
 
-def _squared(uses: Uses, name: str) -> Tensor:
+@contextmanager
+def asked(values: SiteValues, name: str) -> Iterator[None]:
+    """Turns whatever strategy `name` raises at a site into a CoverageError that says where."""
+    try:
+        yield
+    except FxperexError:
+        raise
+    except Exception as error:
+        site, text = values.site, str(error).strip() or type(error).__name__
+        raise CoverageError(
+            f"strategy {name!r} failed at {site.name} ({site.op} of kind {site.kind}, "
+            f"{site.where}): {text.splitlines()[0]}. Choose another for it, as in "
+            f"strategy={{{site.params[0]!r}: 'multi'}}") from error
+
+
+def _squared(values: SiteValues, name: str) -> Tensor:
     """Returns upper bounds `[B]` on squared norms, stored gradients' raised by what reading
     lost.
     """
-    squared = strategies()[name].sq_norm(uses)
-    return raised(squared, uses.dtype) if strategies()[name].stores else squared
+    with asked(values, name):
+        squared = strategies()[name].sq_norm(values)
+    return raised(squared, values.dtype) if strategies()[name].stores else squared
 
 
-def widened(uses: Uses) -> Uses:
-    """Returns `uses` with operands in float32 where they were bfloat16 or float16.
+def widened(values: SiteValues) -> SiteValues:
+    """Returns `values` with operands in float32 where they were bfloat16 or float16.
 
     A scaled gradient or a sum rounded to those can pass the clip bound by their own spacing, 2^-9
     of it and more.
     """
-    if uses.dtype not in LOW_PRECISION:
-        return uses
-
-    args, grads = ([wide(x) if isinstance(x, Tensor) else x
-                    for x in values]
-                   for values in (uses.args, uses.grads))
-    return replace(uses, args=args, grads=grads,
-                   parts=tuple(widened(part) for part in uses.parts))
+    if values.dtype not in LOW_PRECISION:
+        return values
+    args, grads = ([wide(x) if isinstance(x, Tensor) else x for x in operands]
+                   for operands in (values.args, values.grads))
+    return replace(values, args=args, grads=grads,
+                   parts=tuple(widened(part) for part in values.parts))
 
 
 @dataclass
@@ -74,7 +83,7 @@ class Emit:
     analysis: Analysis
     chosen: dict[str, str]
     run: Run
-    uses: dict[str, Uses]
+    uses: dict[str, SiteValues]
     rows: int
     clip_groups: dict[str, int]  # parameter -> the group whose norm and factor are its own
     pulled: dict[str,
@@ -89,15 +98,15 @@ class Emit:
         ]
         for site in self._alone:
             name, clip_group = self.chosen[site.name], self._clip_group(site)
-            with marked(site.name, name, "norm"):
+            with made(site.name, name, Role.NORM):
                 squares[clip_group].append(_squared(self.uses[site.name], name))
         for key, sites in self._bundled.items():
             self.bundles[key] = self._side_by_side(sites)
-            with marked(_several(sites), BESIDE, "norm"):
+            with made(_several(sites), BESIDE, Role.NORM):
                 squares[key[0]].append(raised(sq_norm(self.bundles[key]), key[1]))
         for group in (g for g in self.analysis.groups if not g[0].direct_norm):
             for param, grads in self._pull([s for s in group if s.name in self.uses]).items():
-                with marked(param, "tied", "norm"):
+                with made(param, TIED, Role.NORM):
                     self.pulled[param] = grads
                     squares[self.clip_groups[param]].append(raised(sq_norm(grads), grads.dtype))
         return torch.stack([torch.stack(of).sum(0) if of else zero for of in squares], 1)
@@ -131,11 +140,18 @@ class Emit:
         gathered = []
         for site in sites:
             name = self.chosen[site.name]
-            with marked(site.name, name, "grad"):
-                gathered.append(strategies()[name].stored(self.uses[site.name]).reshape(
-                    self.rows, -1))
-        with marked(_several(sites), BESIDE, "grad"):
+            with made(site.name, name, Role.GRAD):
+                gathered.append(self._stored(site).reshape(self.rows, -1))
+        with made(_several(sites), BESIDE, Role.GRAD):
             return torch.cat(gathered, 1)
+
+    def _stored(self, site: Site) -> Tensor:
+        """Returns the site's per-example gradients; its strategy is one that stores them."""
+        values, name = self.uses[site.name], self.chosen[site.name]
+        with asked(values, name):
+            grads = strategies()[name].stored(values)
+        assert grads is not None
+        return grads
 
     def _clip_group(self, site: Site) -> int:
         groups = {self.clip_groups[p] for p in site.params}
@@ -151,13 +167,13 @@ class Emit:
         """
         outs, stored = [], []
         for site in sites:
-            with marked(site.name, self.chosen[site.name], "grad"):
-                grads = strategies()[self.chosen[site.name]].stored(self.uses[site.name])
+            with made(site.name, self.chosen[site.name], Role.GRAD):
+                grads = self._stored(site)
                 outs.append(self._tensor(site))
                 stored.append(grads.to(outs[-1].dtype))
         names = sorted({p for s in sites for p in s.params})
         leaves = [self.run.leaves[n] for n in names]
-        with marked("+".join(names), "tied", "grad"):
+        with made("+".join(names), TIED, Role.GRAD):
             gradients = torch.autograd.grad(outs, leaves, stored, retain_graph=True,
                                             is_grads_batched=True,
                                             allow_unused=True) if outs else []
@@ -173,7 +189,7 @@ class Emit:
         """
         sums: dict[str, Tensor] = {}
         for param, grads in self.pulled.items():
-            with marked(param, "tied", "weighted_sum"):
+            with made(param, TIED, Role.WEIGHTED_SUM):
                 sums[param] = by_factors(grads, factors[:, self.clip_groups[param]], valid)
         outs, cotangents = [], []
         for site, total in self._sums(factors, valid):
@@ -188,12 +204,12 @@ class Emit:
         """Every site whose norm is not that of a tied group, and its weighted sum."""
         for site in self._alone:
             name = self.chosen[site.name]
-            with marked(site.name, name, "weighted_sum"):
-                total = strategies()[name].weighted_sum(widened(self.uses[site.name]),
-                                                        factors[:, self._clip_group(site)], valid)
+            values, own_factors = self.uses[site.name], factors[:, self._clip_group(site)]
+            with made(site.name, name, Role.WEIGHTED_SUM), asked(values, name):
+                total = strategies()[name].weighted_sum(widened(values), own_factors, valid)
             yield site, total
         for key, sites in self._bundled.items():
-            with marked(_several(sites), BESIDE, "weighted_sum"):
+            with made(_several(sites), BESIDE, Role.WEIGHTED_SUM):
                 bundle_sum = by_factors(self.bundles[key], factors[:, key[0]], valid)
                 # Copies: parameters' gradients must not be parts of one tensor, which would live as
                 # long as any of them.
@@ -206,7 +222,7 @@ class Emit:
         if not outs:
             return {}
         names = list(self.run.leaves)
-        with marked("pull-back", "vjp", "weighted_sum"):
+        with made("pull-back", PULLED, Role.WEIGHTED_SUM):
             grads = torch.autograd.grad(outs, [self.run.leaves[n] for n in names], cotangents,
                                         retain_graph=True, allow_unused=True)
         return {n: g for n, g in zip(names, grads, strict=True) if g is not None}

@@ -14,12 +14,13 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxperex.analysis.dropped import underivable
+from fxperex.analysis.site_values import values_of
 from fxperex.analysis.sites import Analysis
 from fxperex.capture.program import Capture
 from fxperex.config import LOW_PRECISION
 from fxperex.errors import CoverageError
 from fxperex.numerics.norms import wide
-from fxperex.registry import BatchAxis, Site, Uses
+from fxperex.sites import Site, SiteValues
 
 
 @dataclass
@@ -123,7 +124,7 @@ def _tracked(x: Tensor) -> Tensor:
 
 
 def backward(capture: Capture, analysis: Analysis, run: Run, graph: fx.GraphModule,
-             rows: int) -> dict[str, Uses]:
+             rows: int) -> dict[str, SiteValues]:
     """Gradients of the summed loss at every site's outputs, and each site's values."""
     nodes = {n.name: n for n in graph.graph.nodes}
     twins = dict(zip((n.name for n in capture.main.nodes), capture.twin.nodes, strict=True))
@@ -144,54 +145,30 @@ def backward(capture: Capture, analysis: Analysis, run: Run, graph: fx.GraphModu
     grads = {id(t): g for t, g in zip(flat, gradients, strict=True)}
     of_nodes: dict[str, dict[str, Any]] = {}
 
-    def one(site: Site) -> Uses | None:
+    def of_use(site: Site) -> SiteValues | None:
         outs = [t for t in pytree.tree_leaves(run.env[nodes[site.node]]) if isinstance(t, Tensor)]
         own = [grads.get(id(t)) for t in outs]
         if all(g is None for g in own):
             return None
-        uses = uses_of(site, nodes[site.node], run, analysis.axes, own, at_proof, twins,
-                       (capture.main.rows, rows))
-        uses.cache["node"] = of_nodes.setdefault(site.node, {})
-        return uses
+        values = values_of(site, nodes[site.node], lambda n: run.env[n].detach(), analysis.axes,
+                           own, (at_proof[site.node], twins[site.node]),
+                           (capture.main.rows, rows))
+        return replace(values, shared=of_nodes.setdefault(site.node, {}))
 
     with torch.no_grad():
         return {
             s.name: joined
             for s in analysis.sites
-            if (joined := join_uses(s, [one(use) for use in s.each]))
+            if (joined := join_uses(s, [of_use(use) for use in s.each]))
         }
 
 
-def join_uses(site: Site, uses: list[Uses | None]) -> Uses | None:
-    """The values of a site, from those of its uses that the loss depends on."""
+def join_uses(site: Site, uses: list[SiteValues | None]) -> SiteValues | None:
+    """Returns the values of a site, from those of its uses that the loss depends on."""
     present = tuple(use for use in uses if use is not None)
     if not present or not site.parts:
         return present[0] if present else None
     lead = present[0]
     dims = site.dims and replace(site.dims, B=lead.site.rows)
     site = replace(site, rows=lead.site.rows, dims=dims)
-    return Uses(site, lead.node, [], [], lead.call, lead.out_axis, [], {}, present)
-
-
-def uses_of(site: Site, node: fx.Node, run: Run, axes: dict[str, Any], grads: list[Tensor | None],
-            mains: dict[str, fx.Node], twins: dict[str, fx.Node], rows: tuple[int, int]) -> Uses:
-    flat, spec = pytree.tree_flatten((node.args, node.kwargs))
-    main, twin = (pytree.tree_leaves((n.args, n.kwargs))
-                  for n in (mains[node.name], twins[node.name]))
-    values = [run.env[a].detach() if isinstance(a, fx.Node) else a for a in flat]
-    where = [axes.get(a.name) if isinstance(a, fx.Node) else None for a in flat]
-    # Numbers that grow with the batch, at a batch of one.
-    single = [m - (t - m) * (rows[0] - 1) if isinstance(m, int) and m != t else None
-              for m, t in zip(main, twin, strict=True)]
-
-    def call(args: list[Any]) -> Any:
-        positional, named = pytree.tree_unflatten(args, spec)
-        return node.target(*positional, **named)  # type: ignore[operator]
-
-    # One axis per output, None where an output has no batch: saved statistics, empty placeholders.
-    out_axes = pytree.tree_leaves(axes[node.name],
-                                  is_leaf=lambda s: s is None or isinstance(s, BatchAxis))
-    example_axis = next(s for s in out_axes if s is not None)
-    dims = site.dims and replace(site.dims, B=rows[1])
-    return Uses(replace(site, rows=rows[1], dims=dims), node, values, where, call, example_axis,
-                grads, {"single": single, "out_axes": out_axes})
+    return SiteValues(site, lead.node, [], [], lead.call, lead.out_axis, [], parts=present)

@@ -18,10 +18,11 @@ from fxperex.analysis.losses import per_example_loss
 from fxperex.analysis.sites import Analysis
 from fxperex.capture.program import Capture
 from fxperex.cost_model.nodes import node_cost
+from fxperex.costs import Cost, Work
 from fxperex.graph.effects import repeatable
-from fxperex.graph.provenance import tagged
+from fxperex.graph.provenance import PART, Part, tagged
 from fxperex.memory.liveness import Instruction, Listing, listing
-from fxperex.registry import Cost, Work, reads_inputs
+from fxperex.registry import kinds
 from fxperex.rewrite.evaluate import backward, evaluate
 from fxperex.rewrite.trace import trace
 
@@ -115,12 +116,12 @@ def trace_frame(capture: Capture, analysis: Analysis, rows: int) -> Frame:
 
     def run(*args: Tensor) -> tuple[Any, ...]:
         with torch.enable_grad():
-            with tagged("part", "forward"):
+            with tagged(PART, Part.FORWARD):
                 values = evaluate(capture, analysis, graph, args)
             uses = backward(capture, analysis, values, graph, rows)
         flat: list[Tensor] = []
         for name, use in uses.items():
-            inputs = [arg for part in use.each if reads_inputs(part.site.kind)
+            inputs = [arg for part in use.each if kinds()[part.site.kind].reads_inputs
                       for arg, axis in zip(part.args, part.axes, strict=True)
                       if axis is not None and isinstance(arg, Tensor)]
             grads = [g for part in use.each for g in part.grads if g is not None]
@@ -149,8 +150,8 @@ def _frame(graph: fx.Graph, rows: int, order: list[tuple[str, int, int]], mutate
     ignored = _output_views(graph, program)
     steps = tuple(s for s in program.instructions if s.name not in ignored)
     calls = [n for n in graph.nodes if n.op == "call_function" and n.name not in ignored]
-    forward = sum(n.meta.get("part") == "forward" for n in calls)
-    repeats = frozenset(n.name for n in repeatable(calls) if n.meta.get("part") == "forward")
+    forward = sum(n.meta.get(PART) is Part.FORWARD for n in calls)
+    repeats = frozenset(n.name for n in repeatable(calls) if n.meta.get(PART) is Part.FORWARD)
     return Frame(rows, replace(program, instructions=steps), reads, tuple(map(node_cost, calls)),
                  forward, repeats)
 

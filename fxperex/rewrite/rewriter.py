@@ -3,8 +3,8 @@
 Before: the forward program. After: forward; backward to the sites' outputs only (no ordinary weight
 gradient is computed unless a strategy asks for it); per-site norms or per-example gradients; clip
 factors; weighted sums; pull-backs to the parameters. Inputs: the capture's placeholders in order,
-the clip rule's inputs, the mask `[B]`. Nodes made for a site carry `(site, strategy, role)` in
-`meta["fxperex"]`.
+the clip rule's inputs, the mask `[B]`. Nodes made for a site are marked
+(`graph.provenance.Made`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from fxperex.analysis.sites import Analysis
 from fxperex.capture.program import Capture
 from fxperex.clipping import Clip
 from fxperex.config import LONGEST
-from fxperex.graph.provenance import tagged
+from fxperex.graph.provenance import PART, Part, tagged
 from fxperex.graph.show import show
 from fxperex.graph.step_graph import StepGraph
 from fxperex.kernels import by_factors
 from fxperex.numerics.norms import sq_norm
 from fxperex.numerics.rounding import raised
-from fxperex.planner import Plan
+from fxperex.plan.plan import Plan
 from fxperex.rewrite.emit import Emit
 from fxperex.rewrite.evaluate import backward, evaluate
 from fxperex.rewrite.passes import PASSES, Orders, apply
@@ -89,9 +89,9 @@ def _graph(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
     def step(*args: Tensor) -> tuple[Any, ...]:
         mask = args[-1]
         with torch.enable_grad():
-            with tagged("part", "forward"):
+            with tagged(PART, Part.FORWARD):
                 run = evaluate(capture, analysis, graph, args[:len(capture.inputs)])
-            with tagged("part", "backward"):
+            with tagged(PART, Part.BACKWARD):
                 uses = backward(capture, analysis, run, graph, rows)
         with torch.no_grad():
             emit = Emit(analysis, chosen, run, uses, rows, groups)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from torch import fx
 
 from fxperex.errors import CoverageError
+from fxperex.graph.provenance import Role, made_for
 
 WEIGHT_GRADIENTS = {"aten.convolution_backward.default", "aten.embedding_dense_backward.default"}
 
@@ -35,16 +36,16 @@ def verify(graph: fx.GraphModule, rows: int, shapes: list[tuple[int, ...]], whol
 
 
 def _sites_complete(graph: fx.GraphModule) -> None:
-    roles: dict[str, set[str]] = {}
+    roles: dict[str, set[Role]] = {}
     for node in graph.graph.nodes:
-        mark = node.meta.get("fxperex")
+        mark = made_for(node)
         if mark is not None:
-            roles.setdefault(mark[0], set()).add(mark[2])
+            roles.setdefault(mark.site, set()).add(mark.role)
         elif str(node.target) in WEIGHT_GRADIENTS and _makes_weight_gradient(node):
             raise CoverageError(f"internal: {node.name} computes an ordinary weight gradient "
                                 "outside every site")
     for site, roles_of_site in roles.items():
-        if "norm" in roles_of_site and "weighted_sum" not in roles_of_site:
+        if Role.NORM in roles_of_site and Role.WEIGHTED_SUM not in roles_of_site:
             raise CoverageError(f"internal: {site} has a norm and no weighted sum")
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxperex.compiler import Check, Forecast, Step, compile_step, forecast, guarded, tries
-from fxperex.devices import reserve
+from fxperex.devices import hold_heap
 from fxperex.errors import BackendWarning
 from fxperex.graph.step_graph import StepGraph
 from fxperex.memory.liveness import listing, peak
@@ -69,7 +69,7 @@ def compile_checked(graph: StepGraph, signature: StepSignature, model: nn.Module
     """
     filler = batches.filler(batch, signature.spec)
     expected = forecast(plan, lambda: graph_peak(graph))
-    heap = reserve(own_bytes(graph)) if signature.spec[0][2].type == "cpu" else None
+    heap = hold_heap(own_bytes(graph)) if signature.spec[0][2].type == "cpu" else None
     check = Check(graph, signature.names, len(BY_ROW))
     shown = batch if len(batch[0]) else filler
 

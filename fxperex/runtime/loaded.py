@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fxperex.compiler import Forecast, Step, guarded
 from fxperex.compiler import recorded as recorded_graph
-from fxperex.devices import reserve
+from fxperex.devices import hold_heap
 from fxperex.errors import ConfigError, FxperexError, PackageError, StateError
 from fxperex.numerics import rounding
 from fxperex.runtime.batches import Rows
@@ -146,7 +146,7 @@ def _loaded(model: nn.Module, manifest: dict[str, Any], constants: dict[str, Ten
     compare(recorded, step, named, signature)
     if device.type == "cuda":
         step = guarded(_one_cuda_graph(code, signature, model, filler, manifest["waits"]), forecast)
-    heap = reserve(manifest["peak"]) if manifest["device"] == "cpu" else None
+    heap = hold_heap(manifest["peak"]) if manifest["device"] == "cpu" else None
     return LoadedStep(StepRunner(model, signature, step, filler, operands), manifest, heap)
 
 

@@ -1,3 +1,5 @@
-"""One file = one strategy. Importing this package registers the library's own."""
+"""One file = one strategy. Importing this package imports them all, and so registers them."""
 
-from fxperex.strategies import affine, crb, direct, fused, ghost, multi, naive, outer, unfold, vmap  # noqa: F401
+from fxperex.registry import import_files
+
+import_files(__name__, __path__)

@@ -12,10 +12,15 @@ import torch
 from torch import Tensor, fx
 
 from fxperex import kernels
+from fxperex.contract import Strategy
 from fxperex.cost_model.sites import outputs_bytes
+from fxperex.costs import Cost
 from fxperex.kernels.device import DTYPES, interpreting
+from fxperex.layers.joined import every_use
+from fxperex.layers.norms import Norm
 from fxperex.layers.shapes import packet, split
-from fxperex.registry import Cost, Site, Uses, strategy
+from fxperex.registry import strategy
+from fxperex.sites import Site, SiteValues
 from fxperex.strategies.fused import INTERPRETED
 
 BY_POSITION = {"layer_norm", "rms_norm"}
@@ -28,12 +33,12 @@ EPS = {
 RUNNING = 3  # place of the running mean; the variance follows
 
 
-@strategy("affine")
-class Affine:
+@strategy("affine", order=40)
+class Affine(Strategy):
     stores = True
 
     def illegal(self, site: Site) -> str | None:
-        if site.kind != "norm":
+        if not every_use(site, Norm):
             return f"{site.op} of kind {site.kind} is no normalisation"
         if site.parts:
             return f"it serves one node at a time; this tensor has {len(site.parts)} uses"
@@ -47,66 +52,66 @@ class Affine:
         return Cost((), 2 * outputs_bytes(site) + 2 * held, held, 0.0,
                     INTERPRETED if interpreting() else 2)
 
-    def stored(self, uses: Uses) -> Tensor:
-        return self._made(uses)[0]
+    def stored(self, values: SiteValues) -> Tensor:
+        return self._gradients_and_squares(values)[0]
 
-    def sq_norm(self, uses: Uses) -> Tensor:
-        return self._made(uses)[1]
+    def sq_norm(self, values: SiteValues) -> Tensor:
+        return self._gradients_and_squares(values)[1]
 
-    def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
-        return kernels.weighted_sum(self._made(uses)[0], factors, valid)
+    def weighted_sum(self, values: SiteValues, factors: Tensor, valid: Tensor) -> Tensor:
+        return kernels.weighted_sum(self._gradients_and_squares(values)[0], factors, valid)
 
-    def _made(self, uses: Uses) -> tuple[Tensor, Tensor]:
-        """(per-example gradients `[B, *shape]`, their squared norms `[B]`); scale and shift of a
-        node are of one pass.
+    def _gradients_and_squares(self, values: SiteValues) -> tuple[Tensor, Tensor]:
+        """Returns (per-example gradients `[B, *shape]`, their squared norms `[B]`).
+
+        Scale and shift of a node come from one pass.
         """
-        op, shared = packet(uses.node), uses.cache["node"]
+        op, shared = packet(values.node), values.shared
         if "affine" not in shared:
-            shared["affine"] = kernels.affine_gradients(
-                *(_by_position(uses) if op in BY_POSITION else _by_group(uses)))
+            operands = _by_position(values) if op in BY_POSITION else _by_group(values)
+            shared["affine"] = kernels.affine_gradients(*operands)
         *gradients, squares = shared["affine"]
-        unrolled = len(
-            uses.node.args[1]
-        ) - 1 if op in BY_POSITION else 0  # `normalized_shape` among the flat arguments
-        which = uses.site.arg - (1 if op in BY_CHANNEL else 2 + unrolled)
-        return gradients[which].reshape(uses.site.rows, *uses.site.shape), squares[:, which]
+        # `normalized_shape` stands among the flat arguments.
+        unrolled = len(values.node.args[1]) - 1 if op in BY_POSITION else 0
+        which = values.site.arg - (1 if op in BY_CHANNEL else 2 + unrolled)
+        return gradients[which].reshape(values.site.rows, *values.site.shape), squares[:, which]
 
 
 Operands = tuple[Tensor, Tensor, Tensor, Tensor, int]
 
 
-def _by_position(uses: Uses) -> Operands:
+def _by_position(values: SiteValues) -> Operands:
     """Layer and RMS norm: `[B, entries, positions]`, statistics per position."""
-    site, axis = uses.site, uses.axes[0]
+    site, axis = values.site, values.axes[0]
     assert axis is not None
     x, g = (split(v, where, site.rows).reshape(site.rows, -1, site.size).transpose(1, 2)
-            for v, where in ((uses.args[0], axis), (uses.grad, uses.out_axis)))
-    return (x, g,
-            *(_lengths(x, uses) if packet(uses.node) == "rms_norm" else _statistics(x, 1, uses)), 0)
+            for v, where in ((values.args[0], axis), (values.grad, values.out_axis)))
+    rms = packet(values.node) == "rms_norm"
+    mean, rstd = _lengths(x, values) if rms else _statistics(x, 1, values)
+    return x, g, mean, rstd, 0
 
 
-def _by_group(uses: Uses) -> Operands:
-    """Others: `[B, images * channels, positions]`, statistics per image and group; every channel
-    may be one.
+def _by_group(values: SiteValues) -> Operands:
+    """All others: `[B, images * channels, positions]`, statistics per image and group.
+
+    A group may be one channel.
     """
-    site, axis = uses.site, uses.axes[0]
+    site, axis = values.site, values.axes[0]
     assert axis is not None
     x, g = (split(v.reshape(*v.shape[:2], -1), where, site.rows).flatten(1, 2)
-            for v, where in ((uses.args[0], axis), (uses.grad, uses.out_axis)))
+            for v, where in ((values.args[0], axis), (values.grad, values.out_axis)))
     rows, count, channels, positions = x.shape
-    groups = channels if packet(uses.node) in BY_CHANNEL else int(
-        uses.node.args[1])  # type: ignore[call-overload]
-    if _in_eval(uses.node):
-        mean, rstd = (s.repeat(count).expand(rows, -1) for s in _running(uses))
+    groups = channels if packet(values.node) in BY_CHANNEL else int(values.node.args[1])
+    if _in_eval(values.node):
+        mean, rstd = (s.repeat(count).expand(rows, -1) for s in _running(values))
     else:
-        mean, rstd = _statistics(x.reshape(rows, count * groups, -1), 2, uses)
-    # an example's images add to the same channels: they become positions, each with its own
-    # statistics
+        mean, rstd = _statistics(x.reshape(rows, count * groups, -1), 2, values)
+    # An example's images add to the same channels: they become positions with statistics of their
+    # own.
     if count > 1:
-        mean, rstd = (s.reshape(rows, count, groups, 1,
-                                1).expand(-1, -1, -1, channels // groups,
-                                          positions).reshape(rows, count, channels, positions)
-                      for s in (mean, rstd))
+        full = (rows, count, channels, positions)
+        mean, rstd = (s.reshape(rows, count, groups, 1, 1).expand(
+            -1, -1, -1, channels // groups, positions).reshape(full) for s in (mean, rstd))
         x = (x.float() - mean) * rstd
         x, g = (v.transpose(1, 2).flatten(2) for v in (x, g))
         return x, g, x.new_zeros(rows, 1), x.new_ones(rows, 1), channels
@@ -114,19 +119,19 @@ def _by_group(uses: Uses) -> Operands:
 
 
 def _in_eval(node: fx.Node) -> bool:
-    """True where running statistics are used instead of the input's."""
+    """Returns True if running statistics are used instead of the input's."""
     op = packet(node)
     return op in BY_CHANNEL and (op not in {"instance_norm", "batch_norm"} or not node.args[5])
 
 
-def _running(uses: Uses) -> tuple[Tensor, Tensor]:
-    mean, variance = (uses.args[RUNNING + i].float() for i in (0, 1))
-    return mean, (variance + _eps(uses.node)).rsqrt()
+def _running(values: SiteValues) -> tuple[Tensor, Tensor]:
+    mean, variance = (values.args[RUNNING + i].float() for i in (0, 1))
+    return mean, (variance + _eps(values.node)).rsqrt()
 
 
-def _statistics(x: Tensor, dim: int, uses: Uses) -> tuple[Tensor, Tensor]:
+def _statistics(x: Tensor, dim: int, values: SiteValues) -> tuple[Tensor, Tensor]:
     variance, mean = torch.var_mean(x.float(), dim, correction=0)
-    return mean, (variance + _eps(uses.node)).rsqrt()
+    return mean, (variance + _eps(values.node)).rsqrt()
 
 
 def _eps(node: fx.Node) -> float:
@@ -134,12 +139,13 @@ def _eps(node: fx.Node) -> float:
     return float(node.args[place]) if len(node.args) > place else 1e-5  # type: ignore[arg-type]
 
 
-def _lengths(x: Tensor, uses: Uses) -> tuple[Tensor, Tensor]:
-    """RMS norm's statistics: no mean is taken off; where no eps is given it is that of what is
-    computed in.
+def _lengths(x: Tensor, values: SiteValues) -> tuple[Tensor, Tensor]:
+    """Returns RMS norm's statistics: a mean of 0, and the inverse lengths.
+
+    An eps that is not named is that of the dtype computed in.
     """
-    weight = uses.node.args[3] if len(uses.node.args) > 3 else None
-    eps = torch.finfo(torch.promote_types(uses.args[0].dtype,
-                                          torch.float32)).eps if weight is None else weight
+    eps_argument = values.node.args[3] if len(values.node.args) > 3 else None
+    wide = torch.promote_types(values.args[0].dtype, torch.float32)
+    eps = torch.finfo(wide).eps if eps_argument is None else eps_argument
     square = x.float().square().mean(1)
     return torch.zeros_like(square), (square + eps).rsqrt()

@@ -22,17 +22,21 @@ from fxperex.cost_model.sites import (
     outputs_bytes,
     per_example_product,
 )
-from fxperex.layers.windows import Geometry, padded, whole_kernel
-from fxperex.registry import Cost, Site, Uses, strategy
-from fxperex.strategies.stored import Stored, kind_of
+from fxperex.costs import Cost
+from fxperex.layers.joined import every_use, factored
+from fxperex.layers.linear import Linear
+from fxperex.layers.windows import Geometry, Windowed, padded, whole_kernel
+from fxperex.registry import strategy
+from fxperex.sites import Site, SiteValues
+from fxperex.strategies.stored import Stored
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-@strategy("crb")
+@strategy("crb", order=10)
 class Crb(Stored):
     def illegal(self, site: Site) -> str | None:
-        unsuited = [use.kind for use in site.each if use.kind != "linear" and not convolves(use)]
+        unsuited = [use.kind for use in site.each if not every_use(use, (Linear, Windowed))]
         return f"kind {unsuited[0]} is neither convolution nor linear" if unsuited else None
 
     def forming(self, site: Site) -> Cost:
@@ -45,19 +49,19 @@ class Crb(Stored):
         work = (each_by_convolution(site, d, "grouped"), *fresh(grads))
         return Cost(work, traffic, transient=grads + max(grads, moved), launches=20)
 
-    def gradients(self, uses: Uses) -> Tensor:
-        kind = kind_of(uses.site)
-        if not convolves(uses.site):
-            a, g = kind.factors(uses)
-            return kind.fold(uses, torch.matmul(g.transpose(2, 3), a))
-        axis, (image, output) = uses.out_axis, kind.ordered(uses.args[0], uses.grad)
-        shape = kind.live(uses.node)
-        weight = (*uses.site.shape[:2], *shape.kernel)
-        grads = per_input(image, output, shape, weight).reshape(axis.outer, uses.site.rows,
-                                                                axis.inner, *weight)
+    def gradients(self, values: SiteValues) -> Tensor:
+        kind = factored(values.site)
+        if not isinstance(kind, Windowed):
+            a, g = kind.factors(values)
+            return kind.fold(values, torch.matmul(g.transpose(2, 3), a))
+        axis, (image, output) = values.out_axis, kind.ordered(values.args[0], values.grad)
+        shape = kind.live(values.node)
+        weight = (*values.site.shape[:2], *shape.kernel)
+        merged = (axis.outer, values.site.rows, axis.inner)
+        grads = per_input(image, output, shape, weight).reshape(*merged, *weight)
         # Norm and sum read the store by rows: laid out so once, they need no copies of their own.
-        grads = grads.sum(
-            (0, 2)) if axis.outer * axis.inner > 1 else grads.squeeze(2).squeeze(0).contiguous()
+        one_image = axis.outer * axis.inner == 1
+        grads = grads.squeeze(2).squeeze(0).contiguous() if one_image else grads.sum((0, 2))
         return whole_kernel(grads, shape)
 
 
@@ -72,7 +76,7 @@ def per_input(x: Tensor, g: Tensor, shape: Geometry, weight: tuple[int, ...]) ->
     filters = g.reshape(n * g.shape[1], 1, *g.shape[2:])
     out = CONV[len(shape.kernel)](x, filters, None, shape.dilation, before, shape.stride,
                                   n * groups)
-    # The floor in the output size can leave positions behind the kernel.
+    # The floor in the output size can leave positions after the kernel.
     for i, k in enumerate(shape.kernel):
         out = out.narrow(2 + i, 0, k)
     return out.reshape(inputs, n, weight[0],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fxperex.contract import ClosedForm, Factored
 from fxperex.cost_model.sites import (
     fresh,
     grads_bytes,
@@ -17,38 +18,41 @@ from fxperex.cost_model.sites import (
     per_example_product,
     scatter,
 )
-from fxperex.registry import Cost, Site, Uses, Work, strategy
-from fxperex.strategies.stored import Stored, kind_of, offers
+from fxperex.costs import Cost, Work
+from fxperex.layers.joined import every_use, kind_of
+from fxperex.registry import kinds, strategy
+from fxperex.sites import Site, SiteValues
+from fxperex.strategies.stored import Stored
 
 
-@strategy("direct")
+@strategy("direct", order=50)
 class Direct(Stored):
     def illegal(self, site: Site) -> str | None:
         # Beside a use with a closed formula there may be a product: an embedding that is also the
         # output layer.
-        closed = any(offers(use, "per_example")
-                     for use in site.each) and offers(site, "per_example", "fold")
+        closed = every_use(site, (ClosedForm, Factored)) and any(
+            every_use(use, ClosedForm) for use in site.each)
         return None if closed else f"kind {site.kind} has no closed formula"
 
     def forming(self, site: Site) -> Cost:
         grads, out = grads_bytes(site), outputs_bytes(site)
-        work = (*_work(site), *fresh(grads)) if site.kind == "embedding" else _work(site)
+        work = (*_work(site), *fresh(grads)) if kinds()[site.kind].sparse else _work(site)
         products = 2 * out if passes(site) > 1 else 0.0
         return Cost(work, passes(site) * out + 2 * grads, transient=products + grads, launches=4)
 
-    def gradients(self, uses: Uses) -> Tensor:
-        kind = kind_of(uses.site)
-        if hasattr(kind, "per_example"):
-            return kind.per_example(uses)
-        a, g = kind.factors(uses)
-        return kind.fold(uses, g.transpose(2, 3) @ a)
+    def gradients(self, values: SiteValues) -> Tensor:
+        kind = kind_of(values.site)
+        if isinstance(kind, ClosedForm):
+            return kind.per_example(values)
+        assert isinstance(kind, Factored)
+        a, g = kind.factors(values)
+        return kind.fold(values, g.transpose(2, 3) @ a)
 
 
 def _work(use: Site) -> tuple[Work, ...]:
-    """Kernels of one use's gradients: tokens added up, or a product where it has no closed
-    formula.
-    """
-    if use.kind == "embedding" and use.dims:
+    """Returns the kernels of one use's gradients: tokens added up, or a product."""
+    if use.dims is not None and kinds()[use.kind].sparse:
         return (scatter(use, use.dims),)
-    return () if offers(use, "per_example") or not use.dims else (per_example_product(
-        use, use.dims), )
+    if use.dims is None or every_use(use, ClosedForm):
+        return ()
+    return (per_example_product(use, use.dims),)

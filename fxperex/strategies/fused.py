@@ -2,10 +2,9 @@
 matrices.
 
 `fused`: `|g_b^T a_b|^2` accumulated tile by tile and thrown away, the sum by one ordinary weight
-gradient. On a CPU the
-tiles are products that fit its cache, of linear maps alone: what is never written to memory is
-never read from it. Norm and sum are rounded apart, so the norm is the certified bound of
-`fxperex.numerics.rounding` for two products.
+gradient. On a CPU the tiles are products that fit its cache, of linear maps alone: what is never
+written to memory is never read from it. Norm and sum are rounded apart, so the norm is the
+certified bound of `fxperex.numerics.rounding` for two products.
 `fused_stored`: the tiles are kept, in the operands' dtype; norm and sum both read what was kept, so
 any precision of the product is covered. Blueprint: FlashDP (arXiv 2507.01154).
 """
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from fxperex import kernels
 from fxperex.config import LOW_PRECISION
+from fxperex.contract import Factored, Strategy
 from fxperex.cost_model.sites import (
     convolves,
     grads_bytes,
@@ -28,21 +28,23 @@ from fxperex.cost_model.sites import (
     scaling_bytes,
     weight_gradient,
 )
+from fxperex.costs import Cost, Work
 from fxperex.kernels.device import DTYPES, interpreting
 from fxperex.kernels.linear import STREAMED
+from fxperex.layers.joined import every_use, factored
 from fxperex.layers.shapes import split
-from fxperex.layers.windows import padded
+from fxperex.layers.windows import Windowed, padded
 from fxperex.numerics import rounding
-from fxperex.registry import BatchAxis, Cost, Site, Uses, Work, strategy
+from fxperex.registry import strategy
+from fxperex.sites import BatchAxis, Site, SiteValues
 from fxperex.strategies.crb import CONV
-from fxperex.strategies.stored import kind_of, offers
 
 INTERPRETED = 10**9  # launches: the interpreter is for tests, never a plan's choice
 
 
 def _unsuited(site: Site) -> str | None:
     """The reason why `site` has no products to stream, or None."""
-    if site.dims is None or not offers(site, "fold"):
+    if site.dims is None or not every_use(site, Factored):
         return f"kind {site.kind} has no factors a, g to multiply"
     if site.parts and any(convolves(use) for use in site.each):
         return f"it serves one node at a time; this tensor has {len(site.parts)} uses"
@@ -74,10 +76,8 @@ def _precision(site: Site) -> str:
     return "tf32" if site.dtype in LOW_PRECISION or rounding.rounds(site) else "ieee"
 
 
-@strategy("fused")
-class Fused:
-    stores = False
-
+@strategy("fused", order=20)
+class Fused(Strategy):
     def illegal(self, site: Site) -> str | None:
         reason = _unsuited(site) or (_uncached(site) if _in_cache(site) else _unavailable(site))
         if reason is None and site.dtype in LOW_PRECISION:
@@ -88,45 +88,40 @@ class Fused:
     def cost(self, site: Site) -> Cost:
         d = site.dims
         assert d is not None
-        streamed, read = per_example_product(site, d,
-                                             "stream"), inputs_bytes(site) + outputs_bytes(site)
+        streamed = per_example_product(site, d, "stream")
+        read = inputs_bytes(site) + outputs_bytes(site)
         work, moved = (streamed, *weight_gradient(site, d)), 2 * read + scaling_bytes(site)
-        if not _in_cache(
-                site
-        # a convolution's patches overlap in memory: what is read is the input, not its |K| copies
-        ):
+        # A convolution's patches overlap in memory: what is read is the input, not its copies.
+        if not _in_cache(site):
             return Cost(work, moved, launches=_launches(), rereads=True)
         grads, joined = grads_bytes(site), read if site.parts else 0.0
         launches = 70 + 8 * math.ceil(grads / STREAMED) + 30 * len(site.parts)
         return Cost(work, moved + 4 * joined, 0.0,
                     min(grads, float(STREAMED)) + joined, launches, rereads=True)
 
-    def stored(self, uses: Uses) -> None:
-        return None
-
-    def sq_norm(self, uses: Uses) -> Tensor:
-        if not convolves(uses.site):
-            a, g = kind_of(uses.site).factors(uses)
+    def sq_norm(self, values: SiteValues) -> Tensor:
+        kind = factored(values.site)
+        if not isinstance(kind, Windowed):
+            a, g = kind.factors(values)
             squared = kernels.linear_sq_norm(a, g)
             inputs, outputs = rounding.lengths(a, 3), rounding.lengths(g, 3)
         else:
-            x, g, shape = images(uses)
+            x, g, shape = images(values, kind)
             squared = kernels.conv_sq_norm(x, g, *shape)
-            output = kind_of(uses.site).ordered(uses.args[0], uses.grad)[1]
-            pair = _patch_lengths(uses), rounding.lengths(output.unflatten(1, (shape.groups, -1)),
-                                                          2)
-            inputs, outputs = (_by_example(v, uses.out_axis, uses.site.rows) for v in pair)
-        rho, read = (rounding.rho(uses.site, uses.dtype, scaled) for scaled in (True, False))
-        squared = rounding.upper_squares(squared, uses.site.size, uses.dtype)
-        spread = rounding.spread(inputs, outputs, uses.dtype)
+            output = kind.ordered(values.args[0], values.grad)[1].unflatten(1, (shape.groups, -1))
+            pair = _patch_lengths(values, kind), rounding.lengths(output, 2)
+            inputs, outputs = (_by_example(v, values.out_axis, values.site.rows) for v in pair)
+        rho, read = (rounding.rho(values.site, values.dtype, scaled) for scaled in (True, False))
+        squared = rounding.upper_squares(squared, values.site.size, values.dtype)
+        spread = rounding.spread(inputs, outputs, values.dtype)
         return rounding.certified(squared, spread, rho, read)
 
-    def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
-        return kind_of(uses.site).weighted_sum(uses, factors, valid)
+    def weighted_sum(self, values: SiteValues, factors: Tensor, valid: Tensor) -> Tensor:
+        return factored(values.site).weighted_sum(values, factors, valid)
 
 
-@strategy("fused_stored")
-class FusedStored:
+@strategy("fused_stored", order=30)
+class FusedStored(Strategy):
     stores = True
 
     def illegal(self, site: Site) -> str | None:
@@ -139,42 +134,40 @@ class FusedStored:
         return Cost(work,
                     inputs_bytes(site) + outputs_bytes(site) + grads, grads, grads, _launches())
 
-    def stored(self, uses: Uses) -> Tensor:
-        return self._made(uses)[0]
+    def stored(self, values: SiteValues) -> Tensor:
+        return self._gradients_and_squares(values)[0]
 
-    def sq_norm(self, uses: Uses) -> Tensor:
-        return self._made(uses)[1]
+    def sq_norm(self, values: SiteValues) -> Tensor:
+        return self._gradients_and_squares(values)[1]
 
-    def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
-        return kernels.weighted_sum(self._made(uses)[0], factors, valid)
+    def weighted_sum(self, values: SiteValues, factors: Tensor, valid: Tensor) -> Tensor:
+        return kernels.weighted_sum(self._gradients_and_squares(values)[0], factors, valid)
 
-    def _made(self, uses: Uses) -> tuple[Tensor, Tensor]:
-        """(per-example gradients `[B, *shape]`, their squared norms `[B]`)."""
-        if "fused_stored" not in uses.cache:
-            uses.cache["fused_stored"] = self._conv(uses) if convolves(
-                uses.site) else self._product(uses)
-        return uses.cache["fused_stored"]
-
-    def _product(self, uses: Uses) -> tuple[Tensor, Tensor]:
-        kind = kind_of(uses.site)
-        grads, squared = kernels.linear_gradients(*kind.factors(uses), _precision(uses.site))
-        return kind.fold(uses, grads), squared
-
-    def _conv(self, uses: Uses) -> tuple[Tensor, Tensor]:
-        x, g, shape = images(uses)
-        return kernels.conv_gradients(x, g, *shape, _precision(uses.site))
+    def _gradients_and_squares(self, values: SiteValues) -> tuple[Tensor, Tensor]:
+        """Returns (per-example gradients `[B, *shape]`, their squared norms `[B]`)."""
+        if "fused_stored" not in values.cache:
+            values.cache["fused_stored"] = _products(values)
+        return values.cache["fused_stored"]
 
 
-def images(uses: Uses) -> tuple[Tensor, Tensor, kernels.Shape]:
-    """Returns (`x [B,J,C,*S]`, `g [B,J,O,*S']`, the options) of a convolution: views unless merged
-    on both sides.
+def _products(values: SiteValues) -> tuple[Tensor, Tensor]:
+    kind = factored(values.site)
+    if isinstance(kind, Windowed):
+        x, g, shape = images(values, kind)
+        return kernels.conv_gradients(x, g, *shape, _precision(values.site))
+    grads, squared = kernels.linear_gradients(*kind.factors(values), _precision(values.site))
+    return kind.fold(values, grads), squared
+
+
+def images(values: SiteValues, kind: Windowed) -> tuple[Tensor, Tensor, kernels.Shape]:
+    """Returns (`x [B,J,C,*S]`, `g [B,J,O,*S']`, the options) of a convolution.
+
+    Both are views unless examples are merged on both sides.
     """
-    kind, rows = kind_of(uses.site), uses.site.rows
-    shape = kind.geometry(uses.node)
-    assert uses.axes[0] is not None
-    x, g = kind.ordered(*(split(v, axis, rows).flatten(1, 2)
-                          for v, axis in ((uses.args[0], uses.axes[0]), (uses.grad,
-                                                                         uses.out_axis))))
+    shape, rows, axis = kind.geometry(values.node), values.site.rows, values.axes[0]
+    assert axis is not None
+    x, g = kind.ordered(split(values.args[0], axis, rows).flatten(1, 2),
+                        split(values.grad, values.out_axis, rows).flatten(1, 2))
     return x, g, kernels.Shape(list(shape.kernel), list(shape.stride), list(shape.dilation),
                                list(shape.before), shape.groups)
 
@@ -188,15 +181,12 @@ def _by_example(x: Tensor, axis: BatchAxis, rows: int) -> Tensor:
     return split(x, axis, rows).movedim(3, 1).flatten(2)
 
 
-def _patch_lengths(uses: Uses) -> Tensor:
-    """`|a_t|` of the patches that a convolution meets, `[N, G, *S']`: a box sum of squares, no
-    patches.
-    """
-    kind = kind_of(uses.site)
-    shape, (image, _) = kind.geometry(uses.node), kind.ordered(uses.args[0], uses.grad)
+def _patch_lengths(values: SiteValues, kind: Windowed) -> Tensor:
+    """Returns `|a_t|` of a convolution's patches, `[N, G, *S']`, from a box sum of squares."""
+    shape, (image, _) = kind.geometry(values.node), kind.ordered(values.args[0], values.grad)
     squares = image.unflatten(1, (shape.groups, -1)).float().square().sum(2)
     box = torch.ones(shape.groups, 1, *shape.kernel, dtype=squares.dtype, device=squares.device)
     lengths = CONV[len(shape.kernel)](padded(squares, shape), box, None, shape.stride, 0,
                                       shape.dilation, shape.groups).clamp(min=0).sqrt()
-    assert uses.site.dims is not None
-    return rounding.upper(lengths, uses.site.dims.D)
+    assert values.site.dims is not None
+    return rounding.upper(lengths, values.site.dims.D)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fxperex import kernels
+from fxperex.contract import Factored, HasGram, Lookup, Strategy
 from fxperex.cost_model.sites import (
     convolves,
     inputs_bytes,
@@ -25,26 +26,26 @@ from fxperex.cost_model.sites import (
     spreading_bytes,
     weight_gradient,
 )
+from fxperex.costs import Cost, Work
 from fxperex.kernels.device import DTYPES
 from fxperex.layers.conv import SMALL, pixel_gram
+from fxperex.layers.joined import every_use, gram_kind, joined_tokens
 from fxperex.numerics import rounding
-from fxperex.registry import Cost, Dims, Site, Uses, Work, strategy
-from fxperex.strategies.stored import kind_of, offers
+from fxperex.registry import kinds, strategy
+from fxperex.sites import Dims, Site, SiteValues
 
 
-@strategy("ghost")
-class Ghost:
-    stores = False
-
+@strategy("ghost", order=60)
+class Ghost(Strategy):
     def illegal(self, site: Site) -> str | None:
-        if site.dims is None:
+        if site.dims is None or not every_use(site, (Factored, Lookup) if site.parts else HasGram):
             return f"kind {site.kind} has no factors a, g to multiply"
         return rounding.unbounded(site)
 
     def cost(self, site: Site) -> Cost:
         d = site.dims
         assert d is not None
-        if site.kind == "embedding":
+        if kinds()[site.kind].sparse:
             out = outputs_bytes(site)
             moved = 12 * out + scaling_bytes(site) + float(site.size * site.dtype.itemsize)
             return Cost((scatter(site, d), *weight_gradient(site, d)), moved, 0.0, 4 * out, 60,
@@ -55,14 +56,14 @@ class Ghost:
         # Every Gram product is (rows, width) of one operand times its transpose, in float64.
         pairs = [(d.T, d.P), (d.pixels, d.D // d.taps) if pixels else (d.T, d.D)]
         groups = d.B * d.G
-        grams = tuple(
-            Work("gram", (groups, t, width), 2.0 * groups * t**2 * width) for t, width in pairs)
-        square = 0.0 if tiled else 8.0 * groups * d.T**2
-        copies = (0.0,
-                  0.0) if tiled else (2 * inputs_bytes(site),
-                                      8.0 * groups * d.T * d.P)  # in float64, one after the other
-        moved = 3 * sum(copies) + 4 * square + scaling_bytes(
-            site) + 2.0 * site.size * site.dtype.itemsize + spreading_bytes(site)
+        grams = tuple(Work("gram", (groups, t, width), 2.0 * groups * t**2 * width)
+                      for t, width in pairs)
+        square, copies = 0.0, (0.0, 0.0)
+        if not tiled:  # copies in float64, one after the other
+            square = 8.0 * groups * d.T**2
+            copies = (2 * inputs_bytes(site), 8.0 * groups * d.T * d.P)
+        moved = 3 * sum(copies) + 4 * square + scaling_bytes(site)
+        moved += 2.0 * site.size * site.dtype.itemsize + spreading_bytes(site)
         if pixels:
             moved += 3 * d.taps**0.5 * sum(_shifted(d))
         unfolded = () if pixels and d.T > SMALL else patches(site)
@@ -74,35 +75,35 @@ class Ghost:
         return Cost((*unfolded, *grams, *weight_gradient(site, d)), moved, 0.0, transient, launches,
                     rereads=True)
 
-    def stored(self, uses: Uses) -> None:
-        return None
-
-    def sq_norm(self, uses: Uses) -> Tensor:
-        kind = kind_of(uses.site)
-        if all(use.kind == "embedding" and not use.turned for use in uses.site.each):
-            ids, g = kind.tokens(uses)
-            lengths, additions = rounding.lengths(g, 2), _equal_tokens(ids)
-            moved, read = (kernels.by_token(
-                ids, (rounding.rho(uses.site, g.dtype, scaled, additions) * lengths)[...,
-                                                                                     None]).sqrt()
-                           for scaled in (True, False))
-            squared = rounding.upper_squares(kernels.by_token(ids, g), g[:1].numel(), g.dtype)
-            return rounding.certified(squared, torch.ones_like(moved), moved, read)
-        if kernels.unavailable(uses.site.device) is None and uses.dtype in DTYPES and offers(
-                uses.site, "fold"):
-            a, g = kind.factors(uses)
-            squared, inputs, outputs = kernels.gram_sq_norm(
-                a, g), a.double().square().sum(3), g.double().square().sum(3)
+    def sq_norm(self, values: SiteValues) -> Tensor:
+        if every_use(values.site, Lookup) and not any(use.turned for use in values.site.each):
+            return _of_tokens(values)
+        kind = gram_kind(values.site)
+        tiled = kernels.unavailable(values.site.device) is None and values.dtype in DTYPES
+        if tiled and isinstance(kind, Factored) and every_use(values.site, Factored):
+            a, g = kind.factors(values)
+            squared = kernels.gram_sq_norm(a, g)
+            inputs, outputs = (x.double().square().sum(3) for x in (a, g))
         else:
-            same, outer = kind.gram(uses), kind.out_gram(uses)
+            same, outer = kind.gram(values), kind.out_gram(values)
             squared = (same * outer).sum(3).sum((1, 2)).clamp(min=0)
             inputs, outputs = (gram.diagonal(dim1=2, dim2=3).clamp(min=0) for gram in (same, outer))
-        spread = rounding.spread(inputs.sqrt(), outputs.sqrt(), uses.dtype)
-        rho = rounding.rho(uses.site, uses.dtype)
-        return rounding.certified(squared, spread, rho, gram=_gram_rounding(uses.site))
+        spread = rounding.spread(inputs.sqrt(), outputs.sqrt(), values.dtype)
+        rho = rounding.rho(values.site, values.dtype)
+        return rounding.certified(squared, spread, rho, gram=_gram_rounding(values.site))
 
-    def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
-        return kind_of(uses.site).weighted_sum(uses, factors, valid)
+    def weighted_sum(self, values: SiteValues, factors: Tensor, valid: Tensor) -> Tensor:
+        return gram_kind(values.site).weighted_sum(values, factors, valid)
+
+
+def _of_tokens(values: SiteValues) -> Tensor:
+    """Returns certified squared norms `[B]` of a table's gradients: equal tokens are added up."""
+    ids, g = joined_tokens(values)
+    lengths, additions = rounding.lengths(g, 2), _equal_tokens(ids)
+    rhos = (rounding.rho(values.site, g.dtype, scaled, additions) for scaled in (True, False))
+    moved, read = (kernels.by_token(ids, (rho * lengths)[..., None]).sqrt() for rho in rhos)
+    squared = rounding.upper_squares(kernels.by_token(ids, g), g[:1].numel(), g.dtype)
+    return rounding.certified(squared, torch.ones_like(moved), moved, read)
 
 
 def _equal_tokens(ids: Tensor) -> Tensor:
@@ -116,22 +117,21 @@ def _equal_tokens(ids: Tensor) -> Tensor:
 
 
 def _gram_rounding(site: Site) -> float:
-    """By how much of `S^2` float64 Gram matrices and the sum of their products are low at most."""
+    """Returns the share of `S^2` by which Gram matrices and the sum of their products are low."""
     assert site.dims is not None
     d = site.dims
     return (d.D + d.P + d.G * d.T * (2 if kernels.unavailable(site.device) else d.T) + 8) * 2.0**-53
 
 
 def _shifted(d: Dims) -> tuple[float, float]:
-    """Bytes of the pixels' matrix with its shifts added up in one of an image's two dimensions, and
-    in both.
-    """
+    """Returns bytes of the pixels' matrix, its shifts added up in one dimension, and in both."""
     return 8.0 * d.B * d.G * d.T * _wide(d), 8.0 * d.B * d.G * d.T**2
 
 
 def _shifting(d: Dims) -> float:
-    """Bytes that the pixels' matrix needs: itself and its padded copy, then that copy and its sums
-    of shifts, two at a time.
+    """Returns the bytes that the pixels' matrix needs.
+
+    Itself and its padded copy; then that copy and its sums of shifts, two at a time.
     """
     matrix, padded = 8.0 * d.B * d.G * d.pixels**2, 8.0 * d.B * d.G * _wide(d) ** 2
     once, twice = _shifted(d)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fxperex.contract import Factored, Strategy
 from fxperex.cost_model.sites import (
     inputs_bytes,
     outputs_bytes,
@@ -15,18 +16,18 @@ from fxperex.cost_model.sites import (
     spreading_bytes,
     weight_gradient,
 )
+from fxperex.costs import Cost
+from fxperex.layers.joined import every_use, factored
 from fxperex.numerics import rounding
 from fxperex.numerics.norms import sq_norm
-from fxperex.registry import Cost, Site, Uses, strategy
-from fxperex.strategies.stored import kind_of, offers
+from fxperex.registry import strategy
+from fxperex.sites import Site, SiteValues
 
 
-@strategy("outer")
-class Outer:
-    stores = False
-
+@strategy("outer", order=80)
+class Outer(Strategy):
     def illegal(self, site: Site) -> str | None:
-        if site.dims is None or not offers(site, "fold"):
+        if site.dims is None or not every_use(site, Factored):
             return f"kind {site.kind} has no factors a, g to multiply"
         if site.dims.T != 1:
             return f"T = {site.dims.T} positions; the product of norms holds for T = 1"
@@ -40,18 +41,15 @@ class Outer:
         return Cost((*patches(site), *weight_gradient(site, d)), moved, 0.0, patches_bytes(site),
                     70, rereads=True)
 
-    def stored(self, uses: Uses) -> None:
-        return None
-
-    def sq_norm(self, uses: Uses) -> Tensor:
-        a, g = kind_of(uses.site).factors(uses)
+    def sq_norm(self, values: SiteValues) -> Tensor:
+        a, g = factored(values.site).factors(values)
         inputs, outputs = _squares(a), _squares(g)
-        spread = rounding.spread(inputs.sqrt(), outputs.sqrt(), uses.dtype)
-        squared, rho = (inputs * outputs).sum((1, 2)), rounding.rho(uses.site, uses.dtype)
+        spread = rounding.spread(inputs.sqrt(), outputs.sqrt(), values.dtype)
+        squared, rho = (inputs * outputs).sum((1, 2)), rounding.rho(values.site, values.dtype)
         return rounding.certified(squared, spread, rho)
 
-    def weighted_sum(self, uses: Uses, factors: Tensor, valid: Tensor) -> Tensor:
-        return kind_of(uses.site).weighted_sum(uses, factors, valid)
+    def weighted_sum(self, values: SiteValues, factors: Tensor, valid: Tensor) -> Tensor:
+        return factored(values.site).weighted_sum(values, factors, valid)
 
 
 def _squares(x: Tensor) -> Tensor:

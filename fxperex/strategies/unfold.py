@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fxperex.contract import Factored
 from fxperex.cost_model.sites import (
     at_once,
     folding_bytes,
@@ -23,16 +24,20 @@ from fxperex.cost_model.sites import (
     patches_bytes,
     per_example_product,
 )
-from fxperex.registry import Cost, Site, Uses, at_rows, strategy
-from fxperex.strategies.stored import Stored, kind_of, offers
+from fxperex.costs import Cost
+from fxperex.layers.joined import every_use, factored
+from fxperex.layers.windows import Windowed
+from fxperex.registry import strategy
+from fxperex.sites import Site, SiteValues, at_rows
+from fxperex.strategies.stored import Stored
 
 
-@strategy("unfold")
+@strategy("unfold", order=90)
 class Unfold(Stored):
     joins = True
 
     def illegal(self, site: Site) -> str | None:
-        if site.dims is None or not offers(site, "fold"):
+        if site.dims is None or not every_use(site, Factored):
             return f"kind {site.kind} has no factors a, g to multiply"
         return None
 
@@ -53,9 +58,9 @@ class Unfold(Stored):
         return Cost((*work, *spread), moved, transient=patches_bytes(part) + grads_bytes(site),
                     launches=20 + 6 * len(site.parts) + 6 * pieces)
 
-    def gradients(self, uses: Uses) -> Tensor:
-        kind, images = kind_of(uses.site), at_once(uses.site)
-        if images < uses.site.rows:
-            return kind.fold(uses, kind.products(uses, images))
-        a, g = kind.factors(uses)
-        return kind.fold(uses, torch.matmul(g.transpose(2, 3), a))
+    def gradients(self, values: SiteValues) -> Tensor:
+        kind, images = factored(values.site), at_once(values.site)
+        if images < values.site.rows and isinstance(kind, Windowed):
+            return kind.fold(values, kind.products(values, images))
+        a, g = kind.factors(values)
+        return kind.fold(values, torch.matmul(g.transpose(2, 3), a))

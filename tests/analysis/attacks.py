@@ -136,8 +136,8 @@ def small_place(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def first_rows_written(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     rows = by_example(m, x)
-    z = rows.scatter(1, torch.zeros(len(x), 1, dtype=torch.long),
-                     torch.ones_like(rows) * m.pos[0])  # mixes
+    first, ones = torch.zeros(len(x), 1, dtype=torch.long), torch.ones_like(rows) * m.pos[0]
+    z = rows.scatter(1, first, ones)  # mixes
     return head(m, z.reshape(len(x), T, D).sum(1), y)
 
 
@@ -178,13 +178,13 @@ def native_norm(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def plain_norm(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return head(m, torch.batch_norm(pooled(m, x), None, None, None, None, True, 0.1, 0.0, False),
-                y)  # mixes
+    h = pooled(m, x)
+    return head(m, torch.batch_norm(h, None, None, None, None, True, 0.1, 0.0, False), y)  # mixes
 
 
 def inner_norm(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    h = torch._batch_norm_impl_index(pooled(m, x), None, None, None, None, True, 0.1, 0.0,
-                                     False)[0]  # mixes
+    h = pooled(m, x)
+    h = torch._batch_norm_impl_index(h, None, None, None, None, True, 0.1, 0.0, False)[0]  # mixes
     return head(m, h, y)
 
 

@@ -17,7 +17,7 @@ from fxperex.analysis.batch_axis import _apply
 from fxperex.analysis.state import Context, Reduced
 from fxperex.errors import BatchMixingError
 from fxperex.layers.shapes import split
-from fxperex.registry import BatchAxis
+from fxperex.sites import BatchAxis
 
 ROWS = 3
 LARGE = 1e6

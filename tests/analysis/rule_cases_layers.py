@@ -7,7 +7,7 @@ from dataclasses import replace
 from perturb import Draw, Slot
 from rule_cases import case, other
 
-from fxperex.registry import BatchAxis
+from fxperex.sites import BatchAxis
 
 
 def table(*sizes: int) -> Slot:

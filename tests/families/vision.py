@@ -13,11 +13,11 @@ TORCHVISION: list[tuple[str, int, dict[str, object], bool]] = [
     ("resnet50", 32, {}, True), ("resnext50_32x4d", 32, {}, True),
     ("wide_resnet50_2", 32, {}, True), ("squeezenet1_1", 32, {}, False),
     ("densenet121", 32, {}, True),
-    ("googlenet", 32, {"aux_logits": False, "init_weights": False}, False),
+    ("googlenet", 32, {"aux_logits": False, "init_weights": False}, True),
     ("inception_v3", 75, {"aux_logits": False, "init_weights": False}, True),
-    ("mobilenet_v2", 32, {}, False), ("mobilenet_v3_small", 32, {}, False),
-    ("mobilenet_v3_large", 32, {}, True), ("mnasnet0_5", 32, {}, False),
-    ("shufflenet_v2_x0_5", 32, {}, False), ("efficientnet_b0", 32, {}, True),
+    ("mobilenet_v2", 32, {}, False), ("mobilenet_v3_small", 32, {}, True),
+    ("mobilenet_v3_large", 32, {}, True), ("mnasnet0_5", 32, {}, True),
+    ("shufflenet_v2_x0_5", 32, {}, True), ("efficientnet_b0", 32, {}, True),
     ("efficientnet_v2_s", 32, {}, True), ("regnet_y_400mf", 32, {}, True),
     ("regnet_x_400mf", 32, {}, True), ("convnext_tiny", 32, {}, True), ("swin_t", 32, {}, True),
     ("swin_v2_t", 64, {}, True), ("maxvit", 64, {}, True), ("vit", 32, {}, False)
@@ -56,8 +56,8 @@ def _segmentation(name: str) -> Case:
 family("FCN, ResNet-50", "segmentation", "torchvision", True)(lambda: _segmentation("fcn_resnet50"))
 family("DeepLabV3, MobileNetV3", "segmentation", "torchvision",
        True)(lambda: _segmentation("deeplabv3_mobilenet_v3_large"))
-family("LR-ASPP, MobileNetV3", "segmentation",
-       "torchvision")(lambda: _segmentation("lraspp_mobilenet_v3_large"))
+family("LR-ASPP, MobileNetV3", "segmentation", "torchvision", True)(
+    lambda: _segmentation("lraspp_mobilenet_v3_large"))
 
 
 class UNet(nn.Module):

@@ -16,7 +16,7 @@ from fxperex.analysis import batch_axis, state
 from fxperex.analysis.rules import RULES, contract, index, layers, view
 from fxperex.analysis.rules.pointwise import created, meet
 from fxperex.analysis.state import Context, Mixes, State, dim, join
-from fxperex.registry import BatchAxis
+from fxperex.sites import BatchAxis
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 Shape = tuple[int, ...]

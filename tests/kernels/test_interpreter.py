@@ -16,11 +16,14 @@ import pytest
 pytest.importorskip("triton")
 
 
-def test_kernels_under_the_interpreter() -> None:
+@pytest.mark.parametrize("cases", [
+    "not nightly", pytest.param("nightly", marks=pytest.mark.nightly)])
+def test_kernels_under_the_interpreter(cases: str) -> None:
     folder = Path(__file__).parent / "interpreted"
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "0",
-         str(folder)], text=True, capture_output=True, env={**os.environ, "TRITON_INTERPRET": "1"},
-        timeout=600, cwd=Path(__file__).parents[2])
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "0", "-m", cases,
+               str(folder)]
+    run = subprocess.run(command, text=True, capture_output=True, timeout=1200,
+                         env={**os.environ, "TRITON_INTERPRET": "1"},
+                         cwd=Path(__file__).parents[2])
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     assert " passed" in run.stdout

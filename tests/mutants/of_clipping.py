@@ -20,34 +20,35 @@ ASKED = SINGLE + "test_tf32_is_asked_for_the_device_of_the_site"
 CANCELLING = "privacy/test_promises.py::test_what_rounding_adds_to_cancelling_tokens_is_in_the_norm"
 
 MUTANTS = [
-    Mutant("min becomes max", "clipping.py", "return torch.clamp(self.bound / norms, max=1.0)",
+    Mutant("min becomes max", "clipping/flat.py", "return torch.clamp(self.bound / norms, max=1.0)",
            "return torch.clamp(self.bound / norms, min=1.0)", (BELOW, )),
-    Mutant("C becomes 2C", "clipping.py", "return factors * (self.sensitivity / "
+    Mutant("C becomes 2C", "clipping/rule.py", "return factors * (self.sensitivity / "
            "share).clamp(max=1.0)",
            "return factors * (2 * self.sensitivity / share).clamp(max=1.0)", (LYING, )),
-    Mutant("a declared bound is trusted", "clipping.py",
+    Mutant("a declared bound is trusted", "clipping/rule.py",
            "return factors * (self.sensitivity / share).clamp(max=1.0)", "return factors",
            (LYING, )),
     Mutant("a factor that is no number counts "
-           "as 1", "clipping.py", "torch.nan_to_num(factors.to(norms.dtype), nan=0.0)",
+           "as 1", "clipping/rule.py", "torch.nan_to_num(factors.to(norms.dtype), nan=0.0)",
            "torch.nan_to_num(factors.to(norms.dtype), nan=1.0)", (LYING, )),
     Mutant("automatic clipping without "
-           "gamma", "clipping.py", "return self.bound / (norms + self.gamma)",
+           "gamma", "clipping/flat.py", "return self.bound / (norms + self.gamma)",
            "return self.bound / norms", (FORMULA + "[Automatic-auto]", )),
     Mutant("normalised with the floor as a "
-           "ceiling", "clipping.py", "norms.clamp(min=self.floor)", "norms.clamp(max=self.floor)",
+           "ceiling", "clipping/flat.py", "norms.clamp(min=self.floor)",
+           "norms.clamp(max=self.floor)",
            (BELOW, )),
     Mutant("per layer: the largest bound "
-           "alone", "clipping.py", "math.hypot(*self.bound) if isinstance",
+           "alone", "clipping/groups.py", "math.hypot(*self.bound) if isinstance",
            "max(self.bound) if isinstance", (FORMULA + "[PerLayer1-auto]", )),
     Mutant("per layer: the whole bound for "
-           "each", "clipping.py", "[self.bound / math.sqrt(len(norms))] * len(norms)",
+           "each", "clipping/groups.py", "[self.bound / math.sqrt(len(norms))] * len(norms)",
            "[self.bound] * len(norms)", (BELOW, )),
     Mutant("per group: the largest bound "
-           "alone", "clipping.py", "math.hypot(*(value for _, value in self.bounds))",
+           "alone", "clipping/groups.py", "math.hypot(*(value for _, value in self.bounds))",
            "max(value for _, value in self.bounds)", (FORMULA + "[PerGroup-auto]", )),
     Mutant("adaptive: the count moves "
-           "by 1", "clipping.py", ".double().sub(0.5).sum())", ".double().sum())",
+           "by 1", "clipping/adaptive.py", ".double().sub(0.5).sum())", ".double().sum())",
            ("test_clipping.py::test_adaptive_counts_and_moves", )),
     Mutant("the mask is ignored", "rewrite/rewriter.py", "valid = mask & "
            "torch.isfinite(norms)", "valid = torch.isfinite(norms)", (ROWS + "[auto]", )),
@@ -90,8 +91,8 @@ MUTANTS = [
            "by_factors(g.unsqueeze(0), torch.ones_like(factors[:, k]), valid) for "
            "g, k", (FORMULA + "[Flat-naive]", )),
     Mutant("16-bit operands are not "
-           "widened", "rewrite/emit.py", "weighted_sum(widened(self.uses[site.name]),",
-           "weighted_sum(self.uses[site.name],",
+           "widened", "rewrite/emit.py", "weighted_sum(widened(values),",
+           "weighted_sum(values,",
            ("privacy/test_promises.py::test_16_bit_sums_stay_within_the_bound", )),
     Mutant("norms in bfloat16", "numerics/norms.py", "torch.linalg.vector_norm(",
            "(lambda v, dim: torch.linalg.vector_norm(v.bfloat16(), dim=dim))(", (LINEAR, )),
@@ -130,7 +131,7 @@ MUTANTS = [
            "made", "numerics/rounding.py", "if any(error > limit for", "if any(error < limit for",
            (SINGLE + "test_a_step_is_refused_once_products_round_more_than_it_was_made_for", )),
     Mutant("Gram matrices in "
-           "float32", "layers/joined.py", "return wide @ (wide if x is y else "
+           "float32", "numerics/factors.py", "return wide @ (wide if x is y else "
            "y.double()).transpose(2, 3)", "return (x.float() @ y.float().transpose(2, "
            "3)).double()", (KIND + "[linear-1-float64]", )),
     Mutant("outer forgets all groups but the largest", "strategies/outer.py",
@@ -141,19 +142,19 @@ MUTANTS = [
            "flat,", "flat = torch.where(valid[:, None] | True, flat,",
            (BAD_ROW + "[nan-unfold]", )),
     Mutant("a tied use forgotten in the "
-           "norm", "layers/joined.py", "for part in uses.parts:\n            a, g = kinds()",
-           "for part in uses.parts[:1]:\n            a, g = kinds()",
+           "norm", "layers/joined.py", "for part in values.parts:\n            a, g = gram_kind",
+           "for part in values.parts[:1]:\n            a, g = gram_kind",
            (JOINED + "[linear twice]", )),
     Mutant("a tied embedding's other use "
-           "forgotten", "layers/joined.py", 'return uses.cache["pairs"]',
-           'return uses.cache["pairs"][:1]', (JOINED + "[embedding and output]", )),
+           "forgotten", "layers/joined.py", 'return values.cache["pairs"]',
+           'return values.cache["pairs"][:1]', (JOINED + "[embedding and output]", )),
     Mutant("only the first use is "
            "stored", "layers/joined.py", "upright(gradients(part), part) for part in "
-           "reversed(uses.each)", "upright(gradients(part), part) for part in "
-           "uses.each[:1]", (JOINED + "[linear twice]", )),
+           "reversed(values.each)", "upright(gradients(part), part) for part in "
+           "values.each[:1]", (JOINED + "[linear twice]", )),
     Mutant("clip skipped at linear "
-           "layers", "layers/linear.py", "scaled(uses.grad, uses.out_axis, factors, valid)",
-           "scaled(uses.grad, uses.out_axis, torch.ones_like(factors), valid)", (LINEAR, )),
+           "layers", "layers/linear.py", "scaled(values.grad, values.out_axis, factors, valid)",
+           "scaled(values.grad, values.out_axis, torch.ones_like(factors), valid)", (LINEAR, )),
     Mutant("clip skipped at small "
            "convolutions", "layers/conv.py", "g * factors.to(g.dtype)[:, None, None, None], zero",
            "g + 0 * factors.to(g.dtype)[:, None, None, None], "

@@ -87,26 +87,25 @@ MUTANTS = [
            "self.mechanism.grid,", "Integers(self.mechanism.std / self.mechanism.grid / 2,",
            (SPREAD, )),
     Mutant(
-        "the actual batch size divides", "privacy/engine.py",
-        "means = self._noise.release(step.sums, step.step, step.generation)",
-        "means = [m * self.mechanism.divisor / max(len(step.result.norms), 1)"
-        " for m in self._noise.release(step.sums, step.step, step.generation)]", (RUN, )),
+        "the actual batch size divides", "privacy/release.py",
+        "means = self.noise.release(step.sums, step.step, step.generation)",
+        "means = [m * self.noise.mechanism.divisor / max(len(step.result.norms), 1)"
+        " for m in self.noise.release(step.sums, step.step, step.generation)]", (RUN, )),
     Mutant(
-        "an empty batch is skipped", "privacy/engine.py", "self._record(step)",
+        "an empty batch is skipped", "privacy/engine.py", "self._releases.record(step)",
         "if not len(step.result.norms):\n            self.steps_done += 1\n            "
-        "return\n        self._record(step)",
+        "return\n        self._releases.record(step)",
         (ENGINE + "test_empty_batches_are_steps_with_noise", )),
     Mutant("a replayed sum may "
-           "differ", "privacy/engine.py", "elif not hmac.compare_digest(recorded, "
+           "differ", "privacy/release.py", "elif not hmac.compare_digest(recorded, "
            "digest):", "elif False:",
            (FAULTS + "test_a_sum_that_differs_is_drawn_afresh_and_paid_again", )),
     Mutant("the sum's hash has "
-           "no key", "privacy/engine.py", 'blake2b(key=self._secret.key("sum", '
-           'step.generation),', "blake2b(",
+           "no key", "privacy/release.py", "blake2b(key=key, ", "blake2b(",
            (PROMISE + "test_the_ledger_does_not_give_the_sum_away", )),
-    Mutant("a changed clip bound is not seen", "privacy/engine.py",
-           "if self.private.clip is not self.mechanism.clip or not "
-           "self.mechanism.holds:", "if False:", (ENGINE + "test_a_changed_bound_is_refused", )),
+    Mutant("a changed clip bound is not seen", "privacy/noise/mechanism.py",
+           "if clip is not self.clip or not self.holds:", "if False:",
+           (ENGINE + "test_a_changed_bound_is_refused", )),
     Mutant("a transaction keeps "
            "its sum", "privacy/logical_step.py", 'self._state, self.sums = "closed", None',
            'self._state = "closed"', (ENGINE + "test_leaving_a_step_early_clears_its_sum", )),
@@ -143,10 +142,9 @@ MUTANTS = [
            (PROMISE + "test_the_threshold_is_met_to_the_last_bit", )),
     Mutant(
         "shuffled batches are taken for sampled ones", "privacy/sampling/shuffled.py",
-        'return needed("dp_accounting").GaussianDpEvent(positive(noise_multiplier, '
-        '"noise_multiplier"))',
+        'return needed("dp_accounting").GaussianDpEvent(sigma)',
         'return needed("dp_accounting").PoissonSampledDpEvent(self.batch / self.size, '
-        'needed("dp_accounting").GaussianDpEvent(noise_multiplier))',
+        'needed("dp_accounting").GaussianDpEvent(sigma))',
         (PROMISE + "test_shuffled_batches_cost_an_epoch_of_gaussian", )),
     Mutant("an epoch begun is free", "privacy/sampling/shuffled.py",
            "return final // self.per_epoch - first // self.per_epoch + 1 if steps "
@@ -168,8 +166,8 @@ MUTANTS = [
            "accounted for", "privacy/accountant.py", "NeighboringRelation[RELATIONS[relation]]",
            'NeighboringRelation["ADD_OR_REMOVE_ONE"]',
            (PROMISE + "test_replacing_costs_more_than_adding", )),
-    Mutant("one step over the "
-           "budget", "privacy/accountant.py", "bisect.bisect_left(range(most), True, key=over) - 1",
+    Mutant("one step over the budget", "privacy/calibration.py",
+           "bisect.bisect_left(range(most), True, key=over) - 1",
            "bisect.bisect_left(range(most), True, "
            "key=over)", (ENGINE + "test_a_budget_stops_before_data_is_read", )),
     Mutant("the ledger is not "
@@ -193,16 +191,16 @@ MUTANTS = [
     Mutant("a ledger older than its checkpoint is taken", "privacy/records/folder.py",
            'if not self.ledger.has(**state["ledger"]):', "if False:",
            (FOLDER + "test_a_ledger_older_than_its_checkpoint_is_rolled_back", )),
-    Mutant("what was never handed out is added", "privacy/logical_step.py",
+    Mutant("what was never handed out is added", "privacy/parts.py",
            "if same and all(x is y for x, y in zip(ticket.part, batch, strict=True)):", "if same:",
            (ON + "test_only_what_was_handed_out_is_added", )),
     Mutant("a part is added "
-           "twice", "privacy/logical_step.py", "self._tickets.remove(ticket)", "pass",
+           "twice", "privacy/parts.py", "self._tickets.remove(self._ticket(batch))", "pass",
            (ON + "test_only_what_was_handed_out_is_added", )),
-    Mutant("a part may be written to", "privacy/logical_step.py",
-           "if ticket.versions != _versions(batch):", "if False:",
+    Mutant("a part may be written to", "privacy/parts.py",
+           "if self._ticket(batch).versions != _versions(batch):", "if False:",
            (ON + "test_only_what_was_handed_out_is_added", )),
-    Mutant("an augmentation sees all rows of a part", "privacy/logical_step.py",
+    Mutant("an augmentation sees all rows of a part", "privacy/parts.py",
            "rows = [each(*(x[i:i + 1] for x in batch)) for i in range(len(batch[0]))]",
            "rows = [each(*batch)]", (ON + "test_an_augmentation_sees_one_row_at_a_time", )),
     Mutant("one bad row takes the whole part along", "privacy/logical_step.py",
@@ -220,13 +218,13 @@ MUTANTS = [
            "zeros", "runtime/batches.py", "    if len(batch[0]):\n        return tuple(",
            "    if False:\n        return tuple(",
            (ON + "test_labels_and_ids_from_one_survive_empty_draws", )),
-    Mutant("delta is not bound", "privacy/records/facts.py", '"target": {"delta": wish.delta, ',
+    Mutant("delta is not bound", "privacy/records/facts.py", '"target": {"delta": settings.delta, ',
            '"target": {', (FOLDER + "test_another_run_is_named", )),
     Mutant("a secret for all to read", "privacy/records/folder.py", "if mode & 0o077:", "if False:",
            (FOLDER + "test_a_secret_that_others_can_read_is_refused", )),
     Mutant("a loaded step feeds an engine", "privacy/settings.py", "if not private.proved:",
            "if False:", ("privacy/test_refusals.py::test_is_refused_before_anything_is_spent", )),
-    Mutant("the coarse grid's noise is returned", "privacy/accountant.py",
+    Mutant("the coarse grid's noise is returned", "privacy/calibration.py",
            "return _root(excess, low, high) if low < high and excess(low) > 0 else low",
            "return high", (ACCOUNT + "test_no_noise_is_given_away", )),
 ]

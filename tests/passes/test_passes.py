@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torchvision.models import resnet
 
+from fxperex.graph.provenance import MADE, Made, Role
 from fxperex.memory.liveness import listing, peak
 from fxperex.rewrite import rewriter
 from fxperex.rewrite.passes import PASSES, Schedule, schedule
@@ -42,7 +43,7 @@ def _norms_last() -> fx.GraphModule:
 
     graph = _trace(run, torch.randn(WIDE))
     for i, node in enumerate(n for n in graph.graph.nodes if "sum" in n.name):
-        node.meta["fxperex"] = (f"site{i}", "crb", "norm")
+        node.meta[MADE] = Made(f"site{i}", "crb", Role.NORM)
     return graph
 
 
@@ -68,7 +69,7 @@ def test_a_move_that_would_cost_memory_is_not_made() -> None:
     graph = _trace(run, torch.randn(WIDE))
     for node in graph.graph.nodes:
         if node.name in {"expand", "sin"}:
-            node.meta["fxperex"] = ("site", "unfold", "grad")
+            node.meta[MADE] = Made("site", "unfold", Role.GRAD)
     order = _names(graph)
     made = schedule(graph)
     assert made.moved == () and made.before == made.after and _names(graph) == order
@@ -85,7 +86,7 @@ def test_nodes_whose_order_counts_stay(kind: str) -> None:
 
     graph = _trace(run, torch.randn(WIDE))
     last = [n for n in graph.graph.nodes if n.op == "call_function"][-1]
-    last.meta["fxperex"] = ("site", "crb", "norm")
+    last.meta[MADE] = Made("site", "crb", Role.NORM)
     order = _names(graph)
     assert schedule(graph).moved == () and _names(graph) == order
 
@@ -108,7 +109,7 @@ def test_a_norm_waits_for_no_second_name_and_makes_nothing_before_its_gradient()
     graph = _trace(run, torch.randn(WIDE))
     for node in graph.graph.nodes:
         if node.name in {"cos", "mul_2", "sum_1"}:
-            node.meta["fxperex"] = ("site", "crb", "norm")
+            node.meta[MADE] = Made("site", "crb", Role.NORM)
     assert _names(graph)[-4:] == ["alias", "cos", "mul_2", "sum_1"]
     assert schedule(graph).moved == ("site",)
     assert _names(graph) == ["add", "alias", "mul", "exp", "cos", "mul_2", "sum_1", "mul_1", "sin"]

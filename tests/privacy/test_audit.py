@@ -96,7 +96,7 @@ def test_the_tight_attack_shows_half_of_the_claim(judge: ModuleType) -> None:
 @pytest.mark.parametrize("name", [n for n in ATTACKS if n not in (TIGHT, "resumed")])
 def test_no_honest_run_passes_its_claim(name: str) -> None:
     known = None if name == "sampled" else CLAIMED
-    found = audit(name, QUICK, claimed=known if ATTACKS[name].canary.there else None)
+    found = audit(name, QUICK, claimed=known if ATTACKS[name].canary.adds else None)
     assert found.holds and found.runs == 60
     # What is to be seen is seen (sampled, hundreds of runs see little), what is not there is not.
     assert found.lower == 0 if name == "not a number" else found.lower > (

@@ -57,8 +57,9 @@ def test_step_and_item_are_the_nonce() -> None:
 
 
 def test_secrets_say_what_they_are() -> None:
-    assert "ChaCha20" in Secret().told and "not cryptographic" in Secret(secure=False).told
-    assert "science only" in Secret(7).told and not Secret(7).secure
+    assert "ChaCha20" in Secret().description
+    assert "not cryptographic" in Secret(secure=False).description
+    assert "science only" in Secret(7).description and not Secret(7).secure
     assert Secret().value() != Secret().value() and len(Secret().value()) == 32
     for wrong in ({"seed": "x"}, {"seed": True}, {"seed": 1, "secure": True}, {"value": b"short"}):
         with pytest.raises(ConfigError):

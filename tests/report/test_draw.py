@@ -5,6 +5,7 @@ is not blank.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 
 import fxperex
 from fxperex.errors import ConfigError
-from fxperex.registry import strategies
+from fxperex.registry import ways
 from fxperex.report.canvas import fitted, length
 from fxperex.report.colors import color
 from fxperex.report.draw import picture
@@ -68,7 +69,11 @@ def test_page_holds_picture_and_numbers(private: fxperex.PerExampleModule, tmp_p
     page = private.draw(tmp_path / "plan.html").read_text()
     assert "<svg" in page and all(c.site.name in page
                                   for c in private.plan.choices) and "trained" in page
-    assert "<svg" in private._repr_html_() and "<table>" in private.plan._repr_html_()
+    assert "<svg" in private._repr_html_() and "<table>" in private._repr_html_()
+
+
+def test_a_plan_alone_shows_its_text(private: fxperex.PerExampleModule) -> None:
+    assert private.plan._repr_html_() == f"<pre>{escape(str(private.plan))}</pre>"
 
 
 def test_png_is_a_picture(private: fxperex.PerExampleModule, tmp_path: Path) -> None:
@@ -80,7 +85,7 @@ def test_png_is_a_picture(private: fxperex.PerExampleModule, tmp_path: Path) -> 
 
 
 def test_strategies_have_colours_of_their_own() -> None:
-    made = [color(name) for name in strategies()]
+    made = [color(name) for name in ways()]
     assert len(set(made)) == len(made)
     assert color("somebody's own") == color("somebody's own")
 

@@ -1,6 +1,14 @@
 """The rule table: ATen op name -> where the batch axis goes. One file per family of operations."""
 
 from fxperex.analysis.rules.table import RULES, rule  # isort: skip
-from fxperex.analysis.rules import contract, index, layers, pointwise, random, reduce, view  # noqa: F401
+from fxperex.analysis.rules import (  # noqa: F401
+    contract,
+    index,
+    layers,
+    pointwise,
+    random,
+    reduce,
+    view,
+)
 
 __all__ = ["RULES", "rule"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fxperex.analysis.rules.table import rule
 from fxperex.analysis.state import Context, Mixes, State, join
 from fxperex.layers.products import spelled
-from fxperex.registry import BatchAxis
+from fxperex.sites import BatchAxis
 
 
 def _left(axis: BatchAxis | None, shape: tuple[int, ...], rank: int,

@@ -8,7 +8,7 @@ from fxperex.analysis.rules.pointwise import meet
 from fxperex.analysis.rules.table import rule
 from fxperex.analysis.state import Context, Mixes, State, dim, join
 from fxperex.errors import CoverageError
-from fxperex.registry import BatchAxis
+from fxperex.sites import BatchAxis
 
 
 @rule("aten.embedding", reads="weight indices scale_grad_by_freq sparse")

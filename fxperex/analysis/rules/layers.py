@@ -8,7 +8,7 @@ from fxperex.analysis.rules.pointwise import meet
 from fxperex.analysis.rules.table import rule
 from fxperex.analysis.state import Context, Mixes, Reduced, State, join
 from fxperex.graph.aten import packet
-from fxperex.registry import BatchAxis
+from fxperex.sites import BatchAxis
 
 INPUT = "input|self"
 

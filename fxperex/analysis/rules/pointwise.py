@@ -10,7 +10,7 @@ from torch import fx
 from fxperex.analysis.rules.table import rule
 from fxperex.analysis.state import SUMMED, Context, Mixes, Reduced, State, arguments, join
 from fxperex.graph.aten import packet_name
-from fxperex.registry import BatchAxis
+from fxperex.sites import BatchAxis
 
 LINEAR = {
     "aten.add", "aten.sub", "aten.neg", "aten.mul", "aten.div", "aten.clone", "aten.alias",

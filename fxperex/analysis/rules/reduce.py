@@ -7,7 +7,7 @@ from typing import Any
 from fxperex.analysis.rules.pointwise import meet, pointwise, reduced_tail
 from fxperex.analysis.rules.table import rule
 from fxperex.analysis.state import Context, Mixes, Reduced, State, dim
-from fxperex.registry import BatchAxis
+from fxperex.sites import BatchAxis
 
 
 def drop(context: Context, axis: BatchAxis | None, dims: Any, keep: bool, verb: str,

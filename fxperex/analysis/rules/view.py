@@ -10,7 +10,7 @@ from torch import fx
 from fxperex.analysis.rules.pointwise import created, meet, written
 from fxperex.analysis.rules.table import rule
 from fxperex.analysis.state import Context, Mixes, Reduced, State, dim, join
-from fxperex.registry import BatchAxis
+from fxperex.sites import BatchAxis
 
 
 @rule("aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.unflatten",

@@ -27,10 +27,10 @@ def embedding_kernel(ids, order, g, sums, T, P, blocks, g_b, g_t, g_p, BLOCK_P: 
     for t in range(T):
         token = tl.load(ids + row * T + t)
         place = tl.load(order + row * T + t)
-        here = tl.load(g + place * g_t, ps < P, 0.0).to(tl.float32)
+        row_part = tl.load(g + place * g_t, ps < P, 0.0).to(tl.float32)
         ended = token != before
         total += tl.where(ended, run.to(tl.float64) * run.to(tl.float64), 0.0)
-        run = tl.where(ended, here, run + here)
+        run = tl.where(ended, row_part, run + row_part)
         before = token
     total += run.to(tl.float64) * run.to(tl.float64)
     tl.store(sums + row * blocks + tl.program_id(0) % blocks, tl.sum(total, 0))

@@ -43,10 +43,10 @@ def linear_kernel(a, g, grads, squares, T, D, P, groups, chunk, parts, tiles, ti
     g += row // groups * g_b + row % groups * g_g
     ps = tile // tiles_d * BLOCK_P + tl.arange(0, BLOCK_P)
     ds = tile % tiles_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    first = part * chunk
-    stop = tl.minimum(first + chunk, T)
+    begin = part * chunk
+    stop = tl.minimum(begin + chunk, T)
     total = tl.zeros((BLOCK_P, BLOCK_D), dtype=tl.float32)
-    for start in range(first, stop, BLOCK_T):
+    for start in range(begin, stop, BLOCK_T):
         ts = start + tl.arange(0, BLOCK_T)
         gs = tl.load(g + ps[:, None] * g_p + ts[None, :] * g_t,
                      (ps[:, None] < P) & (ts[None, :] < stop), 0.0)

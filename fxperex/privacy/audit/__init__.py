@@ -1,10 +1,10 @@
-"""Attacks on the library's own guarantee: if one succeeds beyond the claimed epsilon, the claim is
+"""Attacks on the library's own guarantee. If one succeeds beyond the claimed epsilon, the claim is
 false.
 
-A canary is the example that moves the sum as far as any can. The engine as shipped is run with it
-and without it (`canaries`, `attack`), or once with many, each in by the toss of a coin (`one_run`);
-from how well the canary can be told from what was released, `bounds` gives an epsilon that the run
-certainly has. An audit never proves privacy.
+A canary is an example that moves the sum as far as any can. The engine as shipped runs with it and
+without it (`canaries`, `attack`), or once with many canaries, each included by the toss of a coin
+(`one_run`). The attack guesses from what was released whether a canary was in. From its hits,
+`bounds` computes an epsilon that the run has at least. An audit never proves privacy.
 """
 
 from fxperex.privacy.audit.attack import ATTACKS, TIGHT, Attack, Verdict, audit

@@ -1,6 +1,4 @@
-"""One canary, many runs: the engine as shipped with the canary's row and without, told apart by
-what was released.
-"""
+"""One canary, many runs of the engine as shipped, with the canary's row and without it."""
 
 from __future__ import annotations
 
@@ -27,30 +25,30 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Attack:
-    """A canary, the way its runs go, and what that changes in the setting; `most` runs a side where
-    they are slow.
+    """A canary, the way its runs go, and what that changes in the setting. `limit`: runs on
+    either side, if they are slow.
     """
 
     canary: Canary
     way: str = "straight"
     change: dict[str, Any] = field(default_factory=dict)
-    most: int | None = None
+    limit: int | None = None
 
 
-TIGHT = "dirac weight"  # of which the audit must show at least half of the claim
-# A resumed run waits for the disk a dozen times. The same noise twice would show whatever its size:
-# a small claim does.
-ATTACKS = {name: Attack(canary)
-           for name, canary in CANARIES.items()} | {
-               "sampled": Attack(CANARIES["dirac weight"], "straight", {"rate": 0.5}),
-               "interrupted": Attack(CANARIES["dirac weight"], "interrupted"), "resumed": Attack(
-                   CANARIES["dirac weight"], "resumed", {"rate": 0.5, "noise_multiplier": 8.0}, 200)
-           }
+TIGHT = "dirac weight"  # the audit must show at least half of this attack's claim
+DIRAC = CANARIES[TIGHT]
+# A resumed run waits for the disk a dozen times. Noise that is used twice shows at any size, so a
+# small claim is enough.
+RESUMED = Attack(DIRAC, "resumed", {"rate": 0.5, "noise_multiplier": 8.0}, 200)
+ATTACKS = {
+    **{name: Attack(canary) for name, canary in CANARIES.items()},
+    "sampled": Attack(DIRAC, "straight", {"rate": 0.5}),
+    "interrupted": Attack(DIRAC, "interrupted"), "resumed": RESUMED}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The claimed epsilon and what the attack shows it to be at least, at `confidence`."""
+    """The claimed epsilon, and the lower bound that the attack shows at `confidence`."""
 
     attack: str
     claimed: float
@@ -68,35 +66,36 @@ def audit(name: str, setting: Setting, *, claimed: float | None = None,
           report: Report = lambda done, total: None) -> Verdict:
     """Returns the Verdict of one of ATTACKS under `setting`. Raises FxperexError.
 
-    claimed: the epsilon, where it is known already; else the engine's own.
+    claimed: the epsilon to test; default the engine's own.
     """
     attack = ATTACKS[one_of(name, "attack", ATTACKS)]
-    setting = replace(setting, runs=min(setting.runs, attack.most or setting.runs), **attack.change)
+    runs = min(setting.runs, attack.limit or setting.runs)
+    setting = replace(setting, runs=runs, **attack.change)
     present, absent, engine = scores(attack, setting, report)
     if claimed is None:
-        claimed = engine.epsilon() if attack.canary.there else 0.0
-    lower = getattr(bounds, setting.method)(present, absent, WAYS[attack.way][1](setting),
-                                            setting.delta, setting.confidence)
+        claimed = engine.epsilon() if attack.canary.adds else 0.0
+    bound, threshold = getattr(bounds, setting.method), WAYS[attack.way][1](setting)
+    lower = bound(present, absent, threshold, setting.delta, setting.confidence)
     return Verdict(name, claimed, lower, setting.method, setting.runs, setting.confidence)
 
 
-def scores(
-        attack: Attack, setting: Setting,
-        report: Report = lambda done, total: None) -> tuple[np.ndarray, np.ndarray, PrivacyEngine]:
-    """Returns the scores of `setting.runs` runs with and without the canary, and the last engine of
-    those with it.
+def scores(attack: Attack, setting: Setting, report: Report = lambda done, total: None) \
+        -> tuple[np.ndarray, np.ndarray, PrivacyEngine]:
+    """Returns the scores of `setting.runs` runs with the canary, those without it, and the engine
+    of the last run with it.
     """
     canary, private = attack.canary, prepare(attack.canary)
     public, row, direction = canary.public(), canary.row(), canary.direction()
     joined = tuple(torch.cat([x, r]) for x, r in zip(public, row, strict=True))
-    # Known to the attacker, like all but the canary: what the public rows move by themselves.
-    public_part = _along(private.sums(
-        *public)[1], direction) * setting.rate * setting.steps if attack.way != "resumed" else 0.0
+    # What the public rows move by themselves; the attacker knows everything except the canary.
+    public_part = 0.0
+    if attack.way != "resumed":
+        public_part = _along(private.sums(*public)[1], direction) * setting.rate * setting.steps
     outcomes: list[list[float]] = [[], []]
     for number in range(2 * setting.runs):
         side = number // setting.runs
-        score, engine = WAYS[attack.way][0](Run(private, joined if side else public, direction,
-                                                setting, number))
+        run = Run(private, joined if side else public, direction, setting, number)
+        score, engine = WAYS[attack.way][0](run)
         outcomes[side].append(score - public_part)
         report(number + 1, 2 * setting.runs)
     return np.array(outcomes[1]), np.array(outcomes[0]), engine

@@ -28,8 +28,9 @@ class Tied(nn.Module):
         self.weight = nn.Parameter(torch.zeros(OUTPUTS, INPUTS))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return (nn.functional.linear(x, self.weight) *
-                y).sum(1) + (nn.functional.linear(y, self.weight.t()) * x).sum(1)
+        straight = nn.functional.linear(x, self.weight) * y
+        transposed = nn.functional.linear(y, self.weight.t()) * x
+        return straight.sum(1) + transposed.sum(1)
 
 
 class Affine(nn.Module):
@@ -45,11 +46,10 @@ class Affine(nn.Module):
 
 @dataclass(frozen=True)
 class Canary:
-    """name and what it tries; model: a maker of loss(x, y) `[B]`; row: the canary; public: the rows
-    beside it.
+    """name, and what it tries. model: returns a model whose loss(x, y) is `[B]`. row: the canary.
+    public: the other rows.
 
-    strategy: the plan's; there: whether it may add anything, which a row without a finite gradient
-    may not.
+    strategy: the plan's. adds: False for a row without a finite gradient, which must add nothing.
     """
 
     name: str
@@ -58,16 +58,14 @@ class Canary:
     row: Callable[[], Rows]
     public: Callable[[], Rows]
     strategy: str = "auto"
-    there: bool = True
+    adds: bool = True
 
     def direction(self) -> list[Tensor]:
-        """Returns the unit vector, by parameter, along which the canary moves the sum; any, where
-        it may not.
+        """Returns the unit vector, by parameter, along which the canary moves the sum; some unit
+        vector if it must not.
         """
-        grads = [
-            g[0].nan_to_num()
-            for g in loop(self.model(), lambda m, x, y: m(x, y), self.row()).values()
-        ]
+        gradients = loop(self.model(), lambda m, x, y: m(x, y), self.row())
+        grads = [g[0].nan_to_num() for g in gradients.values()]
         length = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
         if not length > 0:
             size = sum(g.numel() for g in grads)
@@ -76,12 +74,12 @@ class Canary:
 
 
 def _rows(*shape: int) -> Rows:
-    """Ordinary rows, without a part along most canaries' directions: their own noise would only
+    """Returns ordinary rows. They have no part along most canaries' directions, as that would only
     blur the attack.
     """
     draw = torch.Generator().manual_seed(1)
-    x, y = torch.randn(PUBLIC, *shape, INPUTS,
-                       generator=draw), torch.randn(PUBLIC, *shape, OUTPUTS, generator=draw)
+    x = torch.randn(PUBLIC, *shape, INPUTS, generator=draw)
+    y = torch.randn(PUBLIC, *shape, OUTPUTS, generator=draw)
     x[..., 0] = y[..., 0] = 0.0
     return x, y
 
@@ -112,7 +110,7 @@ def _nan() -> Rows:
 
 
 def _cancelling() -> Rows:
-    """Tokens of length 1e3 that take each other away but for a gradient of norm 5."""
+    """Returns tokens of length 1e3 that cancel, except for a gradient of norm 5."""
     x, y = torch.zeros(1, TOKENS, INPUTS), torch.zeros(1, TOKENS, OUTPUTS)
     x[..., 0], y[..., 0] = 1e3, 1.0
     y[:, 1::2, 0] = -1.0
@@ -125,16 +123,14 @@ def _tied() -> Rows:
 
 
 CANARIES = {c.name: c for c in (
-    Canary("dirac weight", "a gradient of norm 1e6 in one entry of the "
-                           "weight", Affine, _weight, _public),
-    Canary("dirac bias", "a gradient of norm 1e6 in one entry of the last "
-                         "parameter", Affine, _bias, _public),
-    Canary("duplicate", "a second copy of a row that is there "
-                        "already", Affine, _duplicate, _public),
-    Canary("not a number", "a row without a finite gradient, which must be as if it were "
-                           "absent", Affine, _nan, _public,
-           there=False),
-    Canary("cancelling", "tokens whose Gram form cancels to a small "
-                         "norm", Affine, _cancelling, _tokens, "ghost"),
-    Canary("tied", "one weight used twice, its norm that of "
-                   "the sum", Tied, _tied, _public, "ghost"))}
+    Canary("dirac weight", "a gradient of norm 1e6 in one entry of the weight",
+           Affine, _weight, _public),
+    Canary("dirac bias", "a gradient of norm 1e6 in one entry of the last parameter",
+           Affine, _bias, _public),
+    Canary("duplicate", "a second copy of a public row", Affine, _duplicate, _public),
+    Canary("not a number", "a row without a finite gradient, which must count as absent",
+           Affine, _nan, _public, adds=False),
+    Canary("cancelling", "tokens whose Gram form cancels to a small norm",
+           Affine, _cancelling, _tokens, "ghost"),
+    Canary("tied", "one weight used twice, whose norm is that of the sum",
+           Tied, _tied, _public, "ghost"))}

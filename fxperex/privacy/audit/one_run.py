@@ -1,10 +1,8 @@
-"""Many canaries, one run: each is in by the toss of a coin, and the coins are guessed from what was
-released.
+"""Many canaries, one run: a coin decides whether each is in, and the attack guesses the coins.
 
-Steinke, Nasr, Jagielski 2023 (arXiv 2305.08846). A canary's score is `sum_t <update_t, its gradient
-at step t>`, of unit
-length: white-box. The highest are guessed in, the lowest out, their number fixed beforehand; the
-rest is abstained from.
+Steinke, Nasr, Jagielski 2023 (arXiv 2305.08846), white-box: a canary's score is `sum_t <update_t,
+its gradient at step t, of unit length>`. A fixed number of canaries is guessed: those of the
+highest scores are in, those of the lowest are out. The attack abstains from all others.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 from fxperex.errors import ConfigError
 from fxperex.privacy.audit import bounds
 from fxperex.privacy.audit.canaries import HUGE
-from fxperex.privacy.checks import whole
+from fxperex.privacy.checks import whole_number
 from fxperex.privacy.engine import PrivacyEngine
 from fxperex.privacy.noise.streams import Secret
 from fxperex.runtime.module import PerExampleModule
@@ -31,9 +29,7 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class OneRun:
-    """The claimed epsilon of the run and what `correct` of `guessed` coins show it to be at
-    least.
-    """
+    """The claimed epsilon of the run, and its lower bound by `correct` of `guessed` coins."""
 
     canaries: int
     guessed: int
@@ -57,15 +53,15 @@ def one_run(private: PerExampleModule, optimizer: torch.optim.Optimizer,
     """Returns the OneRun of training on `dataset` and about half of `canaries`. Raises
     FxperexError.
 
-    guessed: how many coins (default a fifth); settings: of the PrivacyEngine, but for
-    `expected_batch`, which is `rate` times the examples. The model is trained by this.
+    guessed: number of coins (default a fifth). rate: the expected batch as a share of the examples.
+    settings: further arguments of PrivacyEngine. This trains the model.
     """
     count = len(canaries[0])
-    guessed = whole(count // 5 if guessed is None else guessed, "guessed", 2)
+    guessed = whole_number(count // 5 if guessed is None else guessed, "guessed", 2)
     if guessed > count:
         raise ConfigError(f"{guessed} guesses for {count} canaries; give at most as many")
-    coins = torch.from_numpy(
-        (Secret(seed).streams("audit").bits(count, 0) >> np.uint64(63)).astype(np.int64)).bool()
+    bits = Secret(seed).streams("audit").bits(count, 0) >> np.uint64(63)
+    coins = torch.from_numpy(bits.astype(np.int64)).bool()
     data = tuple(torch.cat([x, c[coins]]) for x, c in zip(dataset, canaries, strict=True))
     with PrivacyEngine(private, optimizer, data, expected_batch=rate * len(data[0]), epochs=epochs,
                        delta=delta, seed=seed, **settings) as engine:
@@ -80,8 +76,8 @@ def one_run(private: PerExampleModule, optimizer: torch.optim.Optimizer,
 
 def dirac(canaries: int,
           rows: int = 128) -> tuple[PerExampleModule, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Returns (step, public rows, canaries) of a linear model with one parameter for each canary's
-    gradient alone.
+    """Returns (step, public rows, canaries) of a linear model: each canary's gradient is in one
+    parameter, which is its own.
     """
     model = nn.Linear(canaries, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
@@ -96,9 +92,8 @@ def _scores(engine: PrivacyEngine, canaries: tuple[Tensor, ...], report: Report)
     total = torch.zeros(len(canaries[0]), dtype=torch.float64)
     steps = len(engine)
     for step in range(steps):
-        grads = [
-            g.detach().double().flatten(1) for g in engine.private.gradients(*canaries).values()
-        ]
+        gradients = engine.private.gradients(*canaries).values()
+        grads = [g.detach().double().flatten(1) for g in gradients]
         lengths = torch.stack([g.square().sum(1) for g in grads]).sum(0).sqrt().clamp(min=1e-30)
         before = [p.detach().double().clone() for p in parameters]
         engine.step()

@@ -1,6 +1,4 @@
-"""What is audited: how many runs of how many steps, how much noise; and the engine of one such
-run.
-"""
+"""What is audited: how many runs of how many steps, with how much noise; and each run's engine."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from fxperex.errors import ConfigError
 from fxperex.privacy.audit.bounds import CONFIDENCE
-from fxperex.privacy.checks import positive, probability, whole
+from fxperex.privacy.checks import positive, probability, whole_number
 from fxperex.privacy.engine import PrivacyEngine
 from fxperex.runtime.module import PerExampleModule
 
@@ -24,10 +22,10 @@ APART = 1_000_003  # between the seeds of two settings
 
 @dataclass(frozen=True)
 class Setting:
-    """`runs` a side, of `steps` steps each. Raises ConfigError.
+    """`runs` runs with the canary and as many without, of `steps` steps each. Raises ConfigError.
 
-    Noise of 1/2 over one step is 2-Gaussian privacy, epsilon 10.0 at delta 1e-5: loose enough for
-    some hundred runs to see it well. rate: probability of a row to join a step. seed: None is the
+    Noise of 1/2 over one step is 2-Gaussian privacy, epsilon 10.0 at delta 1e-5: so loose that
+    hundreds of runs show it well. rate: probability that a row joins a step. seed: None is the
     engine as shipped.
     """
 
@@ -40,7 +38,7 @@ class Setting:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        whole(self.runs, "runs", 10), whole(self.steps, "steps", 1)
+        whole_number(self.runs, "runs", 10), whole_number(self.steps, "steps", 1)
         positive(self.noise_multiplier, "noise_multiplier")
         probability(self.delta, "delta"), probability(self.confidence, "confidence")
         if self.rate not in RATES:
@@ -49,16 +47,14 @@ class Setting:
 
     @property
     def method(self) -> str:
-        """The bound to use: without sampling the claim is Gaussian privacy itself, with it nothing
-        may be assumed.
+        """The name of the bound to use. Without sampling the mechanism is a Gaussian one; with it
+        no such thing may be assumed.
         """
         return "gaussian" if self.rate == 1 else "pair"
 
     def engine(self, private: PerExampleModule, data: tuple[Tensor, ...], number: int,
                **change: Any) -> PrivacyEngine:
-        """Returns the engine of run `number`: with a key of its own, and all else as for any user.
-        Raises FxperexError.
-        """
+        """Returns the engine of run `number`, with a key of its own. Raises FxperexError."""
         optimizer = torch.optim.SGD(private.parameters.values(), lr=1.0)
         seed = None if self.seed is None else self.seed * APART + number
         return PrivacyEngine(private, optimizer, data, expected_batch=self.rate * len(data[0]),

@@ -1,9 +1,8 @@
-"""The ways a run may go, each with the score that shows the canary best and the threshold it is
-held against.
+"""The ways a run may go: straight, interrupted or resumed. Each has a score and its threshold.
 
 The score of a run is `<sum of released updates, canary direction>`: with plain SGD at rate 1, the
-parameters before the run less those after. Nothing scores better here, for the gradients are the
-same at every step.
+parameters before the run minus those after it. No score is better here, because the gradients are
+the same at every step.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,13 +21,15 @@ from fxperex.runtime.module import PerExampleModule
 
 Drive = Callable[[PrivacyEngine], object]
 Data = tuple[Tensor, ...]
-# what is added to the data of a resumed run, so that no step is replayed bit for bit
+# Added to the data of a resumed run, so that no step gives the same sum again.
 CHANGED = 0.01
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run to be made: on what, with which key, and along which direction it is looked at."""
+    """One run of an attack: its step and data, the direction of its score, and its number, which
+    sets its key.
+    """
 
     private: PerExampleModule
     data: Data
@@ -47,8 +48,8 @@ def straight(run: Run) -> tuple[float, PrivacyEngine]:
 
 
 def interrupted(run: Run) -> tuple[float, PrivacyEngine]:
-    """Returns (score, engine) of a run whose every step is left by an exception, its sum complete,
-    and taken again.
+    """Returns (score, engine) of a run in which an exception leaves every step after its sum is
+    complete, and the step is taken again.
     """
 
     def drive(engine: PrivacyEngine) -> None:
@@ -63,26 +64,23 @@ def interrupted(run: Run) -> tuple[float, PrivacyEngine]:
 
 
 def resumed(run: Run) -> tuple[float, PrivacyEngine]:
-    """Returns (score, engine) of a run that crashed after its updates and was gone on with, on data
-    summing to other sums.
+    """Returns (score, engine) of a run that crashed after its updates and was resumed on data with
+    other sums.
 
-    The score is how far the two releases of the same steps are apart: the same noise in both would
-    leave the bare sums.
+    The score is the distance of the two releases of the same steps: if both had the same noise, the
+    bare sums would be left.
     """
     with tempfile.TemporaryDirectory() as folder:
         before, engine = _driven(run, _all_steps, folder)
-        resumed = Run(run.private, tuple(x + CHANGED for x in run.data), run.direction, run.setting,
-                      run.number)
-        second, engine = _driven(resumed, _all_steps, folder)
-    return abs(before - second), engine
+        changed = replace(run, data=tuple(x + CHANGED for x in run.data))
+        after, engine = _driven(changed, _all_steps, folder)
+    return abs(before - after), engine
 
 
 def half(setting: Setting) -> float:
-    """Returns the threshold for a score of every step's updates: half of all that the canary may
-    add.
+    """Returns the threshold for a score of all updates: half of what the canary may add.
 
-    Where it joins only some steps, nearer to what it adds when it joins: a false alarm costs more
-    than a miss.
+    If it joins only some steps, more: a false alarm then costs more than a miss.
     """
     return CLIP * setting.steps * (0.5 if setting.rate == 1 else 0.8)
 
@@ -93,8 +91,7 @@ def apart(setting: Setting) -> float:
 
 Way = tuple[Callable[[Run], tuple[float, PrivacyEngine]], Callable[[Setting], float]]
 WAYS: dict[str, Way] = {
-    "straight": (straight, half), "interrupted": (interrupted, half), "resumed": (resumed, apart)
-}
+    "straight": (straight, half), "interrupted": (interrupted, half), "resumed": (resumed, apart)}
 
 
 def _all_steps(engine: PrivacyEngine) -> None:
@@ -111,7 +108,6 @@ def _driven(run: Run, drive: Drive, folder: str | None = None) -> tuple[float, P
     with run.setting.engine(run.private, run.data, run.number, folder=folder,
                             checkpoint_every=run.setting.steps + 1) as engine:
         drive(engine)
-    moved = sum(
-        float((p.detach().double() * d).sum())
-        for p, d in zip(parameters, run.direction, strict=True))
+    moved = sum(float((p.detach().double() * d).sum())
+                for p, d in zip(parameters, run.direction, strict=True))
     return -moved * engine.mechanism.divisor, engine

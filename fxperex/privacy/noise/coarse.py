@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 DIGITS = 40  # of a probability; a word has 20
-SPARE = 20  # digits that rounding and the tail left out may take
+SPARE = 20  # further digits, for rounding and for the tail that is left out
 CELL_BITS = 12
 END = 2**64 - 1
 UNKNOWN = -1.0
@@ -26,11 +26,10 @@ class Coarse:
 
     def __init__(self, sigma: float) -> None:
         self.sigma = sigma
-        # 16 to 32 steps in one sigma, or steps of 1: near enough that 97 proposals of 100 are
-        # accepted.
+        # 16 to 32 steps in one sigma, or steps of 1: then 97 of 100 proposals are accepted.
         self.shift = max(0, int(sigma).bit_length() - 5)
-        # A word equal to a threshold leaves k open. The one at the end stands for all that are too
-        # near 1 for a word.
+        # A word equal to a threshold does not decide k. The threshold at the end stands for all
+        # that are too near 1 for a word.
         self.thresholds = np.array([*_words(sigma, self.shift), END], dtype=np.uint64)
         starts = np.arange(2**CELL_BITS, dtype=np.uint64) << np.uint64(64 - CELL_BITS)
         ends = starts + np.uint64(2**(64 - CELL_BITS) - 1)
@@ -43,11 +42,11 @@ class Coarse:
         return float(2**self.shift)
 
     def lookup(self, words: np.ndarray, room: np.ndarray, result: np.ndarray) -> np.ndarray:
-        """Writes `k step` of each of `words`, uint64, to `result`; returns the places of those that
-        leave k open.
+        """Writes `k step` of each of `words`, uint64, to `result`. Returns the places of the words
+        that do not decide k.
 
-        room: int64, of the same length. Most words lie in a cell without a threshold; others are
-        searched for.
+        room: scratch of the same length, int64. Most words are in a cell without a threshold; the
+        others are looked up by bisection.
         """
         np.right_shift(words, np.uint64(64 - CELL_BITS), out=room.view(np.uint64))
         np.take(self._cells, room, out=result, mode="clip")
@@ -58,8 +57,8 @@ class Coarse:
         return searched[self.thresholds[k] == values]
 
     def exactly(self, word: int, bits: Callable[[int], int]) -> int:
-        """Returns k for the uniform number that begins with `word` and has the further `bits`,
-        whatever the word."""
+        """Returns k for any uniform number: it begins with `word`, and `bits` are its further bits.
+        """
         k = int(np.searchsorted(self.thresholds, np.uint64(word)))
         while not below(bits, self._cumulative(k)):
             k += 1
@@ -70,8 +69,9 @@ class Coarse:
 
 
 def _words(sigma: float, shift: int) -> list[int]:
-    """The words in which the cumulative probabilities lie, below `END`; with more digits if
-    `DIGITS` leave two."""
+    """Returns the first 64 bits of each cumulative probability, as far as they are below `END`. It
+    takes more digits while DIGITS do not decide them.
+    """
     digits = DIGITS
     while True:
         with localcontext(_precise(digits)):
@@ -85,19 +85,18 @@ def _words(sigma: float, shift: int) -> list[int]:
 
 
 def _nth(values: tuple[Decimal, ...], k: int) -> Decimal:
-    """Past the end the cumulative probabilities are 1, as near as they are computed."""
+    """Returns a cumulative probability; past the end it is 1, to the computed digits."""
     return values[k] if k < len(values) else Decimal(1)
 
 
 @lru_cache(maxsize=8)
 def cumulative(sigma: float, shift: int, digits: int) -> tuple[Decimal, ...]:
-    """Returns P(0 to k) for k = 0, 1, ..., each within 10^-digits, as far as it is not 1 to so many
-    digits."""
+    """Returns P(0 to k) for k = 0, 1, ... until it is 1, each within 10^-digits."""
     with localcontext(_precise(digits)):
         spread = 2 * Decimal(sigma) ** 2
         weights: list[Decimal] = []
-        # The tail is less than twice the term at which it stops: there each is below 0.63 of the
-        # one before.
+        # The tail that is left out is below twice the final term: each further term is below 0.63
+        # of the one before it.
         while not weights or weights[-1] > Decimal(10) ** -(digits + SPARE // 2):
             weights.append((-(Decimal(len(weights) << shift) ** 2) / spread).exp())
         total, sums = sum(weights), [Decimal(0)]
@@ -107,7 +106,7 @@ def cumulative(sigma: float, shift: int, digits: int) -> tuple[Decimal, ...]:
 
 
 def chance(low: float, base: float, sigma: float) -> Callable[[int], Decimal]:
-    """Returns exp(-low (low + 2 base) / 2 sigma^2) as a function of the digits it is right to."""
+    """Returns exp(-low (low + 2 base) / 2 sigma^2), as a function of the digits asked for."""
     def value(digits: int) -> Decimal:
         with localcontext(_precise(digits)):
             distance = Decimal(low) * (Decimal(low) + 2 * Decimal(base))
@@ -117,18 +116,19 @@ def chance(low: float, base: float, sigma: float) -> Callable[[int], Decimal]:
 
 
 def below(bits: Callable[[int], int], value: Callable[[int], Decimal]) -> bool:
-    """Returns whether a uniform number in [0, 1) is below a real one; both are asked for digits
-    until it is plain.
+    """Returns whether a uniform number in [0, 1) is below a real one, taking more digits of both
+    until that is certain.
 
-    bits(n): its first n bits, as a whole number. value(digits): the real number, within 10^-digits.
+    bits(n): the uniform number's first n bits, as a whole number. value(digits): the real number,
+    within 10^-digits.
     """
     digits = DIGITS
     while True:
         count = 4 * digits
         with localcontext(_precise(digits)):
             distance = Decimal(bits(count)) / Decimal(2**count) - value(digits)
-            # The bits not asked for yet are worth less than 10^-digits, and so is the number's
-            # error.
+            # The bits that are not asked for yet, and the real number's error, are each below
+            # 10^-digits.
             if abs(distance) > 3 * Decimal(10) ** -digits:
                 return distance < 0
         digits *= 2

@@ -1,20 +1,20 @@
 """The discrete Gaussian on the integers, exactly: P(x) proportional to exp(-x^2 / 2 sigma^2).
 
-Against floating-point attacks (Mironov 2012): sum and noise live on one integer grid, so the set of
-values that can come out does not depend on the data.
+Against floating-point attacks (Mironov 2012): sum and noise are on one integer grid, so the set of
+possible results does not depend on the data.
 
 A candidate is x = base + low. `base` is half a discrete Gaussian on multiples of a power of two
 (`fxperex.privacy.noise.coarse`), `low` is uniform below that power. It is accepted with probability
-exp(-low (low + 2 base) / 2 sigma^2), and is negative with half a chance (-0 is refused, or 0 would
-come twice). That is rejection sampling, as by Canonne, Kamath and Steinke (2020) from a discrete
-Laplace, from a proposal so near that 97 of 100 candidates are accepted.
+exp(-low (low + 2 base) / 2 sigma^2), and negated with probability 1/2 (-0 is refused, or 0 would
+count twice). That is rejection sampling. Canonne, Kamath and Steinke (2020) sample from a discrete
+Laplace; this proposal is nearer, so 97 of 100 candidates are accepted.
 
-Coins are tossed in float64 over whole arrays. Each that float64 cannot be sure of, one in 2^39, is
-tossed again with as many digits and further bits as it takes. So no rounding is in the
-distribution; the one thing asked of the machine is that its exp() is right to a relative 2^-41,
-where a good one is right to 2^-52.
+Coins are tossed in float64 over arrays. A coin that float64 cannot decide, one in 2^39, is tossed
+again with as many digits and further bits as it needs. So no rounding is in the distribution. The
+only assumption is that the machine's exp() is right to a relative 2^-41; a good one is right to
+2^-52.
 
-Layout: numbers are cut into blocks of 2^13. Block b reads the words from 2^16 b on, three for each
+Layout: numbers are in blocks of 2^13. Block b reads the words from 2^16 b on, three for each
 candidate: for `base`, for `low` (lowest bits) and the sign (highest bit), and for the coin. Its
 numbers are the accepted candidates in order. So any block can be drawn alone, and one stream has
 2^32 numbers.
@@ -35,8 +35,8 @@ from fxperex.privacy.noise.normal import CPU, cut
 from fxperex.privacy.noise.streams import Streams
 from fxperex.privacy.noise.workers import share
 
-LARGEST = 2.0**48  # standard deviation at which sums of it are still exact in float64
-# Numbers of a block, and the words set apart for it: for 2.7 candidates a number.
+LARGEST = 2.0**48  # standard deviation up to which sums of noise are exact in float64
+# Numbers of a block, and the words reserved for it: enough for 2.7 candidates per number.
 BLOCK, RESERVED = 2**13, 2**16
 WORDS = 3
 ROUND = BLOCK + BLOCK // 8  # candidates drawn together
@@ -70,8 +70,9 @@ def _coarse(sigma: float) -> Coarse:
 
 
 class Integers:
-    """Draws parts of the streams of one step; holds the room for one part, and belongs to one
-    thread. Raises ConfigError."""
+    """Draws parts of the streams of one step, for one thread. It holds scratch for one part. Raises
+    ConfigError.
+    """
 
     def __init__(self, sigma: float, streams: Streams, step: int) -> None:
         if not 1 <= sigma <= LARGEST:
@@ -92,11 +93,11 @@ class Integers:
         return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
     def _beginning(self, item: int, block: int, count: int) -> np.ndarray:
-        """The numbers of a block, up to `count`."""
+        """Returns the first `count` numbers of a block."""
         numbers = np.empty(count)
         have = tried = 0
         while have < count:
-            # What is asked for depends on `count`, which candidates are accepted does not.
+            # The number of candidates drawn depends on `count`; which are accepted does not.
             lack = count - have
             size = min(ROUND, -(-(lack + lack // 16 + 8) // 8) * 8)
             if WORDS * (tried + size) > RESERVED:
@@ -108,7 +109,7 @@ class Integers:
         return numbers
 
     def _candidates(self, item: int, block: int, tried: int, size: int) -> np.ndarray:
-        """The accepted ones of `size` candidates of a block, after the `tried` ones."""
+        """Returns the accepted ones of `size` candidates of a block, after the first `tried`."""
         words = self._words[:WORDS * size]
         self._streams.fill(words, self._step, item, block * RESERVED + WORDS * tried)
         value, low, surplus = (row[:size] for row in self._floats.numpy())
@@ -143,8 +144,9 @@ class Integers:
         return value[accepted]
 
     def _exactly(self, words: list[int], *place: int) -> tuple[bool, float]:
-        """Whether the candidate of `words` is accepted, and its size: with as many further bits as
-        both questions need."""
+        """Returns (whether the candidate of `words` is accepted, its absolute value), with as many
+        further bits as needed.
+        """
         base = self._coarse.exactly(words[0], self._bits(words[0], 0, *place)) * self._coarse.step
         low = float(words[1] & 2**self._coarse.shift - 1)
         # As above: the coin is the word taken as signed, so its upper bit is the other way round.
@@ -152,8 +154,9 @@ class Integers:
         return below(coin, chance(low, base, self._sigma)), base + low
 
     def _bits(self, word: int, *place: int) -> Callable[[int], int]:
-        """The first n bits of the uniform number that begins with `word`, for n of at least 64, as
-        a function of n."""
+        """Returns a function of n, at least 64: the first n bits of the uniform number that begins
+        with `word`.
+        """
         def bits(count: int) -> int:
             size = -(-(count - 64) // 8)
             further = int.from_bytes(self._streams.further(size, self._step, *place), "big")

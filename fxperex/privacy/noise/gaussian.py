@@ -1,11 +1,10 @@
-"""Noise on the clipped sum: float64, one stream per (generation, step, tensor), each used once
-ever.
+"""Noise on the clipped sum: float64, one stream per (generation, step, tensor), never used twice.
 
-Float64, because a float32 normal has no tail beyond 5.77 standard deviations: Box-Muller on 64
-random bits reaches 9.4. Added and divided in float64 and rounded once at the end: half a bfloat16
-sum's noise would vanish in rounding. The noise of a tensor's element is a function of (secret,
-generation, step, tensor, place in it), so that any part of it can be drawn anywhere: threads share
-a step's tensors out in parts that stay in a core's cache.
+Why float64: a float32 normal has no tail beyond 5.77 standard deviations; Box-Muller on 64 random
+bits reaches 9.4. Sum and noise are added and divided in float64 and rounded once, at the end: else
+half of a bfloat16 sum's noise would vanish in rounding. The noise of an element depends only on
+(secret, generation, step, tensor, place in it). So any part can be drawn anywhere: threads share a
+step's tensors in parts that fit a core's cache.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Noise:
         """Returns `(sum + noise) / divisor` for each of `sums`: the private mean, float64, on its
         device.
 
-        Raises PrivacyError unless (generation, step) is above every earlier one: the same noise
+        Raises PrivacyError unless (generation, step) is above every earlier one: noise that is used
         twice can be subtracted.
         """
         streams = self._streams("sum", step, generation)
@@ -67,13 +66,15 @@ class Noise:
 
     def count(self, centred: float, step: int, generation: int = 0) -> float:
         """Returns the noised share of an adaptive rule's centred count, about 0 to 1. Raises as
-        `release`."""
+        `release`.
+        """
         z = gaussian(self._streams("count", step, generation), 1, step, COUNT)
         return (centred + self.mechanism.count_std * float(z)) / self.mechanism.divisor + 0.5
 
     def _drawer(self, streams: Streams, step: int, size: int) -> Callable[[int, int, int], Tensor]:
-        """Returns what draws numbers `a` to `b` of tensor `item` on the CPU, at most `size`, for
-        one thread."""
+        """Returns a function, for one thread: it draws numbers `a` to `b` of tensor `item` on the
+        CPU, at most `size`.
+        """
         if self.mechanism.grid:
             return Integers(self.mechanism.std / self.mechanism.grid, streams, step).draw
         return Normals(streams, step, size).draw

@@ -1,9 +1,8 @@
-"""The Gaussian mechanism of one run as one frozen value: what is clipped, how far one unit moves
-the sum, how much noise.
+"""The Gaussian mechanism of one run as a frozen value: the clipping, the sensitivity, the noise.
 
-The noise's standard deviation has one source, the sensitivity computed here; nothing else in the
-library sets it. `bound` is what one example can add to the sum as it is really computed, `C (1 +
-2^-20)` (see `fxperex.config`).
+The noise's standard deviation comes from the sensitivity that is computed here, and from nothing
+else in the library. `bound` is what one example can add to the sum as it is really computed,
+`C (1 + 2^-20)` (see `fxperex.config`).
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from typing import Any
 
 from fxperex.clipping import Adaptive, Clip, as_rule
 from fxperex.config import SLACK
-from fxperex.errors import ConfigError
+from fxperex.errors import ConfigError, PrivacyError
 from fxperex.privacy.accountant import RELATIONS
-from fxperex.privacy.checks import one_of, positive, whole
+from fxperex.privacy.checks import one_of, positive, whole_number
 
 NOISES = ("gaussian", "discrete")
 # The integer grid is this much finer than the bound over sqrt(dimension): rounding adds at most
@@ -28,13 +27,11 @@ COUNT_SHARE = 20
 
 @dataclass(frozen=True)
 class Mechanism:
-    """clip: the rule; noise_multiplier: standard deviation over `bound`, as the accountant is told
-    it.
+    """clip: the rule. noise_multiplier: the standard deviation over `bound`, for the accountant.
 
-    relation: "add-or-remove", "zero-out" or "replace" one unit; divisor: the public constant sums
-    are divided by.
-    dimension: number of released coordinates; noise: "gaussian" (float64) or "discrete" (integers
-    on a grid). Raises ConfigError.
+    relation: "add-or-remove", "zero-out" or "replace" one unit. divisor: the public constant that
+    sums are divided by. dimension: number of released coordinates. noise: "gaussian" (float64) or
+    "discrete" (integers on a grid). Raises ConfigError.
     """
 
     clip: Clip
@@ -52,7 +49,7 @@ class Mechanism:
             raise ConfigError("divisor must be a number known beforehand, not a function: "
                               "dividing by the realised batch size releases it")
         positive(self.divisor, "divisor")
-        whole(self.dimension, "dimension", 1)
+        whole_number(self.dimension, "dimension", 1)
         one_of(self.relation, "relation", RELATIONS)
         one_of(self.noise, "noise", NOISES)
         object.__setattr__(self, "bound",
@@ -64,8 +61,15 @@ class Mechanism:
 
     @property
     def holds(self) -> bool:
-        """Whether the rule still has the sensitivity that the noise was made for."""
+        """True while the rule has the sensitivity that the noise was made for."""
         return self.bound == self.clip.sensitivity * (1 + SLACK)
+
+    def check(self, clip: Clip) -> None:
+        """Raises PrivacyError unless `clip` is the rule, with the bound that the noise is for."""
+        if clip is not self.clip or not self.holds:
+            raise PrivacyError(f"clip.sensitivity changed to {clip.sensitivity} since the engine "
+                               f"was made; the noise is for a bound of {self.bound}. Make a new "
+                               "engine")
 
     @property
     def adaptive(self) -> Adaptive | None:
@@ -108,11 +112,12 @@ class Mechanism:
 
     def describe(self) -> dict[str, Any]:
         """Returns the facts the guarantee rests on, ready for JSON."""
-        facts = {
-            "clip": repr(self.clip), "relation": self.relation, "divisor": self.divisor,
-            "dimension": self.dimension, "bound on one unit": self.bound,
-            "sensitivity": self.sensitivity, "noise": self.noise,
-            "noise multiplier": self.noise_multiplier, "standard deviation": self.std
-        }
-        return facts | ({"grid": self.grid} if self.grid else
-                        {}) | ({"count noise": self.count_std} if self.adaptive else {})
+        facts = {"clip": repr(self.clip), "relation": self.relation, "divisor": self.divisor,
+                 "dimension": self.dimension, "bound on one unit": self.bound,
+                 "sensitivity": self.sensitivity, "noise": self.noise,
+                 "noise multiplier": self.noise_multiplier, "standard deviation": self.std}
+        if self.grid:
+            facts["grid"] = self.grid
+        if self.adaptive:
+            facts["count noise"] = self.count_std
+        return facts

@@ -1,13 +1,11 @@
-"""Standard normals by Box and Muller, float64: number i of a stream is a function of its words, and
-of nothing else.
+"""Standard normals by Box and Muller, float64: number i of a stream depends on its words alone.
 
 Words 2k and 2k + 1 of the stream are read as signed numbers v and w. They give a uniform `u = |v +
 1/2| / 2^63`, rounded once to float64, and an angle `2 pi w / 2^64`. Numbers 2k and 2k + 1 are
 `sqrt(-2 log u)` times the angle's cosine and sine. All 64 bits count: u is at least 2^-64, so the
 largest number is 9.42; a normal beyond it has probability 5e-21.
 
-Computed in chunks that stay in a core's cache, key stream and all, by as many threads as torch
-uses.
+As many threads as torch uses compute chunks that fit a core's cache, with their key stream.
 """
 
 from __future__ import annotations
@@ -23,19 +21,20 @@ from fxperex import kernels
 from fxperex.privacy.noise.streams import Streams
 from fxperex.privacy.noise.workers import share
 
-# Numbers of a part: 900 KiB of room, near a core, and calls that cost little beside their work.
+# Numbers of a part: its 900 KiB of scratch fit a cache, and calls cost little beside their work.
 CHUNK = 2**15
 TURN = 2 * math.pi * 2.0**-64
 CPU = torch.device("cpu")
-# Chunks begin and end at whole vectors of any machine, so that each number goes through the same
-# instructions.
+# Chunks begin and end at multiples of any machine's vector, so that the same instructions compute a
+# number, wherever a chunk starts.
 ALIGNED = 64
 
 
 def gaussian(streams: Streams, count: int, step: int, item: int = 0, device: torch.device = CPU,
              start: int = 0) -> Tensor:
     """Returns numbers `start` to `start + count` of the stream (step, item), float64 on `device`.
-    Raises PrivacyError."""
+    Raises PrivacyError.
+    """
     if not on_host(device):
         before = start % 2
         pairs = (before + count + 1) // 2
@@ -67,8 +66,7 @@ def cut(count: int, size: int) -> list[tuple[int, int]]:
 
 
 class Normals:
-    """Draws parts of the streams of one step; holds the room for one part, and belongs to one
-    thread."""
+    """Draws parts of the streams of one step, for one thread. It holds scratch for one part."""
 
     def __init__(self, streams: Streams, step: int, size: int = CHUNK) -> None:
         self._streams, self._step = streams, step
@@ -79,16 +77,16 @@ class Normals:
                             for _ in range(3))
 
     def draw(self, item: int, start: int, stop: int) -> Tensor:
-        """Returns numbers `start` to `stop` of the stream of `item`, at most `size`; the next call
-        writes over them."""
+        """Returns numbers `start` to `stop` of the stream of `item`, at most `size` of them; the
+        next call overwrites them.
+        """
         origin = start - start % ALIGNED
         count = -(-(stop - origin) // ALIGNED) * ALIGNED
         words, numbers = self._words.numpy()[:count], self._numbers.numpy()[:count]
         self._streams.fill(words.view(np.uint64), self._step, item, origin)
         radius, angle, cosine = (t[:count // 2] for t in self._pairs)
         r, a = radius.numpy(), angle.numpy()
-        # NumPy's arithmetic and root are quicker here than torch's, torch's logarithm, cosine and
-        # sine than NumPy's.
+        # NumPy is faster here for arithmetic and roots, torch for logarithms, cosines and sines.
         np.copyto(r, words[::2])
         r += 0.5
         np.abs(r, out=r)
@@ -106,8 +104,7 @@ class Normals:
 
 
 def box_muller(words: Tensor) -> Tensor:
-    """Returns as many normals as there are `words`, int64 `[2 n]`, on their device: the formula,
-    for any device."""
+    """Returns as many normals as there are `words`, int64 `[2 n]`, on their device: the formula."""
     pairs = words.view(-1, 2)
     radius = pairs[:, 0].double().add_(0.5).abs_().mul_(2.0**-63).log_().mul_(-2).sqrt_()
     angle = pairs[:, 1].double().mul_(TURN)

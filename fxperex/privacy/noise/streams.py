@@ -1,5 +1,4 @@
-"""Random bits of the privacy modules: one 256-bit secret, one stream per (purpose, generation,
-step, item).
+"""Random bits for privacy: one 256-bit secret, and a stream per (purpose, generation, step, item).
 
 Secure streams are ChaCha20 (RFC 8439): the key is HMAC-SHA256(secret, purpose and generation), the
 96-bit nonce is (item, step), the block counter starts at 0; no two streams of a secret ever meet.
@@ -35,8 +34,8 @@ class Secret:
     """The root of all randomness of one run.
 
     seed: None takes 256 bits from the operating system. A whole number makes a run repeatable, for
-    science only: who knows the seed can subtract the noise. secure: ChaCha20; else Philox. A seeded
-    run is never secure. Raises ConfigError.
+    science only: anyone who knows the seed can subtract the noise. secure: ChaCha20; else Philox. A
+    seeded run is never secure. Raises ConfigError.
     """
 
     def __init__(self, seed: int | None = None, secure: bool | None = None,
@@ -62,8 +61,8 @@ class Secret:
                            "noise. value() hands it out on purpose")
 
     @property
-    def told(self) -> str:
-        """How the randomness is made, for people."""
+    def description(self) -> str:
+        """Where the randomness comes from, for people."""
         if self.seed is not None:
             return f"Philox, seeded with {self.seed}: repeatable, for science only; {LAYOUT}"
         kind = ("ChaCha20, 256-bit key of the operating system" if self.secure
@@ -71,7 +70,7 @@ class Secret:
         return f"{kind}; {LAYOUT}"
 
     def value(self) -> bytes:
-        """Returns the secret itself, to be kept where only the run can read it."""
+        """Returns the secret itself. Store it where only the run can read it."""
         return self._value
 
     def key(self, purpose: str, generation: int = 0) -> bytes:
@@ -90,7 +89,8 @@ class Streams:
 
     def bits(self, count: int, step: int, item: int = 0, start: int = 0) -> np.ndarray:
         """Returns `count` uint64 of the stream (step, item) from word `start` on. Raises
-        PrivacyError past its length."""
+        PrivacyError past its length.
+        """
         _fits(count, start)
         per_count = PER_BLOCK if self.secure else PER_PHILOX
         counter, before = divmod(start, per_count)
@@ -99,8 +99,9 @@ class Streams:
         return self.philox(step, item, counter).random_raw(before + count)[before:]
 
     def fill(self, words: np.ndarray, step: int, item: int = 0, start: int = 0) -> None:
-        """Writes the same into `words`, uint64. Without a copy if `start` is a multiple of 8.
-        Raises PrivacyError."""
+        """Writes the same into `words`, uint64, without a copy if `start` is a multiple of 8.
+        Raises PrivacyError.
+        """
         if self.secure and start % PER_BLOCK == 0:
             _fits(len(words), start)
             size = words.nbytes
@@ -113,7 +114,8 @@ class Streams:
     def words(self, count: int, step: int, item: int, device: torch.device,
               start: int = 0) -> Tensor:
         """Returns the same as int64 on `device`, drawn there if it has the kernel. Raises
-        PrivacyError."""
+        PrivacyError.
+        """
         if self.secure and kernels.unavailable(device) is None:
             _fits(count, start)
             key = np.frombuffer(self._key + _nonce(step, item), dtype="<i4").astype(np.int32)
@@ -123,11 +125,10 @@ class Streams:
         return torch.from_numpy(self.bits(count, step, item, start).view(np.int64)).to(device)
 
     def further(self, size: int, *place: int) -> bytes:
-        """Returns `size` bytes that belong to `place` and to no stream: SHAKE-256 under a key of
-        their own.
+        """Returns `size` bytes of `place`, which are in no stream: SHAKE-256 with a key of its own.
 
-        More bytes of one place begin with the fewer: for the rare number that needs more bits than
-        its word has.
+        They are for the rare number that needs more bits than its word has. The first bytes of a
+        place are the same for every `size`.
         """
         key = hmac.digest(self._key, b"fxperex further bits", "sha256")
         text = key + b"".join(n.to_bytes(8, "little") for n in place)
@@ -142,7 +143,8 @@ class Streams:
 
 def chacha20(key: bytes, nonce: bytes, count: int, counter: int = 0) -> np.ndarray:
     """Returns `count` uint64 of the ChaCha20 key stream from block `counter` on. Raises
-    PrivacyError past 2^32 blocks."""
+    PrivacyError past 2^32 blocks.
+    """
     _fits(count, counter * PER_BLOCK)
     stream = _cipher(key, nonce, counter).update(bytes(8 * count))
     return np.frombuffer(stream, dtype="<u8").astype(np.uint64)

@@ -1,9 +1,8 @@
-"""Threads for work that torch does not share out itself: each takes the next task, and computes it
-alone.
+"""Threads for work that torch does not share out itself: each takes the next task, until none is
+left.
 
-torch's own threads share one operation; between operations on arrays that stay in a core's cache
-they would do nothing but wait for each other. What a task computes must not depend on who computes
-it, or when.
+torch's own threads share one operation. Between operations on arrays that fit a core's cache they
+would mostly wait for each other. The result of a task must not depend on its thread or time.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ Task = TypeVar("Task")
 
 
 def share(tasks: Sequence[Task], worker: Callable[[], Callable[[Task], None]]) -> None:
-    """Does every task once, on at most as many threads as torch uses here; `worker` is called once
-    in each of them.
+    """Does every task once, on at most as many threads as torch uses. Each thread calls `worker`
+    once.
 
-    Raises what a task raised, after all threads have ended; tasks not begun by then are left out.
+    Raises what a task raised, after all threads have ended; tasks that had not begun are skipped.
     """
     threads = torch.get_num_threads()
     waiting, errors = deque(tasks), list[BaseException]()
@@ -51,8 +50,8 @@ def share(tasks: Sequence[Task], worker: Callable[[], Callable[[Task], None]]) -
                 crew[-1].start()
             begun.wait()
         finally:
-            # torch keeps one number for threads that have yet to start: it is put back as soon as
-            # the crew has its own.
+            # torch has one number for all threads that are still to start. It is put back as soon
+            # as the crew's threads have theirs.
             torch.set_num_threads(threads)
         for thread in crew:
             thread.join()

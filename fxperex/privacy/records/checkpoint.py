@@ -1,9 +1,8 @@
-"""Checkpoints: one atomic set of files, authenticated as a whole, with nothing in it that runs
-code.
+"""Checkpoints: each is one authenticated set of files, and reading it runs no code.
 
 A set is a folder `checkpoint-<length of the ledger>` of tensors.safetensors, state.json and mac =
-HMAC-SHA256 over both. It is written beside, synced, and renamed into place: a crash leaves the old
-set or the new one, never a half.
+HMAC-SHA256 over both. It is written under another name, synced, and renamed: a crash leaves the old
+set or the new one, never half of one.
 """
 
 from __future__ import annotations
@@ -29,14 +28,13 @@ NUMBERED = re.compile(PREFIX + r"\d{9,}")
 
 def save(folder: Path, number: int, tensors: dict[str, Tensor], state: dict[str, Any],
          key: bytes) -> str:
-    """Returns the MAC of the set `number` in `folder`, which is on disk whole. Raises LedgerError;
-    older sets stay.
+    """Returns the MAC of the set `number` in `folder`, complete on disk when this returns. Raises
+    LedgerError; older sets stay.
     """
     writing = folder / WRITING
     # One storage each: tied or sliced tensors would share memory, which the format refuses.
-    held = needed("safetensors.torch").save(
-        {n: t.detach().cpu().contiguous().clone()
-         for n, t in tensors.items()})
+    copies = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
+    held = needed("safetensors.torch").save(copies)
     text = json.dumps(state, indent=1).encode()
     mac = _mac(held, text, key)
     try:
@@ -46,8 +44,8 @@ def save(folder: Path, number: int, tensors: dict[str, Tensor], state: dict[str,
             put(writing / name, data)
         sync(writing)
         target = numbered(folder, number)
-        # One of this number is there if the ledger could not be told of it; the ledger names an
-        # older one, which stays.
+        # There is a set of this number if the ledger could not record it. The ledger names an older
+        # set, which stays.
         shutil.rmtree(target, ignore_errors=True)
         writing.rename(target)
         sync(folder)
@@ -70,7 +68,7 @@ def sets(folder: Path) -> dict[int, Path]:
 
 
 def check_names(folder: Path) -> None:
-    """Raises LedgerError for what is named like a set and is none."""
+    """Raises LedgerError for files that are named like a set and are none."""
     foreign = [path.name for path in folder.glob(f"{PREFIX}*") if not NUMBERED.fullmatch(path.name)]
     if foreign:
         raise LedgerError(f"{folder} holds {', '.join(foreign)}, which this library did not "
@@ -85,8 +83,7 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def load(path: Path, key: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Returns (tensors, state) of a set. Raises LedgerError unless every byte is as written under
-    `key`.
+    """Returns (tensors, state) of a set. Raises LedgerError unless `key` authenticates every byte.
     """
     library = needed("safetensors.torch")
     missing = [name for name in (TENSORS, STATE, MAC) if not (path / name).is_file()]
@@ -112,9 +109,7 @@ def _mac(tensors: bytes, state: bytes, key: bytes) -> bytes:
 
 
 def put(path: Path, data: bytes) -> None:
-    """Writes `data` to `path`, readable by its owner alone, on disk when this returns. Raises
-    OSError.
-    """
+    """Writes `data` to `path`, for its owner alone, on disk when this returns. Raises OSError."""
     with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(data)
         file.flush()

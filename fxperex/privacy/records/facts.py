@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fxperex.privacy.run import PrivateRun
 from fxperex.privacy.sampling.rows import Rows
-
-if TYPE_CHECKING:
-    from fxperex.privacy.engine import PrivacyEngine
-    from fxperex.privacy.settings import Wish
+from fxperex.privacy.settings import Settings
 
 Facts = dict[str, Any]
 DATA = "data"
 NAMED = 8  # differences that a message lists
 
 
-def facts(engine: PrivacyEngine, wish: Wish, same_data: bool) -> Facts:
+def facts(run: PrivateRun, settings: Settings, same_data: bool) -> Facts:
     """Returns the facts of a run, ready for JSON. Reads four rows if `same_data`."""
-    program = engine.private.capture.print_readable(False)
+    program = run.private.capture.print_readable(False)
     bound = {
-        "mechanism": engine.mechanism.describe(),
-        "sampler": engine.sampler.describe() | {"steps": engine.sampler.steps},
+        "mechanism": run.mechanism.describe(),
+        "sampler": run.sampler.describe() | {"steps": run.sampler.steps},
         "model": hashlib.sha256(program.encode()).hexdigest(),
         "parameters": {n: [list(p.shape), str(p.dtype)]
-                       for n, p in engine.private.parameters.items()},
-        "optimizer": type(engine.optimizer).__name__, "randomness": engine.randomness.told,
-        "target": {"delta": wish.delta, "budget": wish.budget, "epsilon": wish.epsilon}}
+                       for n, p in run.private.parameters.items()},
+        "optimizer": type(run.optimizer).__name__, "randomness": run.randomness.description,
+        "target": {"delta": settings.delta, "budget": settings.budget, "epsilon": settings.epsilon}}
     if same_data:
-        bound[DATA] = fingerprint(engine.rows, engine.randomness.key(DATA))
+        bound[DATA] = fingerprint(run.rows, run.randomness.key(DATA))
     return bound
 
 
@@ -56,8 +54,7 @@ def raw(x: Tensor) -> bytes:
 def differences(bound: Facts, ours: Facts) -> list[str]:
     """Returns a phrase for each fact in which `ours` is not what a folder is `bound` to.
 
-    A fact that folders of an earlier version did not record is not compared; data, once asked
-    for, are.
+    A fact that an earlier version did not record is not compared; data are, if asked for.
     """
     phrases = []
     for name, value in ours.items():

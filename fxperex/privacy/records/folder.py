@@ -1,4 +1,4 @@
-"""The folder of one run: its secret (readable by its owner alone), its ledger, its checkpoints."""
+"""The folder of one run: its secret (for its owner alone), its ledger and its checkpoints."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ class Folder:
         self.ledger.open()
 
     def claim(self, facts: dict[str, Any]) -> None:
-        """Binds the folder to one run's `facts`, or checks that they are what it is bound to.
-        Raises LedgerError.
-        """
+        """Binds a new folder to a run's `facts`. Raises LedgerError if it is bound to others."""
         opening = next(self.ledger.of("run"), None)
         if opening is None:
             self.ledger.append("run", facts=facts)
@@ -92,13 +90,13 @@ class Folder:
             raise LedgerError(f"{path} is missing beside a ledger: nothing here can be checked "
                               "without it. Put it back")
         secret = Secret(seed, secure)
-        # Whole on disk under its name, or not there: a ledger only ever stands beside the secret
-        # that signs it.
+        # Under its name it is complete or absent: no ledger is ever without the secret that signs
+        # it.
         draft = path.with_suffix(f".{os.getpid()}")
         try:
             checkpoint.put(draft, secret.value())
             os.link(draft, path)
-        # another process was first; the ledger's lock decides between the two
+        # Another process was faster; the ledger's lock decides between the two.
         except FileExistsError:
             return Secret(seed, secure, path.read_bytes())
         finally:

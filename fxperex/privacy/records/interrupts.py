@@ -1,7 +1,7 @@
-"""SIGTERM and Ctrl-C during a run: remembered until the step at hand is whole, then raised.
+"""SIGTERM and Ctrl-C during a run: raised after the current step, and not inside it.
 
-A second one is raised at once. Only the main thread may set signal handlers; elsewhere signals stay
-as they are.
+A second one is raised at once. Only the main thread may set signal handlers; in other threads
+signals are as usual.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass
 class Waiting:
-    """The signal that came, if one did."""
+    """The signal that came; 0 if none did."""
 
     signal: int = 0
 
 
 @contextlib.contextmanager
-def held(wanted: bool) -> Iterator[Waiting]:
-    """Yields what to look at between steps; raises KeyboardInterrupt or SystemExit on leaving if a
-    signal came.
+def held(holding: bool) -> Iterator[Waiting]:
+    """Yields the Waiting to check between steps. If a signal came, raises KeyboardInterrupt or
+    SystemExit at the end. Does nothing unless `holding`.
     """
     waiting = Waiting()
-    if not wanted or threading.current_thread() is not threading.main_thread():
+    if not holding or threading.current_thread() is not threading.main_thread():
         yield waiting
         return
 
@@ -48,7 +48,7 @@ def held(wanted: bool) -> Iterator[Waiting]:
     finally:
         for number, handler in zip(SIGNALS, before, strict=True):
             signal.signal(number, handler)
-        # the loop was left with the signal on hand: as if it came now
+        # The loop was left while a signal was waiting: it counts as one that comes now.
         if broken_off and waiting.signal:
             signal.raise_signal(waiting.signal)
     if waiting.signal:

@@ -3,8 +3,8 @@
 One JSON line per record; each carries HMAC-SHA256(key, MAC of the line before + its own text), so
 that no line can be changed, dropped or moved without the key. A step's life: `begin` (on disk
 before data is read: the debit), `sum` (a keyed hash of the sum, on disk before noise is drawn),
-`commit`. A local file cannot stop the whole folder from being
-put back to an older copy: `counter`, kept elsewhere, can.
+`commit`. A local file cannot notice that all of its folder was put back to an older copy. A
+`counter` that is stored elsewhere can.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ START = "0" * 64
 
 
 class Counter(Protocol):
-    """A number kept where who holds the folder cannot turn it back: the length of the ledger."""
+    """The length of the ledger, stored where nobody who has the folder can turn it back."""
 
     def read(self) -> int: ...
     def write(self, value: int) -> None: ...
@@ -49,8 +49,8 @@ class Ledger:
     _owner: int = field(default_factory=os.getpid)
 
     def append(self, kind: str, *, sync: bool = True, **facts: Any) -> None:
-        """Adds one record, on disk before it returns if `sync`. Raises LedgerError, and then the
-        record is not there.
+        """Adds one record; if `sync`, it is on disk when this returns. Raises LedgerError, and then
+        the record is not in the ledger.
         """
         if os.getpid() != self._owner:
             raise LedgerError("this process is a copy (fork) of the one that began the run; two "
@@ -69,17 +69,15 @@ class Ledger:
 
     @property
     def head(self) -> str:
-        """The MAC of the last record; it stands for the whole ledger."""
+        """The MAC of the last record, which depends on all records."""
         return self.records[-1]["mac"] if self.records else START
 
     def has(self, length: int, head: str) -> bool:
-        """Returns whether this ledger goes on from the one that had `length` records and `head`."""
+        """Returns whether this ledger begins with `length` records that end in `head`."""
         return 0 < length <= len(self.records) and self.records[length - 1]["mac"] == head
 
     def open(self) -> None:
-        """Reads and checks the file, which this process alone may use from now on. Raises
-        LedgerError.
-        """
+        """Reads and checks the file, and locks it for this process. Raises LedgerError."""
         if self.path is None:
             return
         try:
@@ -108,7 +106,7 @@ class Ledger:
                               "folder back")
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file and gives up its lock."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -126,21 +124,19 @@ class Ledger:
                                   "Nothing was spent; put back the file as it was")
             self.records.append(record)
         self._ends = {len(self.records): self._file.tell() - len(tail)}
-        # A record that a crash cut off stands for something that never began, and the next one is
-        # written over it. One that lacks its newline alone (cut off, or another byte now) counts.
-        last = self._authentic(tail) or self._authentic(tail[:-1])
-        if last is not None:
-            self._write(json.dumps(last).encode() + b"\n", True)
-            self.records.append(last)
+        # A record that a crash cut off belongs to something that never began; the next record
+        # overwrites it. A record that lacks only its newline (or has another byte there) counts.
+        record = self._authentic(tail) or self._authentic(tail[:-1])
+        if record is not None:
+            self._write(json.dumps(record).encode() + b"\n", True)
+            self.records.append(record)
 
     def _authentic(self, line: bytes) -> Record | None:
-        """The record of `line`, if it is the next one of this ledger, unchanged."""
+        """Returns the record of `line` if it is the next one of this ledger, unchanged."""
         try:
             record = json.loads(line)
-            good = hmac.compare_digest(record["mac"],
-                                       self._mac({k: v
-                                                  for k, v in record.items()
-                                                  if k != "mac"}))
+            signed = {k: v for k, v in record.items() if k != "mac"}
+            good = hmac.compare_digest(record["mac"], self._mac(signed))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         return record if good and record["n"] == len(self.records) else None
@@ -170,8 +166,8 @@ _opened: weakref.WeakSet[Ledger] = weakref.WeakSet()
 
 
 def _let_go() -> None:
-    """In a copy of this process, such as a data loader's worker: the lock of a killed run must not
-    live on in it.
+    """Closes all ledgers in a copy of this process, such as a data loader's worker: it must not
+    hold the lock of a run that was killed.
     """
     for ledger in list(_opened):
         ledger.close()

@@ -1,6 +1,6 @@
-"""How much the ledger says was spent, in the sampler's units, and whether one more step may begin.
+"""What the ledger says was spent, in the sampler's units, and whether one more step may begin.
 
-All that is asked of it at a step costs the same after a hundred thousand steps as after ten.
+Every question that a step asks takes the same time after a hundred thousand steps as after ten.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from fxperex.privacy.sampling.poisson import Sampler
 
 @dataclass
 class Books:
-    """A generation is one uninterrupted line of draws.
+    """The account of one run. limit: units that may be spent; None: any.
 
-    A step drawn afresh after a crash is a step of a later one.
+    A generation is a line of draws without interruption. A step that is drawn again after a crash
+    belongs to a later generation.
     """
 
     ledger: Ledger
     sampler: Sampler
-    most: int | None = None  # units that may be spent
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         self._begun: set[tuple[int, int]] = set()
@@ -39,7 +40,7 @@ class Books:
 
     @property
     def extra(self) -> int:
-        """Steps begun more often than once."""
+        """How often a step was begun again."""
         return len(self._begun) - len(self._steps)
 
     @property
@@ -54,7 +55,7 @@ class Books:
     def fits(self, step: int, generation: int) -> bool:
         """Returns whether this step may begin: it has already, or the budget allows one more."""
         begun = (generation, step) in self._begun
-        return begun or self.most is None or self._with(step, generation) <= self.most
+        return begun or self.limit is None or self._with(step, generation) <= self.limit
 
     def begin(self, step: int, generation: int) -> None:
         """Debits a step, on disk when this returns.
@@ -65,7 +66,7 @@ class Books:
             return
         if not self.fits(step, generation):
             raise BudgetError(f"step {step} would spend unit {self._with(step, generation)} of "
-                              f"{self.most} that the budget allows; no data was read")
+                              f"{self.limit} that the budget allows; no data was read")
         units = self._with(step, generation)
         self.ledger.append("begin", step=step, generation=generation)
         self._note(step, generation)
@@ -109,5 +110,5 @@ class Books:
         return self._units + after - before
 
     def _cost(self, span: tuple[int, int]) -> int:
-        # From the lowest to the highest: should a step between be missing, it is counted too.
+        # From the lowest to the highest step: one that is missing between them is counted too.
         return self.sampler.units(span[1] - span[0] + 1, span[0])

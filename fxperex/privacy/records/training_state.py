@@ -1,4 +1,4 @@
-"""Model and optimizer as (named tensors, plain values) and back: what a checkpoint holds."""
+"""What a checkpoint holds: model, optimizer and progress as (named tensors, plain values)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,28 @@ import torch
 from torch import Tensor, nn
 
 from fxperex.errors import LedgerError
+from fxperex.privacy.run import PrivateRun
+from fxperex.privacy.versions import versions
 
 Tensors = dict[str, Tensor]
+
+
+def capture_run(run: PrivateRun) -> tuple[Tensors, dict[str, Any]]:
+    """Returns (tensors by name, values for JSON) of a run between two of its steps."""
+    tensors, plain = capture(run.private.model, run.optimizer)
+    adaptive = run.mechanism.adaptive
+    return tensors, {"step": run.steps_done, "generation": run.generation, "optimizer": plain,
+                     "clip bound": adaptive and adaptive.bound, "plan": str(run.private.plan),
+                     "versions": versions()}
+
+
+def restore_run(run: PrivateRun, tensors: Tensors, plain: dict[str, Any]) -> None:
+    """Puts a run, in place, to what `capture_run` returned. Raises LedgerError if it does not fit.
+    """
+    restore(run.private.model, run.optimizer, tensors, plain["optimizer"])
+    run.steps_done, run.generation = plain["step"], plain["generation"]
+    if run.mechanism.adaptive is not None:
+        run.mechanism.adaptive.bound = plain["clip bound"]
 
 
 def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
@@ -28,15 +48,13 @@ def capture(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors
 
 def restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors,
             plain: dict[str, Any]) -> None:
-    """Puts model and optimizer, in place, to what `capture` found. Raises LedgerError where they do
-    not fit.
+    """Puts model and optimizer, in place, to what `capture` returned. Raises LedgerError if they
+    do not fit.
     """
     ours = _model(model)
     theirs = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-    differ = [
-        n for n in ours | theirs if n not in ours or n not in theirs
-        or ours[n].shape != theirs[n].shape or ours[n].dtype != theirs[n].dtype
-    ]
+    differ = [n for n in ours | theirs if n not in ours or n not in theirs
+              or ours[n].shape != theirs[n].shape or ours[n].dtype != theirs[n].dtype]
     if differ:
         raise LedgerError(f"the checkpoint is of another model: {', '.join(differ[:5])} differ in "
                           "name, shape or dtype")

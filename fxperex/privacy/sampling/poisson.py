@@ -1,9 +1,9 @@
 """Who takes part in a step, and what one such step costs.
 
-Poisson: every example joins every step on its own, with one known probability. The probability is
-an integer threshold over 2^64, compared with 64 random bits, so that the rate the accountant is
-told is the rate that is drawn: a float32 Bernoulli at 1e-7 takes part 19 % too often. Shuffled
-batches are in `shuffled.py`: another guarantee.
+Poisson: every example joins every step independently, with the same probability. The probability is
+an integer threshold over 2^64, compared with 64 random bits. So the accountant's rate is exactly
+the rate of the draws; a float32 Bernoulli at 1e-7 takes part 19 % too often. Shuffled batches have
+another guarantee: `shuffled.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fxperex.errors import ConfigError, SamplingError
-from fxperex.privacy.checks import needed, positive, whole
+from fxperex.privacy.checks import needed, positive, whole_number
 from fxperex.privacy.noise.streams import Secret
 
 if TYPE_CHECKING:
@@ -28,24 +28,23 @@ UNIT = 2**64
 
 
 class Sampler(ABC):
-    """Draws the rows of every step, and tells the accountant what those steps cost: nobody else may
-    say it.
+    """Draws the rows of every step, and is the accountant's only source for what steps cost.
 
-    size: number of examples; steps: how many steps are planned; expected_batch: mean rows of a
-    step, the constant that sums are divided by. Iterating uses a sampler up: it goes on where the
-    last loop stopped. Raises ConfigError.
+    size: number of examples. steps: how many are planned. expected_batch: mean rows of a step, the
+    constant that sums are divided by. A sampler is an iterator: a second loop continues where the
+    first stopped. Raises ConfigError.
     """
 
     size: int
     steps: int
     expected_batch: float
     secret: Secret
-    taken: int = 0
+    position: int = 0
 
     @abstractmethod
     def draw(self, step: int, generation: int = 0) -> Tensor:
-        """Returns the rows of `step`: int64, rising, each at most once. A later generation draws
-        afresh.
+        """Returns the rows of `step`: int64, rising, each at most once. Another generation has
+        other rows.
         """
 
     def rows(self, step: int, generation: int = 0) -> Tensor:
@@ -54,8 +53,8 @@ class Sampler(ABC):
         """
         drawn = self.draw(step, generation)
         integers = isinstance(drawn, Tensor) and drawn.dtype == torch.int64 and drawn.dim() == 1
-        if not integers or bool((drawn[1:] <= drawn[:-1]).any()) or bool(
-            ((drawn < 0) | (drawn >= self.size)).any()):
+        if not integers or bool((drawn[1:] <= drawn[:-1]).any()) \
+                or bool(((drawn < 0) | (drawn >= self.size)).any()):
             raise SamplingError(f"{type(self).__name__}.draw must give rows 0 to {self.size - 1} "
                                 f"as int64, rising, none more than once; step {step} gave "
                                 f"{drawn!r:.99}. A row twice moves the sum twice as far as the "
@@ -67,10 +66,10 @@ class Sampler(ABC):
         """Returns what one unit costs; a run is the composition of its units."""
 
     def units(self, steps: int, first: int = 0) -> int:
-        """Returns how many units the steps `first` to `first + steps - 1` of one generation are:
-        one a step.
+        """Returns the number of units in the steps `first` to `first + steps - 1` of a generation:
+        one for each step.
         """
-        return whole(steps, "steps")
+        return whole_number(steps, "steps")
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -84,21 +83,21 @@ class Sampler(ABC):
         return self.steps
 
     def __iter__(self) -> Iterator[Tensor]:
-        while self.taken < self.steps:
-            self.taken += 1
-            yield self.draw(self.taken - 1)
+        while self.position < self.steps:
+            self.position += 1
+            yield self.draw(self.position - 1)
 
 
 class PoissonSampler(Sampler):
-    """Every example joins every step independently, with probability `expected_batch / size`; a
-    batch may be empty.
+    """Every example joins every step independently, with probability `expected_batch / size`.
 
+    A batch may be empty.
     seed, secret: where the randomness comes from; see `Secret`. Raises ConfigError.
     """
 
     def __init__(self, size: int, expected_batch: float, steps: int, seed: int | None = None, *,
                  secret: Secret | None = None) -> None:
-        self.size, self.steps = whole(size, "size", 1), whole(steps, "steps", 1)
+        self.size, self.steps = whole_number(size, "size", 1), whole_number(steps, "steps", 1)
         self.expected_batch = positive(expected_batch, "expected_batch", most=self.size)
         # Scaling a float by 2^64 is exact and floor keeps at most 53 bits, so `rate` equals the
         # threshold exactly.
@@ -121,32 +120,28 @@ class PoissonSampler(Sampler):
             np.flatnonzero(bits <= np.uint64(self.threshold - 1)).astype(np.int64))
 
     def event(self, noise_multiplier: float) -> DpEvent:
-        """Returns what one step costs: a Gaussian of `noise_multiplier`, Poisson sampled at
-        `rate`.
-        """
+        """Returns the cost of one step: a Gaussian of `noise_multiplier`, Poisson-sampled."""
         events = needed("dp_accounting")
-        return events.PoissonSampledDpEvent(
-            self.rate, events.GaussianDpEvent(positive(noise_multiplier, "noise_multiplier")))
+        gaussian = events.GaussianDpEvent(positive(noise_multiplier, "noise_multiplier"))
+        return events.PoissonSampledDpEvent(self.rate, gaussian)
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "sampler": "poisson", "examples": self.size, "rate": self.rate,
-            "expected batch": self.expected_batch, "amplified by sampling": True
-        }
+        return {"sampler": "poisson", "examples": self.size, "rate": self.rate,
+                "expected batch": self.expected_batch, "amplified by sampling": True}
 
 
 class TruncatedPoissonSampler(PoissonSampler):
-    """A Poisson batch, cut down to `max_batch` rows chosen uniformly where it has more (arXiv
-    2508.15089).
+    """A Poisson batch; if it has more than `max_batch` rows, so many of them, chosen uniformly
+    (arXiv 2508.15089).
 
-    Costs more than Poisson: leaving one example out may let another in; the event says so to the
-    accountant.
+    It costs more than Poisson, since an example that is removed may let another in. The event
+    counts that.
     """
 
     def __init__(self, size: int, expected_batch: float, steps: int, max_batch: int,
                  seed: int | None = None, *, secret: Secret | None = None) -> None:
         super().__init__(size, expected_batch, steps, seed, secret=secret)
-        self.max_batch = whole(max_batch, "max_batch", 1)
+        self.max_batch = whole_number(max_batch, "max_batch", 1)
         if self.max_batch < self.expected_batch:
             raise ConfigError(f"max_batch {max_batch} is below the expected batch "
                               f"{expected_batch}; raise it")
@@ -159,12 +154,11 @@ class TruncatedPoissonSampler(PoissonSampler):
         return rows[np.argsort(keys, kind="stable")[:self.max_batch]].sort().values
 
     def event(self, noise_multiplier: float) -> DpEvent:
-        """Returns what one step costs, the cut included."""
+        """Returns the cost of one step, the cut included."""
         sigma = positive(noise_multiplier, "noise_multiplier")
         return needed("dp_accounting").TruncatedSubsampledGaussianDpEvent(
             self.size, self.rate, self.max_batch, sigma)
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {
-            "sampler": "truncated poisson", "largest batch": self.max_batch
-        }
+        return super().describe() | {"sampler": "truncated poisson",
+                                     "largest batch": self.max_batch}

@@ -20,7 +20,7 @@ from torch.utils.data import (
 )
 
 from fxperex.errors import PrivacyError, SamplingError, ShapeError
-from fxperex.privacy.checks import whole
+from fxperex.privacy.checks import whole_number
 
 OURS = "the account holds for the engine's own sampler alone. Pass the map-style data set itself"
 STANDS = ("The step's sum is cleared and its debit stands; step() takes the same step with the "
@@ -31,12 +31,12 @@ Batch = tuple[Tensor, ...]
 class Rows:
     """Rows of a data set.
 
-    Raises SamplingError for anything that draws by itself, ShapeError where there are no rows.
+    Raises SamplingError for anything that draws by itself, ShapeError if there are no rows.
     """
 
     def __init__(self, dataset: Any, workers: int = 0) -> None:
         self._tensors = dataset if isinstance(dataset, tuple) else None
-        self.dataset, self._workers = dataset, whole(workers, "workers")
+        self.dataset, self._workers = dataset, whole_number(workers, "workers")
         if isinstance(dataset, DataLoader | Sampler | BatchSampler):
             kind = type(dataset).__name__
             raise SamplingError(f"dataset is a {kind}, which draws its own batches; {OURS}")
@@ -82,9 +82,10 @@ class Rows:
             raise Unread(f"the data could not be read: {_text(e)}", e).error() from e
 
     def readable(self, rows: Tensor, most: int) -> Iterator[tuple[int, Batch | None]]:
-        """Yields (number of rows, their batch), as `parts` but for rows that cannot be read.
+        """Yields (number of rows, their batch), at most `most` rows at a time.
 
-        A part that cannot be read is read row by row; the batch of a row that cannot be is None.
+        A part that cannot be read is read row by row; the batch of a row that cannot be read is
+        None.
         """
         for piece in rows.split(most) if len(rows) else ():
             batch = self._attempt(piece)
@@ -125,7 +126,7 @@ class Rows:
 
 @dataclass
 class Unread:
-    """What a batch is if it could not be read, and why: handed over by workers as a value."""
+    """Stands for a batch that could not be read, with the reason; workers return it as a value."""
 
     text: str
     cause: Exception | None = None
@@ -138,7 +139,7 @@ class Unread:
 
 
 class _Numbered(Dataset[Any]):
-    """A data set whose items say their row instead of raising."""
+    """A data set that returns Unread, with the row's number, instead of raising."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
@@ -150,7 +151,7 @@ class _Numbered(Dataset[Any]):
         try:
             return self._dataset[row]
         except Exception as e:  # whatever reading a user's data may raise
-            # A worker hands over no exception: few of them can be pickled and made again.
+            # A worker returns no exception: many of them cannot be pickled.
             cause = e if get_worker_info() is None else None
             return Unread(f"the data could not be read: row {row}: {_text(e)}", cause)
 

@@ -1,9 +1,8 @@
-"""Privacy units of several rows: all rows of a data set that share an id (a user, a hospital) are
-protected as one.
+"""Privacy units of several rows: all rows with one id (a user, a hospital) are protected together.
 
-The batch axis becomes the units: an item is a unit's rows, padded to `most`, and the mask of those
-that count. Its loss is the sum of theirs, so its gradient is the sum of its rows' gradients, its
-norm the norm of that sum, and every strategy serves it (rows are further positions). Sampler, bound
+The batch axis counts units. An item is a unit's rows, padded to `most`, and a mask of those that
+count. Its loss is the sum of its rows' losses. So its gradient is the sum of their gradients, its
+norm is the norm of that sum, and every strategy works: rows are further positions. Sampler, bound
 and account see units and nothing else.
 """
 
@@ -18,25 +17,24 @@ from torch.utils.data import Dataset
 
 from fxperex.capture.forward import as_forward
 from fxperex.errors import ConfigError, ShapeError
-from fxperex.privacy.checks import whole
+from fxperex.privacy.checks import whole_number
 from fxperex.privacy.sampling.rows import Rows
 
 
 class Units(Dataset[tuple[Tensor, ...]]):
-    """A map-style data set of units, for PrivacyEngine; `unit` number i is `(*tensors [most, ...],
-    mask [most])`.
+    """A map-style data set of units, for PrivacyEngine. A unit is `(*tensors [most, ...], mask
+    [most])`.
 
-    dataset: as PrivacyEngine takes it, one item a row; ids: whose row it is, one int or string per
-    row.
-    most: rows of a unit that take part, the first ones in the data set's order; default: those of
-    the largest unit. Raises ConfigError, ShapeError or SamplingError.
+    dataset: as PrivacyEngine takes it, one item for each row. ids: the unit of each row, as ints or
+    strings. most: rows of a unit that take part, in the data set's order; default: as many as the
+    largest unit has. Raises ConfigError, ShapeError or SamplingError.
     """
 
     def __init__(self, dataset: Any, ids: Sequence[Any] | Tensor, most: int | None = None) -> None:
         self._rows = Rows(dataset)
         groups = _groups(ids, self._rows.size)
         largest = max(map(len, groups.values()))
-        self.most = largest if most is None else whole(most, "most", 1)
+        self.most = largest if most is None else whole_number(most, "most", 1)
         self.ids = list(groups)
         self.left_out = sum(max(len(rows) - self.most, 0) for rows in groups.values())
         self._places = [rows[:self.most] for rows in groups.values()]
@@ -46,28 +44,27 @@ class Units(Dataset[tuple[Tensor, ...]]):
 
     def __getitem__(self, unit: int) -> tuple[Tensor, ...]:
         rows = self._places[unit]
-        # A unit's own row as filler: what its padding computes can be no worse than what it
-        # computes itself.
+        # The padding is a row of the unit itself: a row that the model takes.
         places = torch.tensor([*rows, *rows[:1] * (self.most - len(rows))])
         (batch,) = self._rows.parts(places, self.most)
         mask = torch.arange(self.most, device=batch[0].device) < len(rows)
         return (*batch, mask)
 
     def batch(self, units: int) -> tuple[Tensor, ...]:
-        """Returns the first `units` units `(*tensors [units, most, ...], mask [units, most])`: what
-        `transform` is shown.
+        """Returns the first `units` units, `(*tensors [units, most, ...], mask [units, most])`, for
+        `transform`.
         """
-        items = [self[i % len(self)] for i in range(whole(units, "units", 1))]
+        items = [self[i % len(self)] for i in range(whole_number(units, "units", 1))]
         return tuple(torch.stack(part) for part in zip(*items, strict=True))
 
 
 def per_unit(loss: Callable[[Any, Tensor], Tensor] | None = None, *,
              forward: Callable[..., Tensor] | None = None) -> Callable[..., Tensor]:
-    """Returns `forward(model, *batch) -> losses [units]` for `transform`, from `loss` or `forward`
-    of ordinary rows.
+    """Returns `forward(model, *batch) -> losses [units]` for `transform`, from the `loss` or
+    `forward` of ordinary rows.
 
-    Either must give one loss per row (`reduction="none"`): a mean over rows would let one unit
-    change another's share. `transform` raises ShapeError otherwise.
+    Either must give one loss per row (`reduction="none"`): with a mean over rows, one unit would
+    change another's share. Otherwise `transform` raises ShapeError.
     """
     if loss is not None and forward is not None:
         raise ConfigError("give loss or forward, not both")
@@ -90,7 +87,7 @@ def per_unit(loss: Callable[[Any, Tensor], Tensor] | None = None, *,
 
 
 def _groups(ids: Sequence[Any] | Tensor, size: int) -> dict[int | str, list[int]]:
-    """Returns {id: its rows}, in order of first sight."""
+    """Returns {id: its rows}, in the order in which the ids appear."""
     names = ids.tolist() if isinstance(ids, Tensor) else list(ids)
     if len(names) != size:
         raise ShapeError(f"units need one id per row: {len(names)} ids for {size} rows")

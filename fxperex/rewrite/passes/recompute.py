@@ -31,6 +31,7 @@ from torch.utils import _pytree as pytree
 
 from fxperex.errors import ConfigError, CoverageError
 from fxperex.graph.effects import repeatable, storages
+from fxperex.graph.provenance import PART, Part, Role, made_for
 from fxperex.memory.repetition import BACKWARD, FORWARD, SUMS
 from fxperex.rewrite.passes.contract import NO_ORDERS, Orders
 
@@ -76,19 +77,20 @@ def phases(nodes: list[fx.Node]) -> Callable[[fx.Node], int]:
     memory: set[int] = set()
     forward = set()  # up to its last value; views are taken anywhere
     for i, node in enumerate(nodes):
-        if node.meta.get("part") == "forward" and not storages(node) <= memory:
+        if node.meta.get(PART) is Part.FORWARD and not storages(node) <= memory:
             forward = set(nodes[:i + 1])
         memory |= storages(node)
 
     def phase(node: fx.Node) -> int:
-        summed = node.meta.get("fxperex", ("", "", ""))[2] == "weighted_sum"
+        mark = made_for(node)
+        summed = mark is not None and mark.role is Role.WEIGHTED_SUM
         return FORWARD if node in forward else SUMS if summed else BACKWARD
 
     return phase
 
 
 def _find(nodes: list[fx.Node], names: Collection[str]) -> list[fx.Node]:
-    repeated = [n for n in nodes if n.name in names and n.meta.get("part") == "forward"]
+    repeated = [n for n in nodes if n.name in names and n.meta.get(PART) is Part.FORWARD]
     if missing := sorted(set(names) - {n.name for n in repeated}):
         raise ConfigError(f"the plan recomputes {missing[0]!r} (and {len(missing) - 1} others), "
                           "which this step's forward does not have: the plan was made for another "
@@ -118,5 +120,5 @@ def _copy(graph: fx.Graph, source: fx.Node, before: fx.Node, now: int, copies: C
     with detect_fake_mode(pytree.tree_leaves(
         (args, kwargs))) or contextlib.nullcontext(), torch.no_grad():
         value = source.target(*args, **kwargs)  # type: ignore[operator]
-    copy.meta |= {"part": "recomputed", "val": value}
+    copy.meta |= {PART: Part.RECOMPUTED, "val": value}
     return copy

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxperex.graph.effects import random, storages, touches, writes, written
+from fxperex.graph.provenance import PART, Part
 from fxperex.rewrite.passes.contract import NO_ORDERS, Orders
 from fxperex.rewrite.passes.schedule import ALIASES
 
@@ -74,7 +75,7 @@ def _cheap(node: fx.Node) -> bool:
     """True for a view, which keeps nothing alive that its second maker would not, or a small value;
     not if recomputed.
     """
-    if node.meta.get("part") == "recomputed":
+    if node.meta.get(PART) is Part.RECOMPUTED:
         return False
     if node.target is operator.getitem or _view(node):
         return True

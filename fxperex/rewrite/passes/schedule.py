@@ -18,10 +18,11 @@ import torch
 from torch import fx
 
 from fxperex.graph.effects import random, touches, writes, written
+from fxperex.graph.provenance import Role, made_for
 from fxperex.memory.liveness import Listing, Peak, listing, peak, raised
 from fxperex.rewrite.passes.contract import NO_ORDERS, Orders
 
-ROLES = {"norm", "grad"}
+ROLES = {Role.NORM, Role.GRAD}
 ALIASES = {torch.ops.aten.alias.default,
            torch.ops.aten.detach.default}  # traced where a site's values are read: behind it all
 
@@ -43,14 +44,14 @@ def schedule(graph: fx.GraphModule, first: Collection[str] = ()) -> Schedule:
     program, _ = listing(graph.graph)
     sites = _movable(nodes)
 
-    site_of = {n.name: n.meta["fxperex"][0] for n in nodes if "fxperex" in n.meta}
+    site_of = {n.name: mark.site for n in nodes if (mark := made_for(n))}
 
     def trial(some: list[str]) -> tuple[float, str]:
         highest = _peak(program,
                         _order(nodes, {n
                                        for s in some
                                        for n in sites[s]}) if some else nodes)
-        return highest.bytes, site_of.get(highest.at, "")
+        return highest.bytes, site_of.get(highest.instruction, "")
 
     before, _ = trial([])
     chosen, after = raised(list(sites), first, trial)
@@ -80,11 +81,11 @@ def _movable(nodes: list[fx.Node]) -> dict[str, list[fx.Node]]:
     dirty = written(nodes)
     by_site: dict[str, list[fx.Node]] = {}
     for node in nodes:
-        mark = node.meta.get("fxperex")
-        if mark is None or mark[2] not in ROLES or node.op != "call_function":
+        mark = made_for(node)
+        if mark is None or mark.role not in ROLES or node.op != "call_function":
             continue
         if not random(node) and not writes(node) and not touches(node, dirty):
-            by_site.setdefault(mark[0], []).append(node)
+            by_site.setdefault(mark.site, []).append(node)
     return by_site
 
 
@@ -101,18 +102,24 @@ def _order(nodes: list[fx.Node], moved: set[fx.Node]) -> list[fx.Node]:
     free = moved | {n for n in nodes if n.target in ALIASES}
     reads: dict[str, list[fx.Node]] = {}
     for node in (n for n in nodes if n in moved):
-        reads.setdefault(node.meta["fxperex"][0], []).extend(node.all_input_nodes)
+        reads.setdefault(_site(node), []).extend(node.all_input_nodes)
     slot: dict[fx.Node, int] = {}
     starts: dict[str, int] = {}
     for node in nodes:
         begin = start
         if node in moved:
-            site = node.meta["fxperex"][0]
+            site = _site(node)
             begin = starts.setdefault(
                 site, max([start, *(slot[n] for n in reads[site] if n in slot and n not in moved)]))
         slot[node] = max([begin, *(slot[n]
                                    for n in node.all_input_nodes)]) if node in free else place[node]
     return sorted(nodes, key=lambda n: (slot[n], n in free, place[n]))
+
+
+def _site(node: fx.Node) -> str:
+    mark = made_for(node)
+    assert mark is not None
+    return mark.site
 
 
 def _peak(program: Listing, order: list[fx.Node]) -> Peak:

@@ -1,0 +1,38 @@
+"""The public face for extensions: all that a strategy, layer kind, batch rule or clip rule needs.
+
+`fxperex/docs/extending.md` has one complete example of each.
+"""
+
+from fxperex.analysis.rules import rule as batch_rule
+from fxperex.analysis.state import Context, Mixes, Reduced, State
+from fxperex.clipping import Clip
+from fxperex.contract import (
+    ClosedForm,
+    Factored,
+    Flat,
+    HasGram,
+    LayerKind,
+    Lookup,
+    Sample,
+    Strategy,
+)
+from fxperex.cost_model.sites import grads_bytes, inputs_bytes, outputs_bytes, read_stored
+from fxperex.costs import Cost, Work
+from fxperex.extend.checks import CheckError, check_kind, check_strategy
+from fxperex.kernels import by_factors
+from fxperex.layers.joined import every_use, factored, gram_kind, kind_of
+from fxperex.layers.shapes import clean, packet, scaled, split, unbroadcast
+from fxperex.layers.windows import Windowed
+from fxperex.numerics.norms import sq_norm
+from fxperex.registry import kinds, layer_kind, strategies, strategy
+from fxperex.sites import BatchAxis, Dims, Site, SiteValues
+from fxperex.strategies.stored import Stored
+
+__all__ = [
+    "BatchAxis", "CheckError", "Clip", "ClosedForm", "Context", "Cost", "Dims", "Factored", "Flat",
+    "HasGram", "LayerKind", "Lookup", "Mixes", "Reduced", "Sample", "Site", "SiteValues", "State",
+    "Stored", "Strategy", "Windowed", "Work", "batch_rule", "by_factors", "check_kind",
+    "check_strategy", "clean", "every_use", "factored", "grads_bytes", "gram_kind", "inputs_bytes",
+    "kind_of", "kinds", "layer_kind", "outputs_bytes", "packet", "read_stored", "scaled", "split",
+    "sq_norm", "strategies", "strategy", "unbroadcast"
+]
