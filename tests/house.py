@@ -22,6 +22,7 @@ except ImportError:
     from tests import floors  # as `python -m tests.house`
 
 PACKAGE = Path(__file__).parents[1] / "fxperex"
+RUNTIME = PACKAGE / "runtime"
 # Words that say nothing of the thing that they name.
 FILLERS = frozenset({
     "made", "found", "given", "told", "some", "one", "two", "other", "others", "known",
@@ -69,7 +70,37 @@ def figures() -> list[Figure]:
         Figure("loose files at the top", len(list(PACKAGE.glob("*.py"))), 12),
         Figure("comparisons of a layer kind's name", sum(1 for _ in compared_kinds(files)), 0),
         Figure("members of kinds not declared", sum(1 for _ in undeclared_members(files)), 0),
+        Figure("uses of a step's private members", sum(1 for _ in private_uses(outsiders())), 0),
     ]
+
+
+def outsiders() -> dict[Path, ast.Module]:
+    """Returns the syntax tree of every file that runs steps from outside `fxperex/runtime/`."""
+    root = PACKAGE.parent
+    paths = [p for folder in ("fxperex", "tests", "benchmarks", "examples")
+             for p in (root / folder).rglob("*.py")]
+    return {p: ast.parse(p.read_text()) for p in sorted(paths) if RUNTIME not in p.parents}
+
+
+def private_uses(files: dict[Path, ast.Module]) -> Iterator[tuple[Path, str]]:
+    """Yields every `x._name` of a name that a class of `fxperex/runtime/` keeps to itself.
+
+    Of an object's own names (`self._name`) none counts.
+    """
+    names = {n.attr for path in RUNTIME.glob("*.py") for n in ast.walk(ast.parse(path.read_text()))
+             if isinstance(n, ast.Attribute) and _is_own(n) and _is_private(n.attr)}
+    for path, tree in files.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr in names and not _is_own(node):
+                yield path, ast.unparse(node)
+
+
+def _is_own(node: ast.Attribute) -> bool:
+    return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
 
 
 def imports(files: dict[Path, ast.Module]) -> networkx.DiGraph:

@@ -36,6 +36,12 @@ def test_a_circle_and_a_long_sentence_are_seen() -> None:
     assert config in {path for path, _ in house.long_sentences(files)}
 
 
+def test_a_use_of_a_private_member_is_seen() -> None:
+    tree = ast.parse("self._runner.step(x); private._runner.step(x); private.step(x)")
+    uses = list(house.private_uses({house.PACKAGE / "file.py": tree}))
+    assert uses == [(house.PACKAGE / "file.py", "private._runner")]
+
+
 def test_an_import_upwards_or_sideways_is_seen() -> None:
     modules = networkx.DiGraph([
         ("fxperex.plan.plan", "fxperex.planner.search"), ("fxperex.kernels.conv", "fxperex.plan"),

@@ -19,7 +19,7 @@ def _hint(mask: object, is_causal: bool | None = None, size: object = None) -> b
 
 
 @contextlib.contextmanager
-def unseen() -> Iterator[None]:
+def ignore_mask_values() -> Iterator[None]:
     """Within it no transformer of torch's compares masks."""
     original = transformer._detect_is_causal_mask
     transformer._detect_is_causal_mask = _hint

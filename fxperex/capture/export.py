@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fxperex.capture.attention_masks import unseen
+from fxperex.capture.attention_masks import ignore_mask_values
 from fxperex.capture.causes import no_ragged
 from fxperex.capture.cuda_autocast import Elsewhere
 from fxperex.capture.embedding_bags import take_bags_apart
 from fxperex.capture.functionalise import functionalise
 from fxperex.capture.quiet import quiet
 from fxperex.capture.recurrent import DECOMPOSITIONS
-from fxperex.capture.refusals import no_writes
-from fxperex.capture.source_lines import kept
+from fxperex.capture.refusals import refuse_input_writes
+from fxperex.capture.source_lines import preserve_source_lines
 from fxperex.errors import CaptureError
 from fxperex.graph.strides import forget_strides
 
@@ -37,8 +37,8 @@ def export(whole: nn.Module, batch: tuple[Tensor, ...], elsewhere: Elsewhere | N
     rows = torch.export.Dim("B", min=2)
     shapes = (tuple({0: rows} for _ in batch),) if symbolic else None
     batch = batch if elsewhere is None else tuple(map(elsewhere.tensor, batch))
-    with quiet(), unseen(), _default_device(batch, elsewhere):
-        with kept():
+    with quiet(), ignore_mask_values(), _default_device(batch, elsewhere):
+        with preserve_source_lines():
             exported = torch.export.export(whole, batch, dynamic_shapes=shapes, strict=False)
         _detach_no_grad(exported.graph_module)
         no_ragged(exported.graph_module)
@@ -46,7 +46,7 @@ def export(whole: nn.Module, batch: tuple[Tensor, ...], elsewhere: Elsewhere | N
         if not functionalise(exported.graph_module, DECOMPOSITIONS):
             exported = exported.run_decompositions(DECOMPOSITIONS
                                                    | {torch.ops.aten.copy.default: _written})
-        no_writes(exported)
+        refuse_input_writes(exported)
         forget_strides(exported.graph_module)
         return exported if elsewhere is None else elsewhere.back(exported)
 

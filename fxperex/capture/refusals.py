@@ -47,7 +47,7 @@ def no_custom_backward(loss: Any) -> Any:
     return loss
 
 
-def no_writes(source: Any) -> None:
+def refuse_input_writes(source: Any) -> None:
     """Raises MutationError where an exported program writes into a parameter or its input; buffers
     are the proof's to judge.
     """
@@ -64,7 +64,7 @@ def no_writes(source: Any) -> None:
 
 
 @contextlib.contextmanager
-def same_numbers(model: nn.Module, run: Any) -> Iterator[None]:
+def refuse_state_changes(model: nn.Module, run: Any) -> Iterator[None]:
     """Raises CaptureError, all put back, if forward changes Python state or draws random numbers
     outside torch."""
     before = watched(model, run)
@@ -104,7 +104,7 @@ def _equal(one: Tensor, two: Tensor) -> bool:
 def nothing_unseen(model: nn.Module, run: Any) -> Iterator[None]:
     """Within it forward is traced; raises for hooks on its tensors, Python state and random numbers
     outside torch."""
-    with same_numbers(model, run), NoHooks():
+    with refuse_state_changes(model, run), NoHooks():
         yield
 
 

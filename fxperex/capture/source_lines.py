@@ -50,7 +50,7 @@ class Lines(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[None]:
+def preserve_source_lines() -> Iterator[None]:
     """While it lasts, traced nodes keep the lines that `Lines` writes."""
     with traceback.preserve_node_meta():
         yield

@@ -42,7 +42,7 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip,
     buffers...), (norms,) or (per-example gradients by parameter...); parameters in the order of
     `parameter_order`. Factors are `[B]`, or `[B, K]` for a rule of K groups. Raises ConfigError for
     a clip rule that does not fit the parameters."""
-    rows = 1 if plan.whole == "naive" else plan.rows
+    rows = plan.frame_rows
     program = capture.at(rows)
     loss_graph = per_example_loss(capture, analysis.axes, program)
     show(4, "loss graph: per example", loss_graph)
@@ -105,7 +105,7 @@ def _graph(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
             params = dict(zip((k for _, k in capture.inputs.values()), args, strict=False))
             results = [sums[n] if n in sums else torch.zeros_like(params[n]) for n in order]
             assert run.loss is not None
-            return (run.loss.detach(), norms, _told(factors), *results, *run.buffers)
+            return (run.loss.detach(), norms, _squeezed(factors), *results, *run.buffers)
 
     return step
 
@@ -144,7 +144,7 @@ def _naive(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip, graph: 
                 by_factors(g.unsqueeze(0), factors[:, k], valid)
                 for g, k in zip(grads, groups, strict=True)
             ]
-            return (loss.detach(), norms, _told(factors), *sums, *buffers)
+            return (loss.detach(), norms, _squeezed(factors), *sums, *buffers)
 
     return step
 
@@ -160,5 +160,5 @@ def _clip(clip: Clip, squares: Tensor, mask: Tensor,
     return norms, torch.where(valid[:, None], clip.apply(squares.sqrt(), *inputs), 0.0), valid
 
 
-def _told(factors: Tensor) -> Tensor:
+def _squeezed(factors: Tensor) -> Tensor:
     return factors.squeeze(1) if factors.shape[1] == 1 else factors

@@ -52,7 +52,7 @@ class PerExampleModule:
                                   rounding.operands(self._device),
                                   lambda: captured.at(plan.frame_rows).graph)
         self.parameters: dict[str, nn.Parameter] = self._runner.parameters
-        self._by_row: dict[str, Step] = {}  # steps that give norms or gradients, once asked for
+        self._steps_by_row: dict[str, Step] = {}  # for norms and gradients, once asked for
 
     @property
     def proved(self) -> bool:
@@ -147,10 +147,10 @@ class PerExampleModule:
         return dict(zip(self.parameters, values, strict=True))
 
     def _step_for(self, want: str) -> Step:
-        if want not in self._by_row:
+        if want not in self._steps_by_row:
             graph = rewrite(self.captured, self.analysis, self.plan, self.clip, want)
-            self._by_row[want] = compile_step(graph, [], "eager")[0]
-        return self._by_row[want]
+            self._steps_by_row[want] = compile_step(graph, [], "eager")[0]
+        return self._steps_by_row[want]
 
     def step_inputs(self, batch: tuple[Tensor, ...], mask: Tensor | None = None) -> list[Tensor]:
         """Returns what `step_graph` and `compiled` take for one physical batch.

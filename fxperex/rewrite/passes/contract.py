@@ -13,7 +13,7 @@ from fxperex.graph.show import level, show
 from fxperex.graph.strides import VIEWS
 
 # What is true of a graph, and how that is seen.
-VALUES = 'meta["val"] on every node'
+VALUES = 'meta["val"] on every node that is read'
 NO_VIEWS = "no view, which would fix strides"
 NORMS_EARLY = "every norm that moves stands where its site's values exist"
 ORDER = "nodes stand in the order they run"
@@ -85,7 +85,9 @@ def check_facts(graph: fx.GraphModule, facts: set[str], name: str) -> None:
 
 
 def _has_values(graph: fx.GraphModule) -> bool:
-    return all("val" in n.meta for n in graph.graph.nodes if n.op == "call_function")
+    # A result that is not asked for is None, and so is its node's value.
+    read = [n for n in graph.graph.nodes if n.op == "call_function" and n.users]
+    return all("val" in n.meta for n in read)
 
 
 def _has_no_views(graph: fx.GraphModule) -> bool:
