@@ -53,7 +53,7 @@ def steps(model: nn.Module, batch: tuple[Tensor, ...], forward: Callable[..., Te
     plans: set[tuple[object, ...]] = set()
     for name, clip in pairs:
         plan = make_plan(analysis, profile(batch[0].device), len(batch[0]), name)
-        key = (clip, plan.whole, *(c.strategy for c in plan.choices))
+        key = (clip, plan.mode, *(c.strategy for c in plan.choices))
         if not repeats and key in plans:
             continue
         plans.add(key)

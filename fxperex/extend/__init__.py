@@ -19,9 +19,10 @@ from fxperex.contract import (
 from fxperex.cost_model.sites import grads_bytes, inputs_bytes, outputs_bytes, read_stored
 from fxperex.costs import Cost, Work
 from fxperex.extend.checks import CheckError, check_kind, check_strategy
+from fxperex.graph.aten import packet
 from fxperex.kernels import by_factors
 from fxperex.layers.joined import every_use, factored, gram_kind, kind_of
-from fxperex.layers.shapes import clean, packet, scaled, split, unbroadcast
+from fxperex.layers.shapes import clean, scaled, split, unbroadcast
 from fxperex.layers.windows import Windowed
 from fxperex.numerics.norms import sq_norm
 from fxperex.registry import kinds, layer_kind, strategies, strategy

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from fxperex.contract import ClosedForm, Sample
-from fxperex.layers.shapes import packet, unbroadcast
+from fxperex.graph.aten import packet
+from fxperex.layers.shapes import unbroadcast
 from fxperex.registry import layer_kind
 from fxperex.sites import Site, SiteValues
 

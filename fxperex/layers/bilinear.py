@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from fxperex.contract import Factored, Sample
-from fxperex.layers.shapes import clean, packet, scaled, split
+from fxperex.graph.aten import packet
+from fxperex.layers.shapes import clean, scaled, split
 from fxperex.numerics.factors import inner
 from fxperex.registry import layer_kind
 from fxperex.sites import BatchAxis, Dims, SiteValues

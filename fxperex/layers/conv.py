@@ -14,7 +14,8 @@ from torch import Tensor, fx
 
 from fxperex import kernels
 from fxperex.contract import Sample
-from fxperex.layers.shapes import clean, packet, scaled
+from fxperex.graph.aten import packet
+from fxperex.layers.shapes import clean, scaled
 from fxperex.layers.windows import (
     Geometry,
     Windowed,

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, fx
 
 from fxperex.contract import Lookup, Sample
+from fxperex.graph.aten import packet
 from fxperex.kernels.embedding import added
-from fxperex.layers.shapes import packet, scaled, split
+from fxperex.layers.shapes import scaled, split
 from fxperex.registry import layer_kind
 from fxperex.sites import BatchAxis, Dims, SiteValues
 

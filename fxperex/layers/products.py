@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from fxperex.layers.shapes import packet
+from fxperex.graph.aten import packet
 from fxperex.sites import BatchAxis
 
 # op -> positions of its two factors among the arguments

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxperex.graph.aten import packet as packet
 from fxperex.sites import BatchAxis
 
 

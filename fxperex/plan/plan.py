@@ -17,14 +17,14 @@ from fxperex.plan.byte_sizes import size
 from fxperex.plan.choice import Budget, Choice, Recompute
 from fxperex.plan.table import HEAD, aligned, row
 
-VERSION = 3  # of the JSON
+VERSION = 4  # of the JSON
 
 
 @dataclass(frozen=True)
 class Plan:
     """One Choice per site, and what the step as a whole is predicted to take.
 
-    whole: "naive" if the step runs one example at a time, else "graph".
+    mode: "naive" if the step runs one example at a time, else "graph".
     rows: examples of one compiled step.
     unused, frozen: parameters that no site trains.
     frame_seconds, peak: seconds of forward and backward, and bytes of the step. None unless they
@@ -35,7 +35,7 @@ class Plan:
     """
 
     choices: tuple[Choice, ...]
-    whole: str
+    mode: str
     rows: int
     device: str
     unused: tuple[str, ...] = ()
@@ -49,12 +49,12 @@ class Plan:
     @property
     def frame_rows(self) -> int:
         """Examples in memory at the same time."""
-        return 1 if self.whole == "naive" else self.rows
+        return 1 if self.mode == "naive" else self.rows
 
     @property
     def turns(self) -> int:
         """Runs of the step graph for `rows` examples."""
-        return self.rows if self.whole == "naive" else 1
+        return self.rows if self.mode == "naive" else 1
 
     @property
     def seconds(self) -> float:
@@ -105,7 +105,7 @@ class Plan:
 
     def _time_and_memory(self) -> list[str]:
         naive = ", one example at a time (naive)"
-        how = f"{self.rows} rows{naive if self.whole == 'naive' else ' per compiled step'}"
+        how = f"{self.rows} rows{naive if self.mode == 'naive' else ' per compiled step'}"
         sites = f"sites {1e3 * self.seconds:.2f} ms"
         if self.frame_seconds is None:
             return [f"total {sites} predicted beside forward and backward, {size(self.held)} held; "
@@ -122,7 +122,7 @@ class Plan:
         It describes the nodes that it was made for, so that a plan of another model is refused.
         """
         body: dict[str, Any] = {
-            "version": VERSION, "whole": self.whole, "rows": self.rows, "device": self.device,
+            "version": VERSION, "mode": self.mode, "rows": self.rows, "device": self.device,
             "frame_seconds": self.frame_seconds, "peak": self.peak,
             "budget": asdict(self.budget) if self.budget else None,
             "recompute": asdict(self.recompute) if self.recompute else None,
@@ -152,7 +152,7 @@ def _from_dict(body: dict[str, Any]) -> Plan:
     if recompute:
         recompute = Recompute(**recompute | {"nodes": tuple(recompute["nodes"])})
     return Plan(
-        tuple(Choice.from_dict(choice) for choice in body["sites"]), str(body["whole"]),
+        tuple(Choice.from_dict(choice) for choice in body["sites"]), str(body["mode"]),
         int(body["rows"]), str(body["device"]), tuple(body["unused"]), tuple(body["frozen"]),
         Budget(**budget) if budget else None, body["frame_seconds"], body["peak"], recompute,
         dict(body.get("unmeasured", {})))

@@ -33,7 +33,7 @@ def _alternatives(plan: Plan, frames: Frames, profile: Profile) -> Iterator[Alte
     yield Alternative("this plan", count, count, plan.seconds,
                       plan.seconds + forward + (repeated.seconds if repeated else 0.0),
                       plan_peak(frame, plan.choices, repeated.nodes if repeated else ()).bytes)
-    if plan.whole == NAIVE:
+    if plan.mode == NAIVE:
         return
     for name in strategies():
         choices = [c.using(name) if name in c.costs else c for c in plan.choices]

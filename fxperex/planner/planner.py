@@ -61,7 +61,7 @@ class _Request:
         if isinstance(self.strategy, Plan):
             check_same(self.strategy, self.analysis.sites)
             by_site = {c.site.name: c.strategy for c in self.strategy.choices}
-            return by_site, NAIVE if self.strategy.whole == NAIVE else "auto"
+            return by_site, NAIVE if self.strategy.mode == NAIVE else "auto"
         everywhere = self.strategy if isinstance(self.strategy, str) else "auto"
         return forced(self.analysis, self.strategy), everywhere
 

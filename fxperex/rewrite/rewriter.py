@@ -46,7 +46,7 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip,
     program = capture.at(rows)
     loss_graph = per_example_loss(capture, analysis.axes, program)
     show(4, "loss graph: per example", loss_graph)
-    build = _naive if plan.whole == "naive" else _graph
+    build = _naive if plan.mode == "naive" else _graph
     step = build(capture, analysis, plan, clip, loss_graph, want, rows)
     values = [n.meta["val"] for n in program.nodes if n.op == "placeholder"]
     with capture.fakes:
@@ -59,7 +59,7 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip,
 
     def check(graph: fx.GraphModule) -> None:
         if want == "step":
-            verify(graph, rows, shapes, plan.whole)
+            verify(graph, rows, shapes, plan.mode)
 
     apply(traced, PASSES, _orders(plan, want), check)
     check(traced)

@@ -14,10 +14,11 @@ from torch import Tensor, fx
 from fxperex import kernels
 from fxperex.cost_model.sites import outputs_bytes
 from fxperex.costs import Cost
+from fxperex.graph.aten import packet
 from fxperex.kernels.device import interpreting
 from fxperex.layers.joined import every_use
 from fxperex.layers.norms import Norm
-from fxperex.layers.shapes import packet, split
+from fxperex.layers.shapes import split
 from fxperex.registry import strategy
 from fxperex.sites import Site, SiteValues
 from fxperex.strategies.one_pass import INTERPRETED, OnePass, no_kernel

@@ -119,7 +119,7 @@ def _press(model: nn.Module, batch: Batch, names: Iterable[str],
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, private in steps(model, batch, _forward, [(name, CLIP) for name in names]):
-            if name not in {c.strategy for c in private.plan.choices} | {private.plan.whole}:
+            if name not in {c.strategy for c in private.plan.choices} | {private.plan.mode}:
                 continue
             for row in rows:
                 far = _emitted(private, _row(batch, row))
