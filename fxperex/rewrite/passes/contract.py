@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -65,16 +66,28 @@ def apply(graph: fx.GraphModule, passes: Sequence[Pass], orders: Orders = NO_ORD
     """
     checked = level() > 0 or os.environ.get("FXPEREX_VERIFY", "0") not in ("", "0")
     facts = set(TRACED)
-    for each in passes:
-        if not each.when(orders):
-            continue
-        each.run(graph, orders)
-        facts |= each.promises
-        show(4, f"step after {each.name}", graph)
-        if checked:
-            check_facts(graph, facts, each.name)
-            if verify is not None:
-                verify(graph)
+    with _code_once(graph):
+        for each in passes:
+            if not each.when(orders):
+                continue
+            each.run(graph, orders)
+            facts |= each.promises
+            show(4, f"step after {each.name}", graph)
+            if checked:
+                check_facts(graph, facts, each.name)
+                if verify is not None:
+                    verify(graph)
+
+
+@contextlib.contextmanager
+def _code_once(graph: fx.GraphModule) -> Iterator[None]:
+    """Within it `graph.recompile()` waits for the end: writing code takes longer than a pass."""
+    graph.recompile = lambda: None  # type: ignore[assignment,method-assign,return-value]
+    try:
+        yield
+    finally:
+        del graph.recompile
+        graph.recompile()
 
 
 def check_facts(graph: fx.GraphModule, facts: set[str], name: str) -> None:
