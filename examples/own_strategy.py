@@ -6,41 +6,31 @@ import torch
 from torch import Tensor, nn
 
 import fxperex
-from fxperex.capture.forward import as_forward
-from fxperex.extend import (
-    Cost,
-    Factored,
-    Site,
-    SiteValues,
-    Stored,
-    Work,
-    check_strategy,
-    every_use,
-    factored,
-    strategy,
-)
+from fxperex import extend
 from fxperex.testing import error, loop
 
 
-@strategy("einsum")
-class Einsum(Stored):
+@extend.strategy("einsum")
+class Einsum(extend.Stored):
     """`grad_b = g_b^T a_b` as one einsum, stored: norm and weighted sum read the store."""
 
-    def illegal(self, site: Site) -> str | None:
+    def illegal(self, site: extend.Site) -> str | None:
         """A reason, or None: the planner shows it beside every site that this cannot serve."""
-        return None if every_use(site, Factored) else f"kind {site.kind} is not a product"
+        product = extend.every_use(site, extend.Factored)
+        return None if product else f"kind {site.kind} is not a product"
 
-    def forming(self, site: Site) -> Cost:
+    def forming(self, site: extend.Site) -> extend.Cost:
         """What forming the gradients takes: one batched product of [P, T] and [T, D]."""
         d = site.dims
         assert d is not None
         flop = 2.0 * d.B * d.G * d.T * d.D * d.P
         dtype = str(site.dtype).removeprefix("torch.")
-        return Cost((Work("bmm", (d.B * d.G, d.P, d.T, d.D), flop, dtype=dtype),), launches=20)
+        product = extend.Work("bmm", (d.B * d.G, d.P, d.T, d.D), flop, dtype=dtype)
+        return extend.Cost((product,), launches=20)
 
-    def gradients(self, values: SiteValues) -> Tensor:
+    def gradients(self, values: extend.SiteValues) -> Tensor:
         """`[B, *shape of the weight]`, from inputs `a [B,G,T,D]` and output gradients `g`."""
-        kind = factored(values.site)
+        kind = extend.factored(values.site)
         a, g = kind.factors(values)
         return kind.fold(values, torch.einsum("bgtp,bgtd->bgpd", g, a))
 
@@ -54,10 +44,10 @@ loss = nn.CrossEntropyLoss()
 private = fxperex.transform(model, batch, loss, strategy={"0.weight": "einsum"}, backend="eager")
 print(private.plan)
 
-truth = loop(model, as_forward(loss), batch)
+truth = loop(model, lambda m, x, y: loss(m(x), y), batch)
 errors = {name: error(g, truth[name]) for name, g in private.gradients(*batch).items()}
 print("errors against the float64 loop", errors)
 assert max(errors.values()) < 1e-5
 
 # The same check over small samples, in float64 and float32, says in words what is wrong.
-print(check_strategy("einsum", [(nn.Linear(5, 3), (torch.randn(4, 2, 5),))]))
+print(extend.check_strategy("einsum", [(nn.Linear(5, 3), (torch.randn(4, 2, 5),))]))

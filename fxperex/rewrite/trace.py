@@ -21,9 +21,10 @@ def trace(function: Callable[..., Any], inputs: Sequence[Tensor], fakes: FakeTen
 
     users_code: `function` calls code of the user's (a clipping rule), whose warnings are shown.
     """
-    # Fused CPU recurrent layers have no traceable backward; without mkldnn they come apart into
-    # cells.
-    with warnings.catch_warnings(), fakes, torch.backends.mkldnn.flags(enabled=False):
+    with warnings.catch_warnings(), fakes:
         for message in EXPECTED if users_code else ("",):
             warnings.filterwarnings("ignore", message=message)
-        return make_fx(function, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
+        # Fused CPU recurrent layers have no traceable backward; without mkldnn they come apart into
+        # cells. Setting it may warn, so the filters come first.
+        with torch.backends.mkldnn.flags(enabled=False):
+            return make_fx(function, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
