@@ -15,6 +15,7 @@ fxperex.transform(model, batch, loss, strategy="multi", backend="eager").step(*b
 
 
 def test_a_transform_and_a_step_warn_of_nothing() -> None:
-    run = subprocess.run([sys.executable, "-W", "error", "-c", CODE], capture_output=True, text=True)
+    command = [sys.executable, "-W", "error", "-c", CODE]
+    run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     assert run.stderr == ""
