@@ -16,7 +16,8 @@ from fxperex.contract import (
     Sample,
     Strategy,
 )
-from fxperex.cost_model.sites import grads_bytes, inputs_bytes, outputs_bytes, read_stored
+from fxperex.cost_model.sites import read_stored
+from fxperex.cost_model.sizes import grads_bytes, inputs_bytes, outputs_bytes
 from fxperex.costs import Cost, Work
 from fxperex.extend.checks import CheckError, check_kind, check_strategy
 from fxperex.graph.aten import packet
