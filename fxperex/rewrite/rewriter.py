@@ -29,7 +29,7 @@ from fxperex.numerics.rounding import raised
 from fxperex.plan.plan import Plan
 from fxperex.rewrite.emit import Emit
 from fxperex.rewrite.evaluate import backward, evaluate
-from fxperex.rewrite.passes import PASSES, Orders, apply
+from fxperex.rewrite.passes import PASSES, Orders, apply, user_passes
 from fxperex.rewrite.trace import trace
 from fxperex.rewrite.verify import verify
 
@@ -61,7 +61,7 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip,
         if want == "step":
             verify(graph, rows, shapes, plan.mode)
 
-    apply(traced, PASSES, _orders(plan, want), check)
+    apply(traced, (*PASSES, *user_passes().values()), _orders(plan, want), check)
     check(traced)
     return StepGraph(traced, traced.graph)
 
