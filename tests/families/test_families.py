@@ -32,7 +32,7 @@ def test_equals_the_loop(name: str) -> None:
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_compiled_step_is_never_suspected_falsely(name: str) -> None:
-    """A difference from the eager step would be a BackendWarning, which is an error in the tests."""
+    """A difference from the eager step would be a BackendWarning: an error in the tests."""
     for package in FAMILIES[name].needs.split():
         pytest.importorskip(package)
     case = build(name)
