@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, distribute_module, init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, distribute_module, init_device_mesh
 
 import fxperex
 from fxperex.errors import ConfigError
@@ -57,15 +57,18 @@ def test_ddp_is_named_and_its_module_is_the_way_out() -> None:
 
 
 @pytest.mark.usefixtures("world")
-@pytest.mark.parametrize("ran", [False, True])
-def test_a_sharded_model_is_named_and_left_whole(ran: bool) -> None:
+def test_a_sharded_model_is_served_once_its_parameters_are_dtensors() -> None:
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
     mesh = init_device_mesh("cpu", (1,))
     fully_shard(model[2], mesh=mesh)
     fully_shard(model, mesh=mesh)
-    if ran:  # a root that has run holds whole and plain parameters
-        model(X)
-    _refused(model, "is sharded.*before it is given to fully_shard")
+    model(X)  # from now on the root holds whole and plain parameters
+    _refused(model, r"shard all parameters or none.*call model\.reshard\(\)")
+    model.reshard()
+    private = fxperex.transform(model, (X, Y), nn.functional.cross_entropy, backend="eager")
+    private.step(X, Y)
+    assert all(type(p.grad) is type(p) is DTensor for p in model.parameters())
+    model.zero_grad()
     _trains(model)
 
 
@@ -74,7 +77,7 @@ def test_a_dtensor_is_named() -> None:
     mesh = init_device_mesh("cpu", (1,))
     model = distribute_module(nn.Linear(6, 3), mesh)
     assert model.weight.placements == (Replicate(),)
-    _refused(model, "'weight' is a DTensor placed as .*plain tensors")
+    _refused(model, "'weight' is a DTensor placed as .*give it plain tensors")
 
 
 def test_one_process_of_several_trains_alone_only_if_it_says_so() -> None:

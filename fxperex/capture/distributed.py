@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from fxperex.errors import ConfigError
+from fxperex.ranks import Ranks
+from fxperex.ranks.shards import Shards, shards_of
 
 RANKS = "one rank's rows and parameters are all that a step sees"
 
@@ -39,6 +41,30 @@ def refuse_distributed(model: nn.Module) -> None:
                               "a model with plain tensors")
 
 
+def sharded(model: object, ranks: Ranks) -> Shards | None:
+    """Returns how the parameters of `model` lie over `ranks`; None if they are plain tensors.
+
+    Raises ConfigError for a placement or a setting of fully_shard that a step cannot serve.
+    """
+    if not isinstance(model, nn.Module):
+        return None
+    held = shards_of(dict(model.named_parameters()), ranks)
+    if held is not None:
+        _refuse_precision(model)
+    return held
+
+
+def _refuse_precision(model: nn.Module) -> None:
+    """Raises ConfigError if fully_shard was asked to compute in another dtype: a step would not."""
+    for name, module in model.named_modules():
+        state = getattr(module, "_get_fsdp_state", lambda: None)()
+        dtype = getattr(getattr(state, "_mp_policy", None), "param_dtype", None)
+        if dtype is not None:
+            raise ConfigError(f"{name or 'the model'} is under fully_shard with {dtype} parameters "
+                              "in its mp_policy, which a private step does not read. Leave it out, "
+                              "and give transform autocast=")
+
+
 def _refuse_wrapped(name: str, module: nn.Module) -> None:
     if isinstance(module, nn.parallel.DistributedDataParallel):
         raise ConfigError(f"{name} is wrapped in DistributedDataParallel, whose hooks reduce "
@@ -46,6 +72,7 @@ def _refuse_wrapped(name: str, module: nn.Module) -> None:
     sharding = sys.modules.get("torch.distributed.fsdp")
     if sharding is not None and isinstance(
             module, sharding.FSDPModule | sharding.FullyShardedDataParallel):
-        raise ConfigError(f"{name} is sharded ({type(module).__name__}): {RANKS}. Transform the "
-                          "model before it is given to fully_shard or FullyShardedDataParallel, "
-                          "and train the model that was not sharded")
+        raise ConfigError(f"{name} is sharded ({type(module).__name__}): {RANKS}. Give transform a "
+                          "model under fully_shard whose parameters are DTensors, for which "
+                          "model.reshard() has to follow a forward; or the model before it is "
+                          "sharded")

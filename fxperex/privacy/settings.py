@@ -70,6 +70,9 @@ def check_private(private: object) -> None:
         raise ConfigError("a loaded step holds no proof that examples do not mix, and its bound is "
                           "the file's word: no guarantee could be stated for what the engine "
                           "spends. Make the step here with fxperex.transform")
+    if private.shards is not None:
+        raise ConfigError("the engine serves several processes that hold whole parameters, and "
+                          "these are sharded. Transform the model without fully_shard")
     if private.ranks.size == 1 and world_size() > 1:
         raise ConfigError(f"this step is for one process, and torch.distributed has "
                           f"{world_size()}: each would add noise and draw rows of its own, and "

@@ -17,13 +17,16 @@ from fxperex.analysis.sites import Analysis
 from fxperex.capture.program import Capture
 from fxperex.compiler import Step, compile_step
 from fxperex.devices import profile
+from fxperex.errors import ConfigError
 from fxperex.graph.step_graph import StepGraph
 from fxperex.numerics import rounding
 from fxperex.plan.alternative import Alternative
 from fxperex.plan.plan import Plan
 from fxperex.planner.alternatives import explained
 from fxperex.ranks import ALONE, Ranks
+from fxperex.ranks.shards import Shards
 from fxperex.rewrite.frame import trace_frames
+from fxperex.rewrite.passes.gather import gather
 from fxperex.rewrite.rewriter import rewrite
 from fxperex.runtime import batches
 from fxperex.runtime.compiled import CompiledStep, example_inputs, graph_peak
@@ -38,13 +41,14 @@ class PerExampleModule:
     """A model's private step. Made by `fxperex.transform`; see there.
 
     captured, analysis, plan, step_graph, compiled: what each stage of the flow returned. ranks:
-    the processes that rows are split over.
+    the processes that rows are split over; shards: how parameters lie on them, None if whole.
     """
 
     def __init__(self, model: nn.Module, batch: tuple[Tensor, ...], captured: Capture,
                  analysis: Analysis, plan: Plan, step_graph: StepGraph,
-                 compiled: CompiledStep, ranks: Ranks = ALONE) -> None:
-        self.model, self.plan, self.ranks = model, plan, ranks
+                 compiled: CompiledStep, ranks: Ranks = ALONE,
+                 shards: Shards | None = None) -> None:
+        self.model, self.plan, self.ranks, self.shards = model, plan, ranks, shards
         self.captured, self.analysis = captured, analysis
         self.step_graph, self.compiled = step_graph, compiled
         self.signature, self.clip = compiled.signature, compiled.signature.clip
@@ -153,6 +157,8 @@ class PerExampleModule:
     def _step_for(self, want: str) -> Step:
         if want not in self._steps_by_row:
             graph = rewrite(self.captured, self.analysis, self.plan, self.clip, want)
+            if self.shards is not None:
+                gather(graph, self.signature.parameters, self.shards)
             self._steps_by_row[want] = compile_step(graph, [], "eager")[0]
         return self._steps_by_row[want]
 
@@ -177,6 +183,9 @@ class PerExampleModule:
 
         Raises ConfigError or PackageError; an older file is then left as it was.
         """
+        if self.shards is not None:
+            raise ConfigError("a step with sharded parameters belongs to its processes and cannot "
+                              "be saved; transform again where it is to run")
         facts = Facts(str(self.plan), self.plan.peak or self.peak, self._runner.operands,
                       self._ranges)
         return save(path, self.step_graph, self.signature, self.model, self.example_inputs(), facts)

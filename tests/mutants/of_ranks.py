@@ -5,7 +5,8 @@ from __future__ import annotations
 from mutant import Mutant
 
 RUNS, DEATHS = "ranks/test_data_parallel.py::", "ranks/test_deaths.py::"
-TALK = "ranks/test_collectives.py::"
+TALK, SHARDED = "ranks/test_collectives.py::", "ranks/test_sharded.py::"
+STEP = "test_a_sharded_step_is_that_of_one_process"
 SAME = RUNS + "test_parameters_after_uneven_steps_are_those_of_one_process"
 BITS = RUNS + "test_float32_is_bit_equal_and_so_is_the_recorded_hash"
 ALIKE = RUNS + "test_ranks_that_differ_are_refused_on_every_rank_at_once"
@@ -50,6 +51,14 @@ MUTANTS = [
     Mutant("the digest depends on the number of ranks", "ranks/scattered.py",
            "return -(-blocks // self._wire.size) * totals.GRAIN",
            "return -(-count // self._wire.size)", (BITS, )),
+    Mutant("gathered parameters are kept for the backward", "rewrite/passes/gather.py",
+           "recompute(graph, names)", "recompute(graph, [])",
+           (SHARDED + "test_collectives_are_those_of_ordinary_training_and_the_peak_is_lower", )),
+    Mutant("copies of a part are not added up", "rewrite/passes/scatter.py",
+           "if shards.copies == 1:", "if True:", (SHARDED + STEP, )),
+    Mutant("a part is filled with rows of its neighbour", "ranks/shards.py",
+           "ours = part[:len(sharded.to_local())].contiguous()",
+           "ours = part.roll(1, 0)[:len(sharded.to_local())].contiguous()", (SHARDED + STEP, )),
     Mutant("a signal stays with its rank", "privacy/engine.py",
            "waiting.signal = self.private.ranks.highest(waiting.signal)", "pass",
            (DEATHS + "test_a_signal_to_one_rank_ends_all_after_the_same_step", )),
