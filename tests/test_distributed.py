@@ -15,6 +15,7 @@ from torch.distributed.tensor import Replicate, distribute_module, init_device_m
 
 import fxperex
 from fxperex.errors import ConfigError
+from fxperex.privacy import PrivacyEngine
 
 X, Y = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 3
 
@@ -76,14 +77,19 @@ def test_a_dtensor_is_named() -> None:
     _refused(model, "'weight' is a DTensor placed as .*plain tensors")
 
 
-def test_one_process_of_several_is_refused_unless_transformed_before() -> None:
+def test_one_process_of_several_trains_alone_only_if_it_says_so() -> None:
     model = nn.Linear(6, 3)
     private = fxperex.transform(model, (X, Y), nn.functional.cross_entropy, backend="eager")
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     try:
-        _refused(model, "has 2 processes.*or transform before init_process_group")
+        with pytest.raises(ConfigError, match=r"step is for one process.*init_process_group"):
+            PrivacyEngine(private, torch.optim.SGD(model.parameters(), lr=1.0), (X, Y),
+                          expected_batch=2, epochs=1, delta=1e-3, noise_multiplier=1.0)
+        alone = fxperex.transform(model, (X, Y), nn.functional.cross_entropy, backend="eager",
+                                  mesh=False)
+        assert alone.ranks.size == 1 and len(alone.step(X, Y).norms) == 4
         sums = private.sums(X, Y)[1]
         for total in sums:
             distributed.all_reduce(total)

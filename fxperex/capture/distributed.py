@@ -23,7 +23,7 @@ def world_size() -> int:
 
 
 def refuse_distributed(model: nn.Module) -> None:
-    """Raises ConfigError for a model that is wrapped, sharded, or in one process of several.
+    """Raises ConfigError for a model that is wrapped or sharded.
 
     Reads types and placements alone: the model is as it was.
     """
@@ -37,10 +37,6 @@ def refuse_distributed(model: nn.Module) -> None:
         if tensors is not None and isinstance(p, tensors.DTensor):
             raise ConfigError(f"{name!r} is a DTensor placed as {p.placements}: {RANKS}. Transform "
                               "a model with plain tensors")
-    if world_size() > 1:
-        raise ConfigError(f"torch.distributed has {world_size()} processes, and {RANKS}: no sum "
-                          "would be reduced over them. Train in one process; or transform before "
-                          "init_process_group and add up what private.sums returns yourself")
 
 
 def _refuse_wrapped(name: str, module: nn.Module) -> None:

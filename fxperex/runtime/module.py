@@ -22,6 +22,7 @@ from fxperex.numerics import rounding
 from fxperex.plan.alternative import Alternative
 from fxperex.plan.plan import Plan
 from fxperex.planner.alternatives import explained
+from fxperex.ranks import ALONE, Ranks
 from fxperex.rewrite.frame import trace_frames
 from fxperex.rewrite.rewriter import rewrite
 from fxperex.runtime import batches
@@ -36,13 +37,14 @@ __all__ = ["PerExampleModule", "StepResult"]
 class PerExampleModule:
     """A model's private step. Made by `fxperex.transform`; see there.
 
-    captured, analysis, plan, step_graph, compiled: what each stage of the flow returned.
+    captured, analysis, plan, step_graph, compiled: what each stage of the flow returned. ranks:
+    the processes that rows are split over.
     """
 
     def __init__(self, model: nn.Module, batch: tuple[Tensor, ...], captured: Capture,
                  analysis: Analysis, plan: Plan, step_graph: StepGraph,
-                 compiled: CompiledStep) -> None:
-        self.model, self.plan = model, plan
+                 compiled: CompiledStep, ranks: Ranks = ALONE) -> None:
+        self.model, self.plan, self.ranks = model, plan, ranks
         self.captured, self.analysis = captured, analysis
         self.step_graph, self.compiled = step_graph, compiled
         self.signature, self.clip = compiled.signature, compiled.signature.clip
@@ -50,7 +52,7 @@ class PerExampleModule:
         self._ranges = batches.ranges(batch)
         self._runner = StepRunner(model, self.signature, compiled, compiled.filler,
                                   rounding.operands(self._device),
-                                  lambda: captured.at(plan.frame_rows).graph)
+                                  lambda: captured.at(plan.frame_rows).graph, ranks)
         self.parameters: dict[str, nn.Parameter] = self._runner.parameters
         self._steps_by_row: dict[str, Step] = {}  # for norms and gradients, once asked for
 
@@ -123,8 +125,9 @@ class PerExampleModule:
         """Returns StepResult of `batch`; adds the clipped SUM of its per-example gradients to each
         `.grad`.
 
-        Any number of rows, zero included. Raises ShapeError, DataError or StateError; then nothing
-        is written.
+        Any number of rows, zero included. On several ranks each hands over its own rows, and the
+        sum is that of all of them. Raises ShapeError, DataError or StateError; then nothing is
+        written, on any rank.
         """
         return self._runner.step(batch)
 
@@ -133,7 +136,8 @@ class PerExampleModule:
         it was formed in.
 
         Does not write `.grad`. Use this when noise must be added before the sum is rounded to the
-        parameters' dtype. Raises as `step`.
+        parameters' dtype. On several ranks it is the sum of this rank's rows, and nothing is
+        exchanged. Raises as `step`.
         """
         return self._runner.sums(batch)
 

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from fxperex.compiler import Step
 from fxperex.errors import FxperexError
 from fxperex.numerics import rounding
+from fxperex.ranks import ALONE, Ranks
 from fxperex.runtime import batches
 from fxperex.runtime.batches import Rows
 from fxperex.runtime.blame import blamed
@@ -33,11 +34,14 @@ class StepRunner:
     filler: one legal row of each tensor, for empty batches.
     operands: how products of float32 rounded their operands when the step was made.
     program: gives the captured program, which an error message looks into; None without one.
+    ranks: the processes whose sums a step adds up.
     """
 
     def __init__(self, model: nn.Module, signature: StepSignature, step: Step, filler: Rows,
                  operands: tuple[float, float],
-                 program: Callable[[], fx.GraphModule] | None = None) -> None:
+                 program: Callable[[], fx.GraphModule] | None = None,
+                 ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         self.model, self.signature, self.filler = model, signature, filler
         self._step, self._program = step, program
         named = dict(model.named_parameters(remove_duplicate=False))
@@ -45,11 +49,15 @@ class StepRunner:
         self.operands, self._state = operands, state(model)
 
     def step(self, batch: Rows) -> StepResult:
-        """Returns StepResult of `batch`; adds the clipped sums to each `.grad`.
+        """Returns StepResult of `batch`; adds the clipped sums of all ranks to each `.grad`.
 
-        Raises ShapeError, DataError or StateError; then nothing is written.
+        Raises ShapeError, DataError or StateError; then nothing is written, on any rank.
         """
-        result, sums, buffers = self._summed(batch)
+        with self.ranks.every("step"):
+            result, sums, buffers = self._summed(batch)
+        if self.ranks.size > 1:
+            totals = self.ranks.totals(sums, [s.dtype for s in sums])
+            sums = totals.gathered([part.values for part in totals.parts])
         pairs = zip(self.parameters.items(), sums, strict=True)
         write([(n, p, s) for (n, p), s in pairs], buffers)
         return result
