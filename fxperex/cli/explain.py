@@ -9,7 +9,8 @@ from fxperex.plan.plan import Plan
 from fxperex.planner.alternatives import explained
 from fxperex.planner.wire import Spread, Wire, bandwidth, spread
 from fxperex.report.draw import draw
-from fxperex.report.explain import full
+from fxperex.report.explain import check_top
+from fxperex.report.terminal import show
 from fxperex.rewrite.rewriter import parameter_order
 from fxperex.transform import Outline
 
@@ -21,6 +22,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     plan_options(parser)
     parser.add_argument("--json", action="store_true", help="print the plan as JSON, for "
                                                             "Plan.from_json and transform")
+    parser.add_argument("--top", type=int, metavar="N", help="only the N dearest rows")
     parser.add_argument("--ranks", type=int, help="also say what a step takes on so many devices")
     parser.add_argument("--link", default="45GB/s",
                         help="bandwidth of each one's link, each way; default %(default)s")
@@ -30,10 +32,14 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    check_top(options.top)
     wire = None if options.ranks is None else Wire(options.ranks, bandwidth(options.link))
     outlined, frames, rates = planned(options)
     plan, rivals = explained(outlined.plan, frames, rates)
-    print(plan.to_json() if options.json else full(plan, rivals))
+    if options.json:
+        print(plan.to_json())
+    else:
+        show(plan, rivals, options.top)
     if wire is not None and not options.json:
         print(_spread(outlined, plan, wire, options.expected_batch))
     if options.draw:

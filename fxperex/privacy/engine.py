@@ -124,6 +124,11 @@ class PrivacyEngine:
     def noise_multiplier(self) -> float:
         return self.mechanism.noise_multiplier
 
+    def __repr__(self) -> str:
+        return (f"PrivacyEngine(step {self.steps_done} of {len(self)}, {self.sampler!r}, noise "
+                f"multiplier {self.noise_multiplier:.4g}, delta {self.delta:g}, folder "
+                f"{self.folder})")
+
     def __len__(self) -> int:
         """Returns the number of steps of the whole run."""
         return self.sampler.steps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from fxperex.privacy import accountant
@@ -51,7 +52,7 @@ SEEDED = ("anyone who knows or guesses the seed: the noise can be subtracted. Th
           "science only")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Guarantee:
     """`str()` is for people; `facts` and `to_json()` hold the same and more."""
 
@@ -59,6 +60,12 @@ class Guarantee:
 
     def to_json(self) -> str:
         return json.dumps(self.facts, indent=1)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         f = self.facts

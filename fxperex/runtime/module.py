@@ -7,6 +7,7 @@ in its constructor. `runtime.step` runs it.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,40 @@ class PerExampleModule:
         """
         return graph_peak(self.step_graph)
 
-    def explain(self) -> str:
-        """Prints and returns the plan: every site with its cost and runner-up, totals,
-        alternatives, every parameter.
-        """
-        from fxperex.report.explain import full
+    def __repr__(self) -> str:
+        counts = Counter(c.strategy for c in self.plan.choices)
+        chosen = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+        return (f"PerExampleModule({type(self.model).__name__}: {len(self.plan.choices)} sites "
+                f"({chosen}), {self.plan.rows} rows a step, backend {self.backend})")
 
-        text = full(*self._explained())
+    def explain(self, top: int | None = None) -> str:
+        """Prints and returns the plan: every site with its cost and runner-up, totals,
+        alternatives, every parameter. Rows that repeat from block to block are one row.
+
+        top: only so many rows, the dearest. On a terminal what is printed fits its width. Raises
+        ConfigError.
+        """
+        from fxperex.report.explain import check_top, full
+        from fxperex.report.terminal import show
+
+        check_top(top)
+        plan, rivals = self._explained()
+        show(plan, rivals, top)
+        return full(plan, rivals, top)
+
+    def diff(self, other: PerExampleModule | Plan) -> str:
+        """Prints and returns what differs between this private step and `other`: strategies of
+        sites, what they take, operations of the step graphs. Raises ConfigError.
+        """
+        from fxperex.report.difference import difference
+
+        if not isinstance(other, PerExampleModule | Plan):
+            raise ConfigError("diff takes what transform returned, or a Plan; got "
+                              f"{type(other).__name__}")
+        plan = other if isinstance(other, Plan) else other.plan
+        graphs = None if isinstance(other, Plan) else (self.step_graph.graph,
+                                                       other.step_graph.graph)
+        text = difference(self.plan, plan, graphs)
         print(text)
         return text
 
