@@ -1,4 +1,4 @@
-"""A step of backend="auto" is eager at once, and switches only to what was checked and is faster."""
+"""A step of backend="auto" is eager at once, and changes only to what was checked and won."""
 
 from __future__ import annotations
 
