@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> None:
 def _row(model: torch.nn.Module, batch: tuple[torch.Tensor, ...], name: str, backend: str,
          device: torch.device) -> tuple[str, ...]:
     private = transform(model, batch, LOSS, strategy=name, backend=backend)
+    private.compile()
     frames = trace_frames(private.captured, private.analysis)
     plan = with_frame(private.plan, frames.at(private.plan.frame_rows), profile(device))
     assert plan.frame_seconds is not None

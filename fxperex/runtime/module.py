@@ -73,6 +73,12 @@ class PerExampleModule:
         """What runs the step: "inductor", "eager" or "eager, channels last"."""
         return self.compiled.backend
 
+    def compile(self) -> str:
+        """Compiles a step of `backend="auto"` now, and times it; returns what runs the step from
+        then on.
+        """
+        return self.compiled.compile()
+
     @property
     def capture(self) -> fx.GraphModule:
         """The captured program, at the physical batch."""
