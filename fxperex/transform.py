@@ -27,8 +27,8 @@ from fxperex.runtime.module import PerExampleModule
 from fxperex.runtime.signature import StepSignature
 
 
-def transform(model: nn.Module, batch: tuple[Tensor, ...],
-              loss: Callable[[Any, Tensor], Tensor] | None = None, *,
+def transform(model: nn.Module, batch: Any,
+              loss: Callable[[Any, Any], Tensor] | None = None, *,
               forward: Callable[..., Tensor] | None = None, clip: float | Clip = 1.0,
               strategy: str | Mapping[str, str] | Plan = "auto",
               memory: int | str | None = None, physical_batch: int | str | None = None,
@@ -38,11 +38,12 @@ def transform(model: nn.Module, batch: tuple[Tensor, ...],
 
     model: any module on one device; its own parameters are used and only their `.grad` is ever
     written.
-    batch: tuple of tensors, examples first; values are used for shape and dtype only.
-    loss: `loss(output, target)` with `output = model(*batch[:-1])`, `target = batch[-1]`; mean, sum
-    or `[B]`.
-    forward: instead of `loss`, `forward(model, *batch) -> loss`. With neither, the model returns
-    its loss.
+    batch: tuple of tensors, examples first, or a mapping of them; both may hold further ones.
+    Values are used for shape and dtype only, but what is no tensor in a mapping is a constant.
+    loss: `loss(output, target)` with `output = model(*batch[:-1])`, `target = batch[-1]`; of a
+    mapping `loss(output, batch)` with `output = model(**batch)`; mean, sum or `[B]`.
+    forward: instead of `loss`, `forward(model, *batch) -> loss`, of a mapping `forward(model,
+    batch)`. With neither, the model returns its loss, alone or as `.loss` of its output.
     clip: bound of one example's gradient norm, or a rule of `fxperex.clipping`.
     strategy: "auto"; "measure" (also times on the device what the cost model cannot tell apart); a
     strategy's name for every node where it is legal; {glob of parameter names: name}; or a Plan
@@ -61,8 +62,9 @@ def transform(model: nn.Module, batch: tuple[Tensor, ...],
     check_backend(backend)
     asked = request(model, batch, loss, forward, strategy, memory, physical_batch, autocast)
     with asked.same_random_state():
-        captured = capture(model, asked.forward, batch, asked.capture_rows)
-        check_dtypes(captured)
+        tensors = asked.tensors
+        captured = capture(model, asked.forward, tensors, asked.capture_rows)
+        check_dtypes(captured, asked.structure)
         analysis = find_sites(captured, prove(captured), asked.trainable)
         check_trains(analysis)
         plan = _plan(asked, captured, analysis)
@@ -70,9 +72,9 @@ def transform(model: nn.Module, batch: tuple[Tensor, ...],
         show(2, "captured graph", captured.main.graph)
         step_graph = rewrite(captured, analysis, plan, rule)
         show(3, "step graph", step_graph)
-        signature = StepSignature.of(batch, captured, analysis, plan, rule)
-        compiled = compile_checked(step_graph, signature, model, batch, plan, backend)
-        return PerExampleModule(model, batch, captured, analysis, plan, step_graph, compiled)
+        signature = StepSignature.of(tensors, captured, analysis, plan, rule, asked.structure)
+        compiled = compile_checked(step_graph, signature, model, tensors, plan, backend)
+        return PerExampleModule(model, tensors, captured, analysis, plan, step_graph, compiled)
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,8 @@ class Outline:
 
 def outline(
     model: nn.Module,
-    batch: tuple[Tensor, ...],
-    loss: Callable[[Any, Tensor], Tensor] | None = None,
+    batch: Any,
+    loss: Callable[[Any, Any], Tensor] | None = None,
     *,
     forward: Callable[..., Tensor] | None = None,
     strategy: str | Mapping[str, str] | Plan = "auto",
@@ -103,8 +105,9 @@ def outline(
     """
     asked = request(model, batch, loss, forward, strategy, memory, physical_batch, autocast, device)
     with asked.same_random_state():
-        captured = capture(model, asked.forward, batch, asked.capture_rows, asked.elsewhere)
-        check_dtypes(captured)
+        captured = capture(model, asked.forward, asked.tensors, asked.capture_rows,
+                           asked.elsewhere)
+        check_dtypes(captured, asked.structure)
         analysis = find_sites(captured, prove(captured), asked.trainable)
         analysis = analysis if device is None else analysis.on(device)
         check_trains(analysis)
