@@ -7,6 +7,7 @@ in its constructor. `runtime.step` runs it.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ from fxperex.capture.program import Capture
 from fxperex.capture.structure import BatchStructure, as_arguments
 from fxperex.compiler import Step, compile_step
 from fxperex.devices import profile
+from fxperex.errors import ConfigError
 from fxperex.graph.step_graph import StepGraph
 from fxperex.numerics import rounding
 from fxperex.plan.alternative import Alternative
 from fxperex.plan.plan import Plan
 from fxperex.planner.alternatives import explained
+from fxperex.ranks import ALONE, Ranks
+from fxperex.ranks.shards import Shards
 from fxperex.rewrite.frame import trace_frames
+from fxperex.rewrite.passes.gather import gather
 from fxperex.rewrite.rewriter import rewrite
 from fxperex.runtime import batches
 from fxperex.runtime.compiled import CompiledStep, example_inputs, graph_peak
@@ -37,13 +42,15 @@ __all__ = ["PerExampleModule", "StepResult"]
 class PerExampleModule:
     """A model's private step. Made by `fxperex.transform`; see there.
 
-    captured, analysis, plan, step_graph, compiled: what each stage of the flow returned.
+    captured, analysis, plan, step_graph, compiled: what each stage of the flow returned. ranks:
+    the processes that rows are split over; shards: how parameters lie on them, None if whole.
     """
 
     def __init__(self, model: nn.Module, batch: tuple[Tensor, ...], captured: Capture,
                  analysis: Analysis, plan: Plan, step_graph: StepGraph,
-                 compiled: CompiledStep) -> None:
-        self.model, self.plan = model, plan
+                 compiled: CompiledStep, ranks: Ranks = ALONE,
+                 shards: Shards | None = None) -> None:
+        self.model, self.plan, self.ranks, self.shards = model, plan, ranks, shards
         self.captured, self.analysis = captured, analysis
         self.step_graph, self.compiled = step_graph, compiled
         self.signature, self.clip = compiled.signature, compiled.signature.clip
@@ -51,7 +58,7 @@ class PerExampleModule:
         self._ranges = batches.ranges(batch)
         self._runner = StepRunner(model, self.signature, compiled, compiled.filler,
                                   rounding.operands(self._device),
-                                  lambda: captured.at(plan.frame_rows).graph)
+                                  lambda: captured.at(plan.frame_rows).graph, ranks)
         self.parameters: dict[str, nn.Parameter] = self._runner.parameters
         self._steps_by_row: dict[str, Step] = {}  # for norms and gradients, once asked for
 
@@ -88,16 +95,44 @@ class PerExampleModule:
         """
         return graph_peak(self.step_graph)
 
-    def explain(self) -> str:
-        """Prints and returns the plan: every site with its cost and runner-up, totals,
-        alternatives, every parameter.
-        """
-        from fxperex.report.explain import full
+    def __repr__(self) -> str:
+        counts = Counter(c.strategy for c in self.plan.choices)
+        chosen = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+        return (f"PerExampleModule({type(self.model).__name__}: {len(self.plan.choices)} sites "
+                f"({chosen}), {self.plan.rows} rows a step, backend {self.backend})")
 
-        text = full(*self._explained())
+    def explain(self, top: int | None = None) -> str:
+        """Prints and returns the plan: every site with its cost and runner-up, totals,
+        alternatives, every parameter. Rows that repeat from block to block are one row.
+
+        top: only so many rows, the dearest. On a terminal what is printed fits its width. Raises
+        ConfigError.
+        """
+        from fxperex.report.explain import check_top, full
+        from fxperex.report.terminal import show
+
+        check_top(top)
+        plan, rivals = self._explained()
+        show(plan, rivals, top)
+        constants = ""
         if self.structure.constants:
-            text += (f"\nThe batch holds {self.structure}. A constant is the same in every "
-                     "step.")
+            constants = f"\nThe batch holds {self.structure}. A constant is the same in every step."
+            print(constants)
+        return full(plan, rivals, top) + constants
+
+    def diff(self, other: PerExampleModule | Plan) -> str:
+        """Prints and returns what differs between this private step and `other`: strategies of
+        sites, what they take, operations of the step graphs. Raises ConfigError.
+        """
+        from fxperex.report.difference import difference
+
+        if not isinstance(other, PerExampleModule | Plan):
+            raise ConfigError("diff takes what transform returned, or a Plan; got "
+                              f"{type(other).__name__}")
+        plan = other if isinstance(other, Plan) else other.plan
+        graphs = None if isinstance(other, Plan) else (self.step_graph.graph,
+                                                       other.step_graph.graph)
+        text = difference(self.plan, plan, graphs)
         print(text)
         return text
 
@@ -133,7 +168,8 @@ class PerExampleModule:
         `.grad`.
 
         batch: as at `transform`, `step(x, y)` or `step(batch)`. Any number of rows, zero included.
-        Raises ShapeError, DataError or StateError; then nothing is written.
+        On several ranks each hands over its own rows, and the sum is that of all of them. Raises
+        ShapeError, DataError or StateError; then nothing is written, on any rank.
         """
         return self._runner.step(batch)
 
@@ -142,7 +178,8 @@ class PerExampleModule:
         it was formed in.
 
         Does not write `.grad`. Use this when noise must be added before the sum is rounded to the
-        parameters' dtype. Raises as `step`.
+        parameters' dtype. On several ranks it is the sum of this rank's rows, and nothing is
+        exchanged. Raises as `step`.
         """
         return self._runner.sums(batch)
 
@@ -158,6 +195,8 @@ class PerExampleModule:
     def _step_for(self, want: str) -> Step:
         if want not in self._steps_by_row:
             graph = rewrite(self.captured, self.analysis, self.plan, self.clip, want)
+            if self.shards is not None:
+                gather(graph, self.signature.parameters, self.shards)
             self._steps_by_row[want] = compile_step(graph, [], "eager")[0]
         return self._steps_by_row[want]
 
@@ -183,6 +222,9 @@ class PerExampleModule:
 
         Raises ConfigError or PackageError; an older file is then left as it was.
         """
+        if self.shards is not None:
+            raise ConfigError("a step with sharded parameters belongs to its processes and cannot "
+                              "be saved; transform again where it is to run")
         facts = Facts(str(self.plan), self.plan.peak or self.peak, self._runner.operands,
                       self._ranges)
         return save(path, self.step_graph, self.signature, self.model, self.example_inputs(), facts)
