@@ -41,8 +41,8 @@ from fxperex.runtime.on_ranks import (
 from fxperex.runtime.signature import StepSignature
 
 
-def transform(model: nn.Module, batch: tuple[Tensor, ...],
-              loss: Callable[[Any, Tensor], Tensor] | None = None, *,
+def transform(model: nn.Module, batch: Any,
+              loss: Callable[[Any, Any], Tensor] | None = None, *,
               forward: Callable[..., Tensor] | None = None, clip: float | Clip = 1.0,
               strategy: str | Mapping[str, str] | Plan = "auto",
               memory: int | str | None = None, physical_batch: int | str | None = None,
@@ -53,11 +53,12 @@ def transform(model: nn.Module, batch: tuple[Tensor, ...],
 
     model: any module on one device; its own parameters are used and only their `.grad` is ever
     written.
-    batch: tuple of tensors, examples first; values are used for shape and dtype only.
-    loss: `loss(output, target)` with `output = model(*batch[:-1])`, `target = batch[-1]`; mean, sum
-    or `[B]`.
-    forward: instead of `loss`, `forward(model, *batch) -> loss`. With neither, the model returns
-    its loss.
+    batch: tuple of tensors, examples first, or a mapping of them; both may hold further ones.
+    Values are used for shape and dtype only, but what is no tensor in a mapping is a constant.
+    loss: `loss(output, target)` with `output = model(*batch[:-1])`, `target = batch[-1]`; of a
+    mapping `loss(output, batch)` with `output = model(**batch)`; mean, sum or `[B]`.
+    forward: instead of `loss`, `forward(model, *batch) -> loss`, of a mapping `forward(model,
+    batch)`. With neither, the model returns its loss, alone or as `.loss` of its output.
     clip: bound of one example's gradient norm, or a rule of `fxperex.clipping`.
     strategy: "auto"; "measure" (also times on the device what the cost model cannot tell apart); a
     strategy's name for every node where it is legal; {glob of parameter names: name}; or a Plan
@@ -87,16 +88,16 @@ def transform(model: nn.Module, batch: tuple[Tensor, ...],
             asked = request(model, batch, loss, forward, strategy, memory, physical_batch, autocast)
             check_device(ranks, asked.batch_device)
         with asked.same_random_state():
-            stages = _stages(ranks, asked, model, batch, rule, backend, shards)
-    return PerExampleModule(model, batch, *stages, ranks, shards)
+            stages = _stages(ranks, asked, model, rule, backend, shards)
+    return PerExampleModule(model, asked.tensors, *stages, ranks, shards)
 
 
-def _stages(ranks: Ranks, asked: Request, model: nn.Module, batch: tuple[Tensor, ...], rule: Clip,
-            backend: str, shards: Shards | None
+def _stages(ranks: Ranks, asked: Request, model: nn.Module, rule: Clip, backend: str,
+            shards: Shards | None
             ) -> tuple[Capture, Analysis, Plan, StepGraph, CompiledStep]:
     """What each stage makes, from the capture to the step that runs."""
     with ranks.every("transform"):
-        captured, analysis = _proved(asked, model, batch)
+        captured, analysis = _proved(asked, model)
     check_alike(ranks, model, captured, rule, asked.described | {"backend": backend}, shards)
     plan = decided_plan(ranks, lambda: _plan(asked, captured, analysis),
                         lambda plan: _plan(asked.with_plan(plan), captured, analysis))
@@ -104,11 +105,13 @@ def _stages(ranks: Ranks, asked: Request, model: nn.Module, batch: tuple[Tensor,
         show(1, "plan", plan)
         show(2, "captured graph", captured.main.graph)
         step_graph = rewrite(captured, analysis, plan, rule)
-        signature = StepSignature.of(batch, captured, analysis, plan, rule)
+        signature = StepSignature.of(asked.tensors, captured, analysis, plan, rule,
+                                     asked.structure)
         over_shards(step_graph, signature, shards)
         show(3, "step graph", step_graph)
     compiled = decided_step(
-        ranks, lambda by: compile_checked(step_graph, signature, model, batch, plan, by), backend)
+        ranks, lambda by: compile_checked(step_graph, signature, model, asked.tensors, plan, by),
+        backend)
     return captured, analysis, plan, step_graph, compiled
 
 
@@ -123,8 +126,8 @@ class Outline:
 
 def outline(
     model: nn.Module,
-    batch: tuple[Tensor, ...],
-    loss: Callable[[Any, Tensor], Tensor] | None = None,
+    batch: Any,
+    loss: Callable[[Any, Any], Tensor] | None = None,
     *,
     forward: Callable[..., Tensor] | None = None,
     strategy: str | Mapping[str, str] | Plan = "auto",
@@ -140,16 +143,15 @@ def outline(
     """
     asked = request(model, batch, loss, forward, strategy, memory, physical_batch, autocast, device)
     with asked.same_random_state():
-        captured, analysis = _proved(asked, model, batch)
+        captured, analysis = _proved(asked, model)
         analysis = analysis if device is None else analysis.on(device)
         return Outline(captured, analysis, _plan(asked, captured, analysis))
 
 
-def _proved(asked: Request, model: nn.Module, batch: tuple[Tensor, ...]
-            ) -> tuple[Capture, Analysis]:
+def _proved(asked: Request, model: nn.Module) -> tuple[Capture, Analysis]:
     """The captured program, and its sites: no example sees another."""
-    captured = capture(model, asked.forward, batch, asked.capture_rows, asked.elsewhere)
-    check_dtypes(captured)
+    captured = capture(model, asked.forward, asked.tensors, asked.capture_rows, asked.elsewhere)
+    check_dtypes(captured, asked.structure)
     analysis = find_sites(captured, prove(captured), asked.trainable)
     check_trains(analysis)
     return captured, analysis

@@ -6,13 +6,14 @@ records each of these.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
+from fxperex.capture.structure import as_arguments
 from fxperex.errors import BudgetError, LedgerError, PrivacyError
 from fxperex.privacy import accountant, on_ranks, settings
 from fxperex.privacy.checks import whole_number
@@ -38,8 +39,10 @@ class PrivacyEngine:
 
     private: what `fxperex.transform` returned.
     optimizer: any first-order one over exactly the parameters of `private`.
-    dataset: a tuple of tensors, examples first; or a map-style Dataset whose items are tuples of
-    tensors (the first item is read now, for its shapes); or `Units` of either.
+    dataset: a tuple or mapping of tensors or numpy arrays (memory maps too), examples first; or a
+    map-style Dataset whose items are tuples or mappings of tensors, arrays and numbers (the first
+    is read now, for its shapes); or `Units` of either. collate_fn: makes a batch of one row of
+    `[item]`; it is called for one item at a time, so that no row can see another.
     expected_batch: mean number of examples per step; sums are divided by this constant.
     noise_multiplier: noise in units of the bound; or epsilon: what the run may spend at `delta`.
     budget: with noise_multiplier, an epsilon; the run stops before a step that would exceed it.
@@ -67,7 +70,8 @@ class PrivacyEngine:
                  sampling: str | Sampler = "poisson", noise: str = "gaussian",
                  account: str = "smaller", secure: bool | None = None, seed: int | None = None,
                  folder: str | Path | None = None, checkpoint_every: int = 50, workers: int = 0,
-                 counter: Counter | None = None, same_data: bool = False) -> None:
+                 counter: Counter | None = None, same_data: bool = False,
+                 collate_fn: Callable[[list[Any]], Any] | None = None) -> None:
         self.steps_done = self.generation = 0
         self._open: LogicalStep | None = None
         self._failed: tuple[int, int] | None = None
@@ -81,7 +85,7 @@ class PrivacyEngine:
                                           budget, relation, sampling, noise, account)
                 self.private, self.delta, self.account = private, asked.delta, account
                 self._settings, self._same_data = asked, same_data
-                self.rows = Rows(dataset, workers)
+                self.rows = Rows(dataset, workers, collate_fn)
                 settings.check_data(private, self.rows)
                 self._every = whole_number(checkpoint_every, "checkpoint_every", 1)
                 self._gate = Gate(optimizer, private.parameters)
@@ -246,7 +250,7 @@ class PrivacyEngine:
     def _step(self) -> StepResult:
         with self.logical_step() as step:
             for part in step.parts():
-                step.add(*part)
+                step.add(*as_arguments(part))
         if self._folder is not None and self.steps_done % self._every == 0:
             self.checkpoint()
         return step.result

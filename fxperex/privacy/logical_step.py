@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from fxperex.capture.structure import as_arguments, mapped
 from fxperex.errors import FxperexError, LedgerError, PrivacyError
 from fxperex.privacy.checks import whole_number
 from fxperex.privacy.parts import Batch, EachRow, Parts, row_by_row
 from fxperex.privacy.run import PrivateRun
+from fxperex.privacy.sampling.items import length, one_row
 from fxperex.privacy.sampling.rows import STANDS
 from fxperex.runtime.step_result import StepResult
 
@@ -124,23 +126,23 @@ class LogicalStep:
         if empty:  # every row was left out: what remains is the noise
             yield self._handed(self._engine.rows.nothing, None)
 
-    def add(self, *batch: Tensor) -> StepResult:
+    def add(self, *batch: Any) -> StepResult:
         """Returns the StepResult (not private) of one part; its clipped sum joins the step's.
 
-        Raises LedgerError unless `batch` is a part as `parts` handed it out, and PrivacyError
+        batch: a part, or the entries of one that is a tuple.
+        Raises LedgerError unless it is a part as `parts` handed it out, and PrivacyError
         if the private step raises anything that is no FxperexError.
         """
         self._check("add")
         self._parts.check(batch)
-        private = self._engine.private
-        device = next(iter(private.parameters.values())).device
+        device = next(iter(self._engine.private.parameters.values())).device
         # Dropout and the like draw from torch's global generator: keyed, so that a replay after a
         # crash draws the same.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self._seed("model", self._count))
             result, sums = self._sums(batch)
         self._parts.remove(batch)
-        self._count += len(batch[0])
+        self._count += length(batch)
         self._join(sums)
         self._results.append(result)
         return result
@@ -166,13 +168,13 @@ class LogicalStep:
 
     def _handed(self, batch: Batch, each: EachRow | None) -> Batch:
         device = next(iter(self._engine.private.parameters.values())).device
-        if each is not None and len(batch[0]):
+        if each is not None and length(batch):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self._seed("augmentation", self._yielded))
                 batch = row_by_row(batch, each)
-        part = tuple(x.to(device) for x in batch)
+        part = mapped(lambda x: x.to(device), batch)
         self._parts.hand_out(part)
-        self._yielded += len(part[0])
+        self._yielded += length(part)
         return part
 
     def _sums(self, batch: Batch) -> tuple[StepResult, list[Tensor]]:
@@ -200,11 +202,13 @@ class LogicalStep:
         """
         private = self._engine.private
         # Not of `batch`, whose rows may have a shape that the step does not take.
-        result, sums = private.sums(*(x.to(batch[0].device) for x in self._engine.rows.nothing))
+        device = next(iter(private.parameters.values())).device
+        nothing = mapped(lambda x: x.to(device), self._engine.rows.nothing)
+        result, sums = private.sums(*as_arguments(nothing))
         results = [result]
-        for i in range(len(batch[0])):
+        for i in range(length(batch)):
             try:
-                result, more = private.sums(*(x[i:i + 1] for x in batch))
+                result, more = private.sums(*one_row(batch, i))
             except Exception:  # whatever the user's model raises for this row
                 continue
             results.append(result)

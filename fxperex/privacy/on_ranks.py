@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from fxperex.capture.structure import leaves
 from fxperex.privacy.records import training_state
 from fxperex.privacy.records.facts import raw
 from fxperex.privacy.run import PrivateRun
@@ -26,7 +27,7 @@ def check_alike(run: PrivateRun, asked: Mapping[str, Any]) -> None:
                 for n, t in tensors.items()}
         facts = {**asked, "the number of rows": run.rows.size,
                  "the shapes of a row": [[list(x.shape[1:]), str(x.dtype)]
-                                         for x in run.rows.nothing],
+                                         for x in leaves(run.rows.nothing)],
                  "the optimizer": f"{type(run.optimizer).__name__} {plain}", **held}
     ranks.alike("what the engine is asked for", facts)
 

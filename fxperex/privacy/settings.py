@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 
 from fxperex.capture.distributed import world_size
+from fxperex.capture.structure import as_arguments, mapped
 from fxperex.errors import ConfigError
 from fxperex.privacy import accountant, calibration
 from fxperex.privacy.checks import one_of, positive, probability
@@ -83,7 +84,7 @@ def check_private(private: object) -> None:
 def check_data(private: PerExampleModule, rows: Rows) -> None:
     """Raises ShapeError, before any debit, if the step does not take the rows of the data set."""
     device = next(iter(private.parameters.values())).device
-    private.check(*(x.to(device) for x in rows.nothing))
+    private.check(*as_arguments(mapped(lambda x: x.to(device), rows.nothing)))
 
 
 def check_files(folder: object, secure: object, counter: object, same_data: object) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from fxperex.analysis.sites import Analysis
 from fxperex.capture.program import Capture
+from fxperex.capture.structure import BatchStructure, as_arguments
 from fxperex.compiler import Step, compile_step
 from fxperex.devices import profile
 from fxperex.errors import ConfigError
@@ -80,6 +81,11 @@ class PerExampleModule:
         return self.compiled.compile()
 
     @property
+    def structure(self) -> BatchStructure:
+        """Where a batch holds its tensors, and the constants that the step holds beside them."""
+        return self.signature.structure
+
+    @property
     def capture(self) -> fx.GraphModule:
         """The captured program, at the physical batch."""
         return self.captured.main.graph
@@ -114,7 +120,11 @@ class PerExampleModule:
         check_top(top)
         plan, rivals = self._explained()
         show(plan, rivals, top)
-        return full(plan, rivals, top)
+        constants = ""
+        if self.structure.constants:
+            constants = f"\nThe batch holds {self.structure}. A constant is the same in every step."
+            print(constants)
+        return full(plan, rivals, top) + constants
 
     def diff(self, other: PerExampleModule | Plan) -> str:
         """Prints and returns what differs between this private step and `other`: strategies of
@@ -159,17 +169,17 @@ class PerExampleModule:
         return explained(self.plan, trace_frames(self.captured, self.analysis),
                          profile(self._device))
 
-    def step(self, *batch: Tensor) -> StepResult:
+    def step(self, *batch: Any) -> StepResult:
         """Returns StepResult of `batch`; adds the clipped SUM of its per-example gradients to each
         `.grad`.
 
-        Any number of rows, zero included. On several ranks each hands over its own rows, and the
-        sum is that of all of them. Raises ShapeError, DataError or StateError; then nothing is
-        written, on any rank.
+        batch: as at `transform`, `step(x, y)` or `step(batch)`. Any number of rows, zero included.
+        On several ranks each hands over its own rows, and the sum is that of all of them. Raises
+        ShapeError, DataError or StateError; then nothing is written, on any rank.
         """
         return self._runner.step(batch)
 
-    def sums(self, *batch: Tensor) -> tuple[StepResult, list[Tensor]]:
+    def sums(self, *batch: Any) -> tuple[StepResult, list[Tensor]]:
         """Returns StepResult of `batch` and the clipped SUM for each of `parameters`, in the dtype
         it was formed in.
 
@@ -179,11 +189,11 @@ class PerExampleModule:
         """
         return self._runner.sums(batch)
 
-    def norms(self, *batch: Tensor) -> Tensor:
+    def norms(self, *batch: Any) -> Tensor:
         """Returns the per-example gradient norms `[B]`, float64; writes nothing."""
         return self._runner.by_row(self._step_for("norms"), batch)[0]
 
-    def gradients(self, *batch: Tensor) -> dict[str, Tensor]:
+    def gradients(self, *batch: Any) -> dict[str, Tensor]:
         """Returns {parameter name: per-example gradients `[B, *shape]`}; writes nothing."""
         values = self._runner.by_row(self._step_for("gradients"), batch)
         return dict(zip(self.parameters, values, strict=True))
@@ -196,14 +206,15 @@ class PerExampleModule:
             self._steps_by_row[want] = compile_step(graph, [], "eager")[0]
         return self._steps_by_row[want]
 
-    def step_inputs(self, batch: tuple[Tensor, ...], mask: Tensor | None = None) -> list[Tensor]:
+    def step_inputs(self, batch: Any, mask: Tensor | None = None) -> list[Tensor]:
         """Returns what `step_graph` and `compiled` take for one physical batch.
 
         mask: the rows `[rows]` that count; None for all.
         """
         if mask is None:
             mask = torch.ones(self.signature.rows, dtype=torch.bool, device=self._device)
-        return self.signature.of_model(self.model, batch, mask)
+        tensors = self.structure.tensors(as_arguments(batch))
+        return self.signature.of_model(self.model, tensors, mask)
 
     def example_inputs(self) -> list[Tensor]:
         """Returns stand-in inputs of the step graph: the model's own tensors, copies of one row, a
@@ -224,7 +235,7 @@ class PerExampleModule:
                       self._ranges)
         return save(path, self.step_graph, self.signature, self.model, self.example_inputs(), facts)
 
-    def check(self, *batch: Tensor) -> None:
+    def check(self, *batch: Any) -> None:
         """Raises ShapeError unless `batch` is what the step takes, StateError as `check_model`;
         runs nothing.
         """

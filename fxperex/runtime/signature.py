@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fxperex.analysis.sites import Analysis
 from fxperex.capture.program import Capture
+from fxperex.capture.structure import BatchStructure
 from fxperex.clipping import Clip
 from fxperex.plan.plan import Plan
 from fxperex.ranks.shards import local
@@ -26,6 +27,7 @@ class StepSignature:
     inputs: placeholder -> ("parameter" | "buffer" | "constant", name) or ("batch", index), in
     order; after them come the inputs of `clip` and the mask `[rows]`.
     spec: shape of one row, dtype and device of each tensor of a batch; rows: rows of one step.
+    structure: how a batch holds these tensors.
     trained: the parameters that get a sum; mutated: the buffers that get a new value. Outputs are
     those of BY_ROW, one sum for each of `trained`, one value for each of `mutated`.
     """
@@ -37,14 +39,19 @@ class StepSignature:
     trained: tuple[str, ...]
     mutated: tuple[str, ...]
     clip: Clip
+    structure: BatchStructure
 
     @classmethod
     def of(cls, batch: Rows, capture: Capture, analysis: Analysis, plan: Plan,
-           clip: Clip) -> StepSignature:
-        """Returns the signature of what `rewrite` makes of these for rows like those of `batch`."""
+           clip: Clip, structure: BatchStructure | None = None) -> StepSignature:
+        """Returns the signature of what `rewrite` makes of these for rows like those of `batch`.
+
+        structure: where a batch holds these tensors; default: it is a tuple of them.
+        """
         spec = tuple((tuple(x.shape[1:]), x.dtype, x.device) for x in batch)
         return cls(capture.inputs, capture.constants, spec, plan.frame_rows,
-                   tuple(parameter_order(capture, analysis)), tuple(capture.mutated), clip)
+                   tuple(parameter_order(capture, analysis)), tuple(capture.mutated), clip,
+                   structure or BatchStructure.of_tuple(len(spec)))
 
     @property
     def names(self) -> list[str]:

@@ -50,8 +50,9 @@ class StepRunner:
         self.operands, self._state = operands, state(model)
         self.sharded = any(map(is_sharded, self.parameters.values()))
 
-    def step(self, batch: Rows) -> StepResult:
-        """Returns StepResult of `batch`; adds the clipped sums of all ranks to each `.grad`.
+    def step(self, batch: tuple[Any, ...]) -> StepResult:
+        """Returns StepResult of `batch`, the arguments of a step; adds the clipped sums of all
+        ranks to each `.grad`.
 
         Raises ShapeError, DataError or StateError; then nothing is written, on any rank.
         """
@@ -68,7 +69,7 @@ class StepRunner:
         write([(n, p, s) for (n, p), s in pairs], buffers)
         return result
 
-    def sums(self, batch: Rows) -> tuple[StepResult, list[Tensor]]:
+    def sums(self, batch: tuple[Any, ...]) -> tuple[StepResult, list[Tensor]]:
         """Returns StepResult and the clipped sums, in the dtype they were formed in; writes no
         `.grad`. Raises as `step`.
         """
@@ -76,17 +77,22 @@ class StepRunner:
         write((), buffers)
         return result, sums
 
-    def by_row(self, step: Step, batch: Rows) -> list[Tensor]:
+    def by_row(self, step: Step, batch: tuple[Any, ...]) -> list[Tensor]:
         """Returns the outputs, all by row, of another `step` that takes the same inputs."""
-        self.check(batch)
+        tensors = self.check(batch)
         parts = [[value[:count] for value in self._attempt(step, rows, mask)]
-                 for rows, mask, count in self._physical(batch)]
+                 for rows, mask, count in self._physical(tensors)]
         return [torch.cat(values) for values in zip(*parts, strict=True)]
 
-    def check(self, batch: Sequence[object]) -> None:
-        """Raises ShapeError unless `batch` is what the step takes, StateError as `check_model`."""
-        batches.check(batch, self.signature.spec)
+    def check(self, batch: tuple[Any, ...]) -> Rows:
+        """Returns the tensors of `batch`, the arguments of a step. Raises ShapeError unless they
+        are what the step takes, StateError as `check_model`.
+        """
+        structure = self.signature.structure
+        tensors = structure.tensors(batch)
+        batches.check(tensors, self.signature.spec, structure.names)
         self.check_model()
+        return tensors
 
     def check_model(self) -> None:
         """Raises StateError if the model, or the precision of products, is another than it was.
@@ -104,13 +110,13 @@ class StepRunner:
             pieces += empty * (self.ranks.highest(len(pieces)) - len(pieces))
         return pieces
 
-    def _summed(self, batch: Rows) -> tuple[StepResult, list[Tensor], BufferValues]:
+    def _summed(self, batch: tuple[Any, ...]) -> tuple[StepResult, list[Tensor], BufferValues]:
         """Result, sums and new values of buffers; writes nothing."""
-        self.check(batch)
+        tensors = self.check(batch)
         sums: list[Tensor] | None = None
         parts: list[list[Tensor]] = [[], [], []]
         values: Sequence[Any] = ()
-        for rows, mask, count in self._physical(batch):
+        for rows, mask, count in self._physical(tensors):
             outputs = self._attempt(self._step, rows, mask)
             by_row, formed, values = self.signature.split(outputs)
             sums = _own(formed) if sums is None else [
