@@ -12,6 +12,9 @@ from fxperex.report.terminal import show
 
 HELP = ("print the plan of a model: sites, strategies, predicted time and memory, coverage of "
         "every parameter")
+EXAMPLES = ("fxperex explain torchvision:resnet50 --input 3x224x224 --top 20",
+            "fxperex explain transformers:gpt2 --input 512 --device cuda --memory 40GiB",
+            "fxperex explain package.module:factory --json",)
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +22,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the plan as JSON, for "
                                                             "Plan.from_json and transform")
     parser.add_argument("--top", type=int, metavar="N", help="only the N dearest rows")
-    parser.add_argument("--draw", metavar="FILE", help="also draw it: .svg, .png or .html")
+    parser.add_argument("--draw", metavar="FILE", help="also draw it: .svg, .png, .html or .json")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -31,5 +34,5 @@ def run(options: argparse.Namespace) -> None:
     else:
         show(plan, rivals, options.top)
     if options.draw:
-        title = f"{options.model}, {options.input}"
+        title = options.model
         draw(options.draw, outlined.capture.main.graph.graph, plan, title)
