@@ -7,23 +7,27 @@ import importlib
 import inspect
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fxperex.capture.structure import mapped
 from fxperex.devices import Profile, profile, target
 from fxperex.errors import ConfigError
 from fxperex.rewrite.frame import Frames, trace_frames
 from fxperex.transform import Outline, outline
 
-LOSS = nn.functional.cross_entropy
+Loss = Callable[..., Any]
+LOSS: Loss = nn.functional.cross_entropy
 
 
 def model_options(parser: argparse.ArgumentParser) -> None:
     """Adds MODEL and the shape of its input."""
     parser.add_argument("model", metavar="MODEL",
-                        help="torchvision:resnet50, or package.module:factory")
+                        help="torchvision:resnet50, or package.module:factory; a factory "
+                             "may also return (model, batch) or (model, batch, loss)")
     parser.add_argument("--input", default="3x32x32",
                         help="shape of one example, default %(default)s")
     parser.add_argument("--batch", type=int, default=16,
@@ -52,22 +56,27 @@ def planned(options: argparse.Namespace) -> tuple[Outline, Frames, Profile]:
     device. Raises FxperexError.
     """
     device = target(options.device)
-    _positive(options)
-    model, batch = make(options, "meta"), stand_in(options, "meta")
-    outlined = outline(model, batch, LOSS, strategy=options.strategy, memory=options.memory,
+    model, batch, loss = example(options, "meta")
+    outlined = outline(model, batch, loss, strategy=options.strategy, memory=options.memory,
                        physical_batch=_rows(options.physical_batch), device=device)
     return outlined, trace_frames(outlined.capture, outlined.analysis), profile(device)
 
 
-def make(options: argparse.Namespace, device: str) -> nn.Module:
-    """Returns the model that the options name, made on `device`. Raises ConfigError."""
+def example(options: argparse.Namespace, device: str) -> tuple[nn.Module, Any, Loss | None]:
+    """Returns (model, batch, loss) that the options name, on `device`: the factory's own batch and
+    loss, or a stand-in batch of the options' shape and cross entropy. Raises ConfigError.
+    """
+    _positive(options)
     with torch.device(device):
-        return _model(options.model, options.classes, options.norm == "group")
+        model, *own = _model(options.model, options.classes, options.norm == "group")
+    if not own:
+        return model, stand_in(options, device), LOSS
+    batch, loss = [*own, None][:2]
+    return model, mapped(lambda x: x.to(device) if isinstance(x, Tensor) else x, batch), loss
 
 
 def stand_in(options: argparse.Namespace, device: str) -> tuple[Tensor, Tensor]:
     """Returns a batch (inputs, targets) of the options' shape. Raises ConfigError."""
-    _positive(options)
     shape = _shape(options.input)
     make = torch.empty if device == "meta" else torch.randn
     targets = torch.zeros(options.batch, dtype=torch.long, device=device)
@@ -94,7 +103,8 @@ def _shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def _model(name: str, classes: int, group: bool) -> nn.Module:
+def _model(name: str, classes: int, group: bool) -> tuple[Any, ...]:
+    """(model,), (model, batch) or (model, batch, loss), as the factory returns."""
     package, _, factory = name.partition(":")
     if not package or not factory:
         raise ConfigError(f"MODEL must be torchvision:NAME or package.module:factory; got {name!r}")
@@ -110,9 +120,11 @@ def _model(name: str, classes: int, group: bool) -> nn.Module:
         model = _call(build, classes, group and package == "torchvision")
     except Exception as e:
         raise ConfigError(f"{name} could not be called: {type(e).__name__}: {e}") from e
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"{name} made a {type(model).__name__}, not a torch.nn.Module")
-    return model
+    parts = model if isinstance(model, tuple) else (model,)
+    if not parts or not isinstance(parts[0], nn.Module) or len(parts) > 3:
+        raise ConfigError(f"{name} made a {type(model).__name__}, not a torch.nn.Module, nor "
+                          "(model, batch), nor (model, batch, loss)")
+    return parts
 
 
 def _call(factory: Any, classes: int, group: bool) -> Any:

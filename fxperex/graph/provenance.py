@@ -12,7 +12,9 @@ from typing import Any
 from torch import fx
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-MADE, PART = "fxperex", "part"  # keys of `node.meta`
+# Keys of `node.meta`: what made it, its part of the step, the user's module that it is from, and
+# what an input of the step is.
+MADE, PART, MODULE, END = "fxperex", "part", "module", "end"
 
 
 class Role(Enum):
