@@ -26,14 +26,8 @@ import torch
 from record import Record, Row
 from workloads import LOSS
 
-from fxperex.cost_model.sites import (
-    convolutions,
-    convolves,
-    depthwise,
-    grads_bytes,
-    weight_gradient,
-    whole,
-)
+from fxperex.cost_model.sites import convolutions, depthwise, weight_gradient
+from fxperex.cost_model.sizes import convolves, grads_bytes, with_all_taps
 from fxperex.costs import Cost, Work
 from fxperex.devices import Profile, profile
 from fxperex.devices.kernel_classes import PRODUCTS
@@ -69,7 +63,7 @@ def _convolution(site: Site, d: Dims) -> Work:
     """With all taps of the kernel: those that only ever meet padding too, which a plan leaves
     out.
     """
-    d = whole(d, site)
+    d = with_all_taps(d, site)
     return depthwise(site, d, "conv_depthwise") if d.G > 1 and d.taps == d.D else convolutions(
         site, d, "conv_weight", d.B, d.G)
 

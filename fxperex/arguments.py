@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from fxperex.capture.distributed import refuse_distributed
 from fxperex.capture.forward import as_forward
 from fxperex.capture.program import Capture
 from fxperex.capture.source_lines import source_line
+from fxperex.capture.structure import BatchStructure, as_arguments, taken_apart
 from fxperex.compiler import BACKENDS
 from fxperex.errors import ConfigError, CoverageError, ShapeError
 from fxperex.graph.aten import packet
@@ -40,7 +41,8 @@ PRODUCTS = {
 class Request:
     """What `transform` was asked for, after all checks.
 
-    forward: `forward(model, *batch) -> loss`, under autocast if that was asked for.
+    forward: `forward(model, *tensors) -> loss`, under autocast if that was asked for.
+    structure: of the batch; tensors: what it holds, which are all that later stages see.
     trainable: the parameters that are trained, each by its first name; frozen: the others.
     rows: of one step, None if the planner is to choose; logical: examples of the batch.
     batch_device: where the batch is; device: where the step is to run.
@@ -48,6 +50,8 @@ class Request:
     """
 
     forward: Callable[..., Tensor]
+    structure: BatchStructure
+    tensors: tuple[Tensor, ...]
     trainable: set[str]
     frozen: tuple[str, ...]
     strategy: str | Mapping[str, str] | Plan
@@ -64,6 +68,18 @@ class Request:
         return self.logical if self.rows is None else self.rows
 
     @property
+    def described(self) -> dict[str, object]:
+        """What ranks that train together must have been asked for alike."""
+        strategy = self.strategy.to_json() if isinstance(self.strategy, Plan) else self.strategy
+        return {"the structure of a batch": str(self.structure), "strategy": strategy,
+                "memory": self.memory, "physical_batch": self.rows, "the device": self.device.type,
+                "trained": sorted(self.trainable), "the rows of a captured batch": self.capture_rows}
+
+    def with_plan(self, plan: Plan) -> Request:
+        """Returns the Request that asks for `plan` as it is."""
+        return replace(self, strategy=plan, rows=plan.rows, memory=None)
+
+    @property
     def measures(self) -> bool:
         """True if strategies are to be timed on the device."""
         return self.strategy == "measure" and self.batch_device.type != "meta"
@@ -74,7 +90,7 @@ class Request:
         return torch.random.fork_rng(devices=gpus)
 
 
-def request(model: object, batch: tuple[Tensor, ...], loss: Callable[..., Any] | None,
+def request(model: object, batch: Any, loss: Callable[..., Any] | None,
             forward: Callable[..., Tensor] | None, strategy: str | Mapping[str, str] | Plan,
             memory: int | str | None, physical_batch: int | str | None,
             autocast: torch.dtype | None, device: torch.device | None = None) -> Request:
@@ -82,42 +98,36 @@ def request(model: object, batch: tuple[Tensor, ...], loss: Callable[..., Any] |
     `transform`.
     """
     check_strategy(strategy)
-    budget, batch_device = parse_memory(memory), check_batch(batch)
+    budget = parse_memory(memory)
+    structure, tensors, together = taken_apart(batch)
+    batch_device = check_batch(tensors, structure)
     trainable = check_model(model, batch_device)
-    rows = _rows(physical_batch, batch)
+    rows = _rows(physical_batch, tensors)
     if loss is not None and forward is not None:
         raise ConfigError("give loss or forward, not both")
     check_callable(loss, "loss")
     check_callable(forward, "forward")
     if isinstance(strategy, Plan):
         rows = check_rows(strategy, None if physical_batch is None else rows)
-    run = _under_autocast(forward or as_forward(loss), autocast, device or batch_device)
+    plain = _of_tensors(forward or as_forward(loss), together)
+    run = _under_autocast(plain, autocast, device or batch_device)
     stands_in = autocast and device and batch_device.type == "meta"
     elsewhere = Elsewhere(device, batch_device) if stands_in and device else None
     frozen = tuple(n for n, p in model.named_parameters()
                    if not p.requires_grad and n not in trainable)
-    return Request(run, trainable, frozen, strategy, budget, rows, max(len(batch[0]), 1),
-                   batch_device, device or batch_device, elsewhere)
+    return Request(run, structure, tensors, trainable, frozen, strategy, budget, rows,
+                   max(len(tensors[0]), 1), batch_device, device or batch_device, elsewhere)
 
 
-def check_batch(batch: object) -> torch.device:
-    """Returns the device of `batch`. Raises ShapeError unless it is a tuple of dense tensors with
+def check_batch(batch: tuple[Tensor, ...], structure: BatchStructure) -> torch.device:
+    """Returns the device of the tensors of a batch. Raises ShapeError unless they are dense, with
     as many examples each.
     """
-    if not isinstance(batch, tuple) or not batch or not all(isinstance(x, Tensor) for x in batch):
-        entries, advice = "", ""
-        if isinstance(batch, tuple | list):
-            entries = f" of {[type(x).__name__ for x in batch]}"
-        if isinstance(batch, Mapping):
-            advice = (". Hand over its values, tuple(batch.values()), and say in forward=... what "
-                      "each is")
-        raise ShapeError("batch must be a tuple of tensors, examples first; got "
-                         f"{type(batch).__name__}{entries}{advice}")
-    for i, x in enumerate(batch):
-        check_dense(x, f"batch[{i}]")
-    if any(x.dim() == 0 for x in batch):
-        raise ShapeError("a batch tensor has no dimensions; every tensor needs the examples in "
-                         "dimension 0")
+    for name, x in zip(structure.names, batch, strict=True):
+        check_dense(x, name)
+        if x.dim() == 0:
+            raise ShapeError(f"the batch tensor {name} has no dimensions; every tensor needs the "
+                             "examples in dimension 0")
     if len({len(x) for x in batch}) != 1:
         raise ShapeError("batch tensors have different numbers of examples: "
                          f"{[list(x.shape) for x in batch]}. A batch of graphs in flat form has "
@@ -183,7 +193,7 @@ def check_trains(analysis: Analysis) -> None:
         raise CoverageError("the loss does not depend on any trainable parameter of the model")
 
 
-def check_dtypes(capture: Capture) -> None:
+def check_dtypes(capture: Capture, structure: BatchStructure) -> None:
     """Raises ShapeError for a product of two dtypes, which would fail when it runs."""
     nodes = capture.main.nodes
     for node in nodes:
@@ -193,7 +203,7 @@ def check_dtypes(capture: Capture) -> None:
         dtypes = dict.fromkeys(v.dtype for v in values if v.is_floating_point())
         if len(dtypes) > 1:
             inputs = [(capture.inputs[n.name], n) for n in nodes if n.op == "placeholder"]
-            batch = [f"batch[{key}] is {_value(n).dtype}"
+            batch = [f"{structure.names[key]} is {_value(n).dtype}"
                      for (kind, key), n in inputs if kind == "batch"]
             raise ShapeError(f"{node.target} at {source_line(node)} takes "
                              f"{' and '.join(map(str, dtypes))}; {', '.join(batch)}. Convert the "
@@ -210,6 +220,12 @@ def _rows(physical_batch: int | str | None, batch: tuple[Tensor, ...]) -> int | 
         raise ConfigError("physical_batch must be 'auto' or a whole number of rows above 0; got "
                           f"{physical_batch!r}")
     return physical_batch
+
+
+def _of_tensors(run: Callable[..., Tensor],
+                together: Callable[[tuple[Tensor, ...]], Any]) -> Callable[..., Tensor]:
+    """`run(model, *batch)` as a function of the batch's tensors in a row."""
+    return lambda model, *tensors: run(model, *as_arguments(together(tensors)))
 
 
 def _under_autocast(run: Callable[..., Tensor], dtype: torch.dtype | None,

@@ -36,7 +36,9 @@ from fxperex.extend import (
     Strategy,
     batch_rule,
     check_kind,
+    check_pass,
     check_strategy,
+    graph_pass,
     kinds,
     layer_kind,
     strategies,
@@ -44,6 +46,7 @@ from fxperex.extend import (
 )
 from fxperex.layers.bias import Bias
 from fxperex.layers.bilinear import Bilinear
+from fxperex.rewrite.passes import users
 from fxperex.strategies.unfold import Unfold
 from fxperex.testing import Bare, clipped, error, loop
 
@@ -55,7 +58,8 @@ LINEAR: list[Sample] = [(nn.Linear(5, 3, bias=False), (torch.randn(4, 2, 5),))]
 @pytest.fixture(autouse=True)
 def _tables_as_before() -> Iterator[None]:
     """Whatever a test registers is gone after it."""
-    tables: list[dict[str, Any]] = [registry._KINDS, registry._STRATEGIES, RULES, READS, KERNELS]
+    tables: list[dict[str, Any]] = [registry._KINDS, registry._STRATEGIES, RULES, READS, KERNELS,
+                                    users._PASSES]
     former = [dict(entries) for entries in tables]
     yield
     for entries, before in zip(tables, former, strict=True):
@@ -313,3 +317,55 @@ def test_a_strategy_that_fails_is_named_with_its_site() -> None:
     with pytest.raises(CoverageError, match=r"strategy 'thirds' failed at weight .*own words"):
         fxperex.transform(nn.Linear(5, 3), (torch.randn(4, 5),), strategy={"weight": "thirds"},
                           forward=lambda m, x: m(x).sum(1), backend="eager")
+
+
+def _no_change(graph: fx.GraphModule) -> int:
+    return 0
+
+
+def _forget_a_scale(graph: fx.GraphModule) -> int:
+    """Every product gives back its first operand: clip factors are lost."""
+    products = [n for n in graph.graph.nodes if n.target is torch.ops.aten.mul.Tensor]
+    for node in products:
+        same = node.meta["val"].shape == node.args[0].meta["val"].shape
+        if same:
+            node.replace_all_uses_with(node.args[0])
+    return len(products)
+
+
+def _lose_the_sums(graph: fx.GraphModule) -> int:
+    output = graph.graph.output_node()
+    output.args = (output.args[0][:3],)
+    return 1
+
+
+def _say_nothing(graph: fx.GraphModule) -> None:
+    return None
+
+
+@pytest.mark.parametrize(("wrong", "words"), [
+    (_no_change, "changed no step graph of the samples"),
+    (_forget_a_scale, "with the pass 'own'"),
+    (_lose_the_sums, "with the pass 'own': .*internal"),
+    (_say_nothing, "returned None; it must return the number of nodes"),
+])
+def test_what_is_wrong_with_a_pass_is_said(wrong: Any, words: str) -> None:
+    graph_pass("own")(wrong)
+    with pytest.raises(CheckError, match=words):
+        check_pass("own", LINEAR)
+
+
+def test_a_pass_that_breaks_the_graph_is_refused_by_transform() -> None:
+    graph_pass("own")(_lose_the_sums)
+    with pytest.raises(CoverageError, match="internal"):
+        fxperex.transform(nn.Linear(3, 2), (torch.randn(4, 3),), backend="eager",
+                          forward=lambda m, x: m(x).square().sum(1))
+
+
+def test_a_pass_has_one_name_and_a_cell_that_runs_again_replaces_it() -> None:
+    graph_pass("own")(_no_change)
+    graph_pass("own")(_no_change)
+    with pytest.raises(ConfigError, match=r"pass 'own' is registered already, by .*_no_change"):
+        graph_pass("own")(_say_nothing)
+    with pytest.raises(ConfigError, match="no pass 'another' is registered"):
+        check_pass("another")

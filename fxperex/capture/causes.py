@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from fxperex.capture.source_lines import is_users, source_line
 from fxperex.errors import CaptureError
@@ -135,6 +134,9 @@ def no_ragged(graph: fx.GraphModule) -> None:
     """Raises CaptureError for an operation of an exported `graph` whose number of results depends
     on the data.
     """
+    # Imports sympy, which takes longer than the rest of this library.
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
     for node in graph.graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and any(

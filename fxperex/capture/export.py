@@ -27,6 +27,7 @@ from fxperex.capture.refusals import refuse_input_writes
 from fxperex.capture.source_lines import preserve_source_lines
 from fxperex.capture.writes import WRITES
 from fxperex.errors import CaptureError
+from fxperex.graph.step_graph import CapturedGraph
 from fxperex.graph.strides import forget_strides
 
 
@@ -130,7 +131,7 @@ def _copy_with_numbers(source: fx.GraphModule, values: dict[fx.Node, Any]) -> fx
                                              fx.map_arg(node.kwargs, copies.__getitem__), node.name)
             copies[node].meta = {**node.meta, "val": value}
     graph.eliminate_dead_code()
-    return fx.GraphModule(source, graph)
+    return CapturedGraph(source, graph)
 
 
 def inputs_of(source: Any) -> tuple[dict[str, tuple[str, Any]], dict[str, Tensor]]:

@@ -6,7 +6,8 @@ import argparse
 
 import torch
 
-from fxperex.cli._models import LOSS, make, model_options, stand_in
+from fxperex.capture.structure import as_arguments
+from fxperex.cli._models import Subject, model_options, subject
 from fxperex.cli._progress import progress
 from fxperex.compiler import BACKENDS
 from fxperex.devices import profile, target
@@ -22,6 +23,7 @@ from fxperex.transform import transform
 
 HELP = "run a model under auto and under every strategy alone; print predicted beside measured"
 HEAD = ("strategy", "sites", "step ms", "measured ms", "measured/predicted", "peak")
+EXAMPLES = ("fxperex compare torchvision:resnet18 --only auto ghost unfold",)
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -40,25 +42,26 @@ def run(options: argparse.Namespace) -> None:
     if unknown:
         raise ConfigError(f"unknown strategy {unknown[0]!r}; valid: auto, "
                           f"{', '.join(ways())}")
-    model, batch = make(options, options.device), stand_in(options, options.device)
+    asked = subject(options, options.device)
     rows = []
     with progress("comparing") as report:
         for i, name in enumerate(names):
             report(i, len(names), name)
-            rows.append(_row(model, batch, name, options.backend, device))
+            rows.append(_row(asked, name, options.backend, device))
         report(len(names), len(names), "done")
     print("\n".join(aligned(HEAD, rows)))
 
 
-def _row(model: torch.nn.Module, batch: tuple[torch.Tensor, ...], name: str, backend: str,
-         device: torch.device) -> tuple[str, ...]:
-    private = transform(model, batch, LOSS, strategy=name, backend=backend)
+def _row(asked: Subject, name: str, backend: str, device: torch.device) -> tuple[str, ...]:
+    private = transform(asked.model, asked.batch, asked.loss, forward=asked.forward,
+                        strategy=name, backend=backend)
+    private.compile()
     frames = trace_frames(private.captured, private.analysis)
     plan = with_frame(private.plan, frames.at(private.plan.frame_rows), profile(device))
     assert plan.frame_seconds is not None
     predicted = plan.seconds + plan.frame_seconds
-    measured = Timer(device)(lambda: private.step(*batch), enough=0.2)
-    model.zero_grad()
+    measured = Timer(device)(lambda: private.step(*as_arguments(asked.batch)), enough=0.2)
+    asked.model.zero_grad()
     legal = sum(c.strategy == name for c in plan.choices) if name != "auto" else len(plan.choices)
     return (name, f"{legal} of {len(plan.choices)}", f"{1e3 * predicted:.2f}",
             f"{1e3 * measured:.2f}", f"{measured / predicted:.2f}", size(private.peak))

@@ -1,4 +1,4 @@
-"""Strategies and layer kinds, held to the float64 loop of single-example backwards.
+"""Strategies, layer kinds and passes, held to the float64 loop of single-example backwards.
 
 Each sample's step runs with the strategy at every site where it is legal. Norms, weighted sums and
 stored gradients are compared with the loop; rows that do not count must add nothing.
@@ -19,6 +19,7 @@ from fxperex.costs import Cost
 from fxperex.errors import ConfigError, FxperexError
 from fxperex.plan.plan import Choice
 from fxperex.registry import kinds, strategies
+from fxperex.rewrite.passes.users import counted, user_passes
 from fxperex.runtime.module import PerExampleModule
 from fxperex.testing import clipped, error, loop
 from fxperex.transform import outline, transform
@@ -98,6 +99,29 @@ def check_kind(name: str, samples: Iterable[Sample] | None = None) -> tuple[str,
                 _hold(way, model, batch, f"{label}, {dtype}", reads)
                 checked += [f"{c.site.name} of {label}, {dtype}: {way}"
                             for c in own if way in c.costs]
+    return tuple(checked)
+
+
+def check_pass(name: str, samples: Iterable[Sample] | None = None,
+               per_kind: int = 1) -> tuple[str, ...]:
+    """Returns the samples whose step graph the pass `name` changed, with the nodes it changed.
+
+    Every sample's step is held to the float64 loop with the pass in it. samples: (module, batch)
+    pairs; by default the first `per_kind` of every layer kind. Raises CheckError if a step is
+    wrong or no graph was changed, ConfigError for an unknown name.
+    """
+    if name not in user_passes():
+        raise ConfigError(f"no pass {name!r} is registered; there are: {', '.join(user_passes())}")
+    checked: list[str] = []
+    for label, sample in _labelled(samples, per_kind):
+        model, batch = _cast(sample, torch.float64)
+        with counted(name) as counts:
+            _hold("auto", model, batch, f"{label}, with the pass {name!r}")
+        if sum(counts):
+            checked.append(f"{label}: {max(counts)} nodes")
+    if not checked:
+        raise CheckError(f"pass {name!r} changed no step graph of the samples: pass samples=[...] "
+                         "with modules that it is for")
     return tuple(checked)
 
 

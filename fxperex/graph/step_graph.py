@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from torch import fx
 
-from fxperex.graph.provenance import PART, Part, Role, made_for
+from fxperex.errors import ConfigError
+from fxperex.graph.text import overview, readable
+
+__all__ = ["CapturedGraph", "StepGraph", "copied", "readable"]
 
 
 class StepGraph(fx.GraphModule):
     """A GraphModule; `print_readable()` groups nodes under `# site: strategy (role)` lines."""
 
-    def print_readable(self, print_output: bool = True, *args: object, **kwargs: object) -> str:
-        text = readable(self.graph)
+    def print_readable(self, print_output: bool = True, *args: object, site: str | None = None,
+                       depth: int | None = None, fold: bool = True, **kwargs: object) -> str:
+        """Prints and returns the graph as text: inputs, nodes by site and role, outputs.
+
+        site: only nodes of the sites or modules that this pattern fits, as "*.h.3.*".
+        depth: an outline, a line for each part of a module of at most `depth` names.
+        fold: print repeated blocks once. False: every node.
+        Raises ConfigError for a depth below 1, and for a pattern that fits nothing.
+        """
+        if depth is not None and (isinstance(depth, bool) or depth < 1):
+            raise ConfigError(f"depth must be a number of names from 1 on; got {depth!r}")
+        plain = site is None and depth is None and not fold
+        text = readable(self.graph) if plain else overview(self.graph, site, depth, fold)
+        if site is not None and not text:
+            raise ConfigError(f"no site and no module of the step graph fits {site!r}; "
+                              "private.explain() lists the sites")
+        if print_output:
+            print(text)
+        return text
+
+
+class CapturedGraph(fx.GraphModule):
+    """A GraphModule that prints without torch's annotations, which say nothing of the model."""
+
+    def print_readable(self, print_output: bool = True, *args: Any, **kwargs: Any) -> str:
+        text = super().print_readable(False, *args, **kwargs)
+        text = re.sub(r"(# )?Annotation: \{.*\} ?", "", text)
+        text = re.sub(r"^( *)File:", r"\1# File:", text, flags=re.MULTILINE)
         if print_output:
             print(text)
         return text
@@ -24,43 +56,3 @@ def copied(graph: fx.GraphModule) -> fx.GraphModule:
     for node in graph.graph.nodes:
         copies[node] = new.node_copy(node, copies.__getitem__)
     return fx.GraphModule(graph, new)
-
-
-def readable(graph: fx.Graph) -> str:
-    """Returns the graph, one node a line with shape and dtype, under a comment line per site and
-    role.
-    """
-    lines: list[str] = ["# inputs: parameters, buffers, batch, mask"]
-    group, summed = "", False
-    behind: set[fx.Node] = set()  # nodes that a site's norm reaches
-    for node in graph.nodes:
-        mark = made_for(node)
-        if mark is not None or not behind.isdisjoint(node.all_input_nodes):
-            behind.add(node)
-        summed = summed or (mark is not None and mark.role is Role.WEIGHTED_SUM)
-        if not node.all_input_nodes:  # a constant belongs to what it stands in
-            part = group or "forward and backward"
-        elif node.meta.get(PART) is Part.RECOMPUTED:
-            part = "recomputed forward"
-        elif mark is not None:
-            part = str(mark)
-        else:
-            part = "clip factors and totals" if summed or node in behind else "forward and backward"
-        if part != group and node.op == "call_function":
-            lines.append(f"\n# {part}")
-            group = part
-        lines.append(f"{node.name}{_type(node)} = {_call(node)}")
-    return "\n".join(lines)
-
-
-def _type(node: fx.Node) -> str:
-    value = node.meta.get("val")
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f": {str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    return ""
-
-
-def _call(node: fx.Node) -> str:
-    args = ", ".join([str(a) for a in node.args] + [f"{k}={v}" for k, v in node.kwargs.items()])
-    return f"{node.op}({args})" if node.op in {"placeholder", "output"
-                                               } else f"{node.target}({args})"

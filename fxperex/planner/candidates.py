@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from fxperex.analysis.sites import Analysis
 from fxperex.contract import Strategy
-from fxperex.cost_model.sites import grads_bytes
+from fxperex.cost_model.sizes import grads_bytes
 from fxperex.costs import Cost
 from fxperex.devices import Profile
 from fxperex.errors import ConfigError, CoverageError, FxperexError

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from fxperex.config import accumulator
-from fxperex.cost_model.sites import inputs_bytes, outputs_bytes, sum_scratch, summing_bytes
+from fxperex.cost_model.sizes import inputs_bytes, outputs_bytes, sum_scratch, summing_bytes
 from fxperex.memory.liveness import Instruction, Listing, Peak, peak, raised
 from fxperex.memory.repetition import BACKWARD, FORWARD, SUMS, Program
 from fxperex.plan.choice import Choice

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from fxperex.cost_model.sites import inputs_bytes, outputs_bytes
+from fxperex.cost_model.sizes import inputs_bytes, outputs_bytes
 from fxperex.costs import Cost
 from fxperex.memory.liveness import Peak
 from fxperex.plan.choice import Choice

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor
-
+from fxperex.capture.structure import leaves
 from fxperex.errors import LedgerError, ShapeError
+from fxperex.privacy.sampling.items import is_row, joined, length, one_row
 
-Batch = tuple[Tensor, ...]
+Batch = Any  # a tuple or mapping of tensors, as the step takes it
 # An augmentation: from one row's tensors, `[1, ...]` each, to one row's tensors.
 EachRow = Callable[..., Batch]
 
@@ -19,7 +19,7 @@ EachRow = Callable[..., Batch]
 class _Ticket:
     """A part that was handed out and not added yet. Holding it keeps its identity unique."""
 
-    part: Batch
+    part: list[Any]
     versions: list[int]
 
 
@@ -30,11 +30,12 @@ class Parts:
         self._tickets: list[_Ticket] = []
 
     def hand_out(self, part: Batch) -> None:
-        self._tickets.append(_Ticket(part, _versions(part)))
+        tensors = leaves(part)
+        self._tickets.append(_Ticket(tensors, _versions(tensors)))
 
     def check(self, batch: Batch) -> None:
         """Raises LedgerError unless `batch` is a part that waits, unchanged."""
-        if self._ticket(batch).versions != _versions(batch):
+        if self._ticket(batch).versions != _versions(leaves(batch)):
             raise LedgerError("a part was written to after parts() handed it out; rows are "
                               "changed one by one, by parts(each=...) or in the data set")
 
@@ -46,9 +47,10 @@ class Parts:
         self._tickets.clear()
 
     def _ticket(self, batch: Batch) -> _Ticket:
+        tensors = leaves(batch)
         for ticket in self._tickets:
-            same = len(ticket.part) == len(batch)
-            if same and all(x is y for x, y in zip(ticket.part, batch, strict=True)):
+            same = len(ticket.part) == len(tensors)
+            if same and all(x is y for x, y in zip(ticket.part, tensors, strict=True)):
                 return ticket
         raise LedgerError("these tensors are no part that is waiting; only what parts() yields may "
                           "be added, once. Rows are changed one by one, by parts(each=...) or in "
@@ -57,17 +59,13 @@ class Parts:
 
 def row_by_row(batch: Batch, each: EachRow) -> Batch:
     """Returns `batch` with every row replaced by what `each` makes of it. Raises ShapeError."""
-    rows = [each(*(x[i:i + 1] for x in batch)) for i in range(len(batch[0]))]
-    if not all(_is_row(row) for row in rows):
-        raise ShapeError("each of parts(each=...) must return a tuple of tensors with one row each")
-    return tuple(torch.cat(column) for column in zip(*rows, strict=True))
+    rows = [each(*one_row(batch, i)) for i in range(length(batch))]
+    if not all(is_row(row) for row in rows):
+        raise ShapeError("each of parts(each=...) must return a tuple of tensors with one row "
+                         "each, or a mapping of such")
+    return joined(rows)
 
 
-def _is_row(row: object) -> bool:
-    return isinstance(row, tuple) and all(
-        isinstance(x, Tensor) and x.shape[:1] == (1,) for x in row)
-
-
-def _versions(batch: Batch) -> list[int]:
+def _versions(batch: list[Any]) -> list[int]:
     """Returns how often each tensor was written to; 0 of inference tensors, which count nothing."""
     return [0 if x.is_inference() else x._version for x in batch]

@@ -34,7 +34,7 @@ def plan_html(plan: Plan, picture: str = "", alternatives: Sequence[Alternative]
     every parameter.
     """
     parts = [STYLE, '<div class="fxperex">', picture,
-             _table(SITE, site_rows(plan), [c.strategy for c in plan.choices])]
+             _table(SITE, site_rows(plan), True)]
     parts += [f"<p>{escape(line)}</p>" for line in plan.totals()]
     if alternatives:
         parts += ["<h4>If one strategy served wherever it is legal</h4>",
@@ -51,15 +51,14 @@ def page(body: str, title: str) -> str:
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]],
-           strategies: Sequence[str] = ()) -> str:
-    """Returns a table; with `strategies`, one a row, each strategy's cell shows its colour."""
+           colors: bool = False) -> str:
+    """Returns a table; with `colors` each strategy's cell shows its own."""
     lines = ["<tr>" + "".join(f"<th>{escape(name)}</th>" for name in head) + "</tr>"]
-    for i, cells in enumerate(rows):
-        chip = _chip(strategies[i]) if strategies else ""
+    for cells in rows:
         parts = []
         for name, cell in zip(head, cells, strict=True):
             side = "right" if name in RIGHT else "left"
-            mark = chip if name == "strategy" else ""
+            mark = _chip(cell) if colors and name == "strategy" else ""
             parts.append(f'<td class="{side}">{mark}{escape(cell)}</td>')
         lines.append("<tr>" + "".join(parts) + "</tr>")
     return "\n".join(["<table>", *lines, "</table>"])

@@ -16,9 +16,10 @@ from torch.utils import _pytree as pytree
 from fxperex.analysis.dropped import underivable
 from fxperex.analysis.site_values import values_of
 from fxperex.analysis.sites import Analysis
-from fxperex.capture.program import Capture
+from fxperex.capture.program import Capture, module_path
 from fxperex.config import LOW_PRECISION
 from fxperex.errors import CoverageError
+from fxperex.graph.provenance import MODULE, tagged
 from fxperex.numerics.norms import wide
 from fxperex.sites import Site, SiteValues
 
@@ -50,7 +51,8 @@ def evaluate(capture: Capture, analysis: Analysis, graph: fx.GraphModule, args: 
                 run.params[node] = run.leaves.setdefault(name, _leaf(value))
             run.env[node] = value.detach()
         elif node.op == "call_function":
-            _call(run, node, node.name in analysis.parameter_only, node.name in outputs)
+            with tagged(MODULE, module_path(node)):
+                _call(run, node, node.name in analysis.parameter_only, node.name in outputs)
         else:
             *run.buffers, run.loss = [
                 run.env.get(v, v) if isinstance(v, fx.Node) else v for v in node.args[0]

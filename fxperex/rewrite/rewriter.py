@@ -29,7 +29,8 @@ from fxperex.numerics.rounding import raised
 from fxperex.plan.plan import Plan
 from fxperex.rewrite.emit import Emit
 from fxperex.rewrite.evaluate import backward, evaluate
-from fxperex.rewrite.passes import PASSES, Orders, apply
+from fxperex.rewrite.naming import name_ends
+from fxperex.rewrite.passes import PASSES, Orders, apply, user_passes
 from fxperex.rewrite.trace import trace
 from fxperex.rewrite.verify import verify
 
@@ -61,8 +62,10 @@ def rewrite(capture: Capture, analysis: Analysis, plan: Plan, clip: Clip,
         if want == "step":
             verify(graph, rows, shapes, plan.mode)
 
-    apply(traced, PASSES, _orders(plan, want), check)
+    apply(traced, (*PASSES, *user_passes().values()), _orders(plan, want), check)
     check(traced)
+    ends = [(kind, str(key)) for kind, key in capture.inputs.values()]
+    name_ends(traced.graph, ends, len(clip.inputs()), _outputs(capture, analysis, want))
     return StepGraph(traced, traced.graph)
 
 
@@ -71,6 +74,17 @@ def _orders(plan: Plan, want: str) -> Orders:
     early = frozenset(c.site.name for c in plan.choices if not c.cost.rereads)
     repeats = want == "step" and plan.recompute is not None
     return Orders(early, frozenset(plan.recompute.nodes) if repeats else frozenset())
+
+
+def _outputs(capture: Capture, analysis: Analysis, want: str) -> list[str]:
+    """Returns the outputs of the step graph in words."""
+    order = parameter_order(capture, analysis)
+    if want == "norms":
+        return ["norms"]
+    if want == "gradients":
+        return [f"gradients of {name}" for name in order]
+    return ["losses", "norms", "factors", *(f"sum of {name}" for name in order),
+            *(f"new {name}" for name in capture.mutated)]
 
 
 def parameter_order(capture: Capture, analysis: Analysis) -> list[str]:

@@ -67,22 +67,22 @@ def _pad(x: Tensor, rows: int, row: Tensor) -> Tensor:
     return x if len(x) == rows else torch.cat([x, row.expand(rows - len(x), *x.shape[1:])])
 
 
-def check(batch: Sequence[object], spec: Spec) -> None:
+def check(batch: Sequence[object], spec: Spec, names: Sequence[str]) -> None:
     """Raises ShapeError unless `batch` is one tensor for each of `spec`, all with the same number
-    of rows.
+    of rows. names: what a message calls each.
     """
     if len(batch) != len(spec):
         raise ShapeError(f"step takes {len(spec)} tensors, as at transform; got {len(batch)}")
-    for i, (x, (shape, dtype, device)) in enumerate(zip(batch, spec, strict=True)):
+    for name, x, (shape, dtype, device) in zip(names, batch, spec, strict=True):
         if not isinstance(x, Tensor):
-            raise ShapeError(f"batch[{i}] must be a tensor with the examples first; got "
+            raise ShapeError(f"{name} must be a tensor with the examples first; got "
                              f"{type(x).__name__}")
-        check_dense(x, f"batch[{i}]")
+        check_dense(x, name)
         if x.dim() == 0:
-            raise ShapeError(f"batch[{i}] must be a tensor with the examples first; got "
-                             f"{type(x).__name__}")
+            raise ShapeError(f"{name} must be a tensor with the examples first; got "
+                             "one without dimensions")
         if tuple(x.shape[1:]) != shape or x.dtype != dtype or not same_device(x.device, device):
-            raise ShapeError(f"batch[{i}] is {told(x.shape[1:], x.dtype, x.device)}; this step "
+            raise ShapeError(f"{name} is {told(x.shape[1:], x.dtype, x.device)}; this step "
                              f"was made for {told(shape, dtype, device)}. Transform again for "
                              "another")
     if len({len(x) for x in batch}) != 1:

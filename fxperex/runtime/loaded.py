@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from fxperex.capture.distributed import world_size
+from fxperex.capture.structure import BatchStructure
 from fxperex.compiler import Forecast, Step, guarded
 from fxperex.compiler import recorded as recorded_graph
 from fxperex.devices import hold_heap
@@ -45,19 +47,19 @@ class LoadedStep:
         self._runner = runner
         self._heap = heap  # while it is alive, the step's working memory stays with the process
 
-    def step(self, *batch: Tensor) -> StepResult:
+    def step(self, *batch: Any) -> StepResult:
         """Returns StepResult of `batch`; adds the clipped SUM of its per-example gradients to each
         `.grad`. Raises as `PerExampleModule.step`.
         """
         return self._runner.step(batch)
 
-    def sums(self, *batch: Tensor) -> tuple[StepResult, list[Tensor]]:
+    def sums(self, *batch: Any) -> tuple[StepResult, list[Tensor]]:
         """Returns StepResult of `batch` and the clipped SUM for each of `parameters`; writes no
         `.grad`.
         """
         return self._runner.sums(batch)
 
-    def check(self, *batch: Tensor) -> None:
+    def check(self, *batch: Any) -> None:
         """Raises ShapeError unless `batch` is what the step takes, StateError as `check_model`."""
         self._runner.check(batch)
 
@@ -79,10 +81,10 @@ class LoadedStep:
     def sites(self) -> NoReturn:
         raise _left_behind("the sites")
 
-    def norms(self, *batch: Tensor) -> NoReturn:
+    def norms(self, *batch: Any) -> NoReturn:
         raise _left_behind("norms")
 
-    def gradients(self, *batch: Tensor) -> NoReturn:
+    def gradients(self, *batch: Any) -> NoReturn:
         raise _left_behind("gradients")
 
     def save(self, path: str | os.PathLike[str]) -> NoReturn:
@@ -107,6 +109,9 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> LoadedStep:
         if not isinstance(path, str | os.PathLike) or not isinstance(model, nn.Module):
             raise ConfigError("load takes a path and a torch.nn.Module; got "
                               f"{type(path).__name__} and {type(model).__name__}")
+        if world_size() > 1:
+            raise ConfigError(f"torch.distributed has {world_size()} processes, and a loaded step "
+                              "adds nothing up over them. Make the step with fxperex.transform")
         source = Path(path)
         manifest, constants, recorded, code = read(source)
         check_manifest(manifest, model, source)
@@ -156,7 +161,10 @@ def _signature(manifest: dict[str, Any], constants: dict[str, Tensor],
                  for shape, dtype, _ in manifest["batch"])
     inputs = {name: (kind, key) for name, kind, key in manifest["inputs"]}
     return StepSignature(inputs, constants, spec, manifest["rows"], tuple(manifest["order"]),
-                         tuple(manifest["mutated"]), rule_from_json(manifest["clip"]))
+                         tuple(manifest["mutated"]), rule_from_json(manifest["clip"]),
+                         BatchStructure(tuple(manifest["structure"]["names"]),
+                                        manifest["structure"]["mapping"],
+                                        manifest["structure"]["constants"]))
 
 
 def _one_cuda_graph(code: Step, signature: StepSignature, model: nn.Module, filler: Rows,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxperex.capture.structure import CONSTANTS
 from fxperex.errors import PackageError
 
 
@@ -43,6 +44,9 @@ def check_manifest(manifest: dict[str, Any], model: nn.Module, path: Path) -> No
         "parameter": set(parameters), "buffer": set(buffers),
         "batch": set(range(len(manifest["batch"])))
     }
+    if len(manifest["structure"]["names"]) != len(manifest["batch"]):
+        raise PackageError(f"{path} is damaged: its manifest names other tensors of a batch than "
+                           "it describes")
     known_inputs = all(key in names[kind] for _, kind, key in manifest["inputs"] if kind in names)
     if (not known_inputs or not set(manifest["order"]) <= names["parameter"]
             or not set(manifest["mutated"]) <= names["buffer"]):
@@ -119,6 +123,12 @@ def _batch(x: Any) -> bool:
         for v in x)
 
 
+def _structure(x: Any) -> bool:
+    return (isinstance(x, dict) and _names(x.get("names")) and isinstance(x.get("mapping"), bool)
+            and isinstance(x.get("constants"), dict)
+            and all(isinstance(c, CONSTANTS) for c in x["constants"].values()))
+
+
 def _precision(x: Any) -> bool:
     return isinstance(x, list) and len(x) == 2 and all(isinstance(error, float) for error in x)
 
@@ -131,7 +141,7 @@ def _clip(x: Any) -> bool:
 SCHEMA: dict[str, Callable[[Any], bool]] = {
     "torch": _text, "machine": _text, "device": _text, "gpu": lambda x: x is None or _text(x),
     "parameters": _tensors, "trainable": _names, "buffers": _tensors, "training": _names,
-    "inputs": _inputs, "batch": _batch, "order": _names, "mutated": _names,
+    "inputs": _inputs, "batch": _batch, "structure": _structure, "order": _names, "mutated": _names,
     "rows": lambda x: _whole(x) and x > 0, "clip": _clip, "plan": _text, "waits": _names,
     "precision": _precision,
     "peak": lambda x: isinstance(x, int | float) and not isinstance(x, bool) and x >= 0

@@ -33,7 +33,7 @@ from fxperex.runtime.recorded import Recorded, record
 from fxperex.runtime.saved_rule import rule_to_json
 from fxperex.runtime.signature import BY_ROW, StepSignature
 
-FORMAT = 3
+FORMAT = 4
 PARTS = ("manifest.json", "constants.pt", "recorded.pt", "step.pt2")
 
 
@@ -141,6 +141,10 @@ def _manifest(graph: fx.GraphModule, signature: StepSignature, model: nn.Module,
         "inputs": [[name, kind, key] for name, (kind, key) in signature.inputs.items()],
         "batch": [[list(shape), dtype_name(dtype), place.type]
                   for shape, dtype, place in signature.spec],
+        "structure": {
+            "names": list(signature.structure.names), "mapping": signature.structure.mapping,
+            "constants": dict(signature.structure.constants)
+        },
         "order": list(signature.trained),
         "mutated": list(signature.mutated),
         "rows": signature.rows,

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from fxperex.analysis.sites import Analysis
 from fxperex.capture.program import Capture
+from fxperex.capture.structure import BatchStructure
 from fxperex.clipping import Clip
 from fxperex.plan.plan import Plan
+from fxperex.ranks.shards import local
 from fxperex.rewrite.rewriter import parameter_order
 from fxperex.runtime.batches import Rows, Spec
 
@@ -25,6 +27,7 @@ class StepSignature:
     inputs: placeholder -> ("parameter" | "buffer" | "constant", name) or ("batch", index), in
     order; after them come the inputs of `clip` and the mask `[rows]`.
     spec: shape of one row, dtype and device of each tensor of a batch; rows: rows of one step.
+    structure: how a batch holds these tensors.
     trained: the parameters that get a sum; mutated: the buffers that get a new value. Outputs are
     those of BY_ROW, one sum for each of `trained`, one value for each of `mutated`.
     """
@@ -36,14 +39,19 @@ class StepSignature:
     trained: tuple[str, ...]
     mutated: tuple[str, ...]
     clip: Clip
+    structure: BatchStructure
 
     @classmethod
     def of(cls, batch: Rows, capture: Capture, analysis: Analysis, plan: Plan,
-           clip: Clip) -> StepSignature:
-        """Returns the signature of what `rewrite` makes of these for rows like those of `batch`."""
+           clip: Clip, structure: BatchStructure | None = None) -> StepSignature:
+        """Returns the signature of what `rewrite` makes of these for rows like those of `batch`.
+
+        structure: where a batch holds these tensors; default: it is a tuple of them.
+        """
         spec = tuple((tuple(x.shape[1:]), x.dtype, x.device) for x in batch)
         return cls(capture.inputs, capture.constants, spec, plan.frame_rows,
-                   tuple(parameter_order(capture, analysis)), tuple(capture.mutated), clip)
+                   tuple(parameter_order(capture, analysis)), tuple(capture.mutated), clip,
+                   structure or BatchStructure.of_tuple(len(spec)))
 
     @property
     def names(self) -> list[str]:
@@ -52,6 +60,11 @@ class StepSignature:
             *BY_ROW, *(f"the sum of {n!r}" for n in self.trained),
             *(f"the buffer {n!r}" for n in self.mutated)
         ]
+
+    @property
+    def parameters(self) -> list[int]:
+        """Which inputs are parameters, trained or frozen, by number."""
+        return [i for i, (kind, _) in enumerate(self.inputs.values()) if kind == "parameter"]
 
     @property
     def stays(self) -> list[bool]:
@@ -64,7 +77,7 @@ class StepSignature:
         values = []
         for kind, key in self.inputs.values():
             holder: Any = {"batch": rows, "constant": self.constants}.get(kind, named)
-            values.append(holder[key].detach())
+            values.append(local(holder[key]))
         return [*values, *(x.to(rows[0].device) for x in self.clip.inputs()), *mask]
 
     def of_model(self, model: nn.Module, rows: Rows, *mask: Tensor) -> list[Tensor]:

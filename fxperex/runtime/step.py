@@ -16,6 +16,8 @@ from torch import Tensor, fx, nn
 from fxperex.compiler import Step
 from fxperex.errors import FxperexError
 from fxperex.numerics import rounding
+from fxperex.ranks import ALONE, Ranks
+from fxperex.ranks.shards import is_sharded, like
 from fxperex.runtime import batches
 from fxperex.runtime.batches import Rows
 from fxperex.runtime.blame import blamed
@@ -33,28 +35,41 @@ class StepRunner:
     filler: one legal row of each tensor, for empty batches.
     operands: how products of float32 rounded their operands when the step was made.
     program: gives the captured program, which an error message looks into; None without one.
+    ranks: the processes whose sums a step adds up.
     """
 
     def __init__(self, model: nn.Module, signature: StepSignature, step: Step, filler: Rows,
                  operands: tuple[float, float],
-                 program: Callable[[], fx.GraphModule] | None = None) -> None:
+                 program: Callable[[], fx.GraphModule] | None = None,
+                 ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         self.model, self.signature, self.filler = model, signature, filler
         self._step, self._program = step, program
         named = dict(model.named_parameters(remove_duplicate=False))
         self.parameters: dict[str, nn.Parameter] = {n: named[n] for n in signature.trained}
         self.operands, self._state = operands, state(model)
+        self.sharded = any(map(is_sharded, self.parameters.values()))
 
-    def step(self, batch: Rows) -> StepResult:
-        """Returns StepResult of `batch`; adds the clipped sums to each `.grad`.
+    def step(self, batch: tuple[Any, ...]) -> StepResult:
+        """Returns StepResult of `batch`, the arguments of a step; adds the clipped sums of all
+        ranks to each `.grad`.
 
-        Raises ShapeError, DataError or StateError; then nothing is written.
+        Raises ShapeError, DataError or StateError; then nothing is written, on any rank.
         """
-        result, sums, buffers = self._summed(batch)
+        with self.ranks.every("step"):
+            self.check(batch)
+        with self.ranks.every("step"):
+            result, sums, buffers = self._summed(batch)
+        if self.sharded:
+            sums = [like(p, s) for p, s in zip(self.parameters.values(), sums, strict=True)]
+        elif self.ranks.size > 1:
+            totals = self.ranks.totals(sums, [s.dtype for s in sums])
+            sums = totals.gathered([part.values for part in totals.parts])
         pairs = zip(self.parameters.items(), sums, strict=True)
         write([(n, p, s) for (n, p), s in pairs], buffers)
         return result
 
-    def sums(self, batch: Rows) -> tuple[StepResult, list[Tensor]]:
+    def sums(self, batch: tuple[Any, ...]) -> tuple[StepResult, list[Tensor]]:
         """Returns StepResult and the clipped sums, in the dtype they were formed in; writes no
         `.grad`. Raises as `step`.
         """
@@ -62,17 +77,22 @@ class StepRunner:
         write((), buffers)
         return result, sums
 
-    def by_row(self, step: Step, batch: Rows) -> list[Tensor]:
+    def by_row(self, step: Step, batch: tuple[Any, ...]) -> list[Tensor]:
         """Returns the outputs, all by row, of another `step` that takes the same inputs."""
-        self.check(batch)
+        tensors = self.check(batch)
         parts = [[value[:count] for value in self._attempt(step, rows, mask)]
-                 for rows, mask, count in self._physical(batch)]
+                 for rows, mask, count in self._physical(tensors)]
         return [torch.cat(values) for values in zip(*parts, strict=True)]
 
-    def check(self, batch: Sequence[object]) -> None:
-        """Raises ShapeError unless `batch` is what the step takes, StateError as `check_model`."""
-        batches.check(batch, self.signature.spec)
+    def check(self, batch: tuple[Any, ...]) -> Rows:
+        """Returns the tensors of `batch`, the arguments of a step. Raises ShapeError unless they
+        are what the step takes, StateError as `check_model`.
+        """
+        structure = self.signature.structure
+        tensors = structure.tensors(batch)
+        batches.check(tensors, self.signature.spec, structure.names)
         self.check_model()
+        return tensors
 
     def check_model(self) -> None:
         """Raises StateError if the model, or the precision of products, is another than it was.
@@ -84,15 +104,19 @@ class StepRunner:
         rounding.refuse_coarser(self.operands, self.signature.spec[0][2])
 
     def _physical(self, batch: Rows) -> list[tuple[Rows, Tensor, int]]:
-        return batches.physical(batch, self.signature.rows, self.filler)
+        pieces = batches.physical(batch, self.signature.rows, self.filler)
+        if self.sharded:  # every piece is collective: all ranks run as many
+            empty = batches.physical(tuple(x[:0] for x in batch), self.signature.rows, self.filler)
+            pieces += empty * (self.ranks.highest(len(pieces)) - len(pieces))
+        return pieces
 
-    def _summed(self, batch: Rows) -> tuple[StepResult, list[Tensor], BufferValues]:
+    def _summed(self, batch: tuple[Any, ...]) -> tuple[StepResult, list[Tensor], BufferValues]:
         """Result, sums and new values of buffers; writes nothing."""
-        self.check(batch)
+        tensors = self.check(batch)
         sums: list[Tensor] | None = None
         parts: list[list[Tensor]] = [[], [], []]
         values: Sequence[Any] = ()
-        for rows, mask, count in self._physical(batch):
+        for rows, mask, count in self._physical(tensors):
             outputs = self._attempt(self._step, rows, mask)
             by_row, formed, values = self.signature.split(outputs)
             sums = _own(formed) if sums is None else [

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StepResult:
     """Per-example `losses`, `norms` and clip `factors`, each `[B]` (factors `[B, K]` for K clip
     groups). Not private.
@@ -17,6 +17,14 @@ class StepResult:
     losses: Tensor
     norms: Tensor
     factors: Tensor
+
+    def __repr__(self) -> str:
+        if not len(self.losses):
+            return "StepResult(no examples)"
+        clipped = int((self.factors < 1).sum()) if self.factors.dim() == 1 else None
+        cut = "" if clipped is None else f", {clipped} clipped"
+        return (f"StepResult({len(self.losses)} examples: mean loss {self.losses.mean():.4g}, "
+                f"median norm {self.norms.median():.4g}{cut}, {self.dropped} dropped)")
 
     @property
     def dropped(self) -> int:

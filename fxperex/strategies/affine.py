@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxperex import kernels
-from fxperex.cost_model.sites import outputs_bytes
+from fxperex.cost_model.sizes import outputs_bytes
 from fxperex.costs import Cost
 from fxperex.graph.aten import packet
 from fxperex.kernels.device import interpreting

@@ -12,15 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxperex.cost_model.sites import (
+from fxperex.cost_model.sites import each_by_convolution, first_touch, per_example_product
+from fxperex.cost_model.sizes import (
     convolves,
-    each_by_convolution,
-    folding_bytes,
-    fresh,
+    dead_taps_bytes,
     grads_bytes,
     inputs_bytes,
     outputs_bytes,
-    per_example_product,
 )
 from fxperex.costs import Cost
 from fxperex.layers.joined import every_use, factored
@@ -45,8 +43,8 @@ class Crb(Stored):
         grads, moved = grads_bytes(site), inputs_bytes(site) + outputs_bytes(site)
         if not convolves(site):
             return Cost((per_example_product(site, d),), transient=grads + moved, launches=21)
-        traffic = 2 * (moved + grads) + d.B * folding_bytes(site)
-        work = (each_by_convolution(site, d, "grouped"), *fresh(grads))
+        traffic = 2 * (moved + grads) + d.B * dead_taps_bytes(site)
+        work = (each_by_convolution(site, d, "grouped"), *first_touch(grads))
         return Cost(work, traffic, transient=grads + max(grads, moved), launches=20)
 
     def gradients(self, values: SiteValues) -> Tensor:

@@ -10,14 +10,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from fxperex.contract import ClosedForm, Factored
-from fxperex.cost_model.sites import (
-    fresh,
-    grads_bytes,
-    outputs_bytes,
-    passes,
-    per_example_product,
-    scatter,
-)
+from fxperex.cost_model.sites import first_touch, per_example_product, scatter
+from fxperex.cost_model.sizes import grads_bytes, output_passes, outputs_bytes
 from fxperex.costs import Cost, Work
 from fxperex.layers.joined import every_use, kind_of
 from fxperex.registry import kinds, strategy
@@ -36,9 +30,10 @@ class Direct(Stored):
 
     def forming(self, site: Site) -> Cost:
         grads, out = grads_bytes(site), outputs_bytes(site)
-        work = (*_work(site), *fresh(grads)) if kinds()[site.kind].sparse else _work(site)
-        products = 2 * out if passes(site) > 1 else 0.0
-        return Cost(work, passes(site) * out + 2 * grads, transient=products + grads, launches=4)
+        work = (*_work(site), *first_touch(grads)) if kinds()[site.kind].sparse else _work(site)
+        passes = output_passes(site)
+        products = 2 * out if passes > 1 else 0.0
+        return Cost(work, passes * out + 2 * grads, transient=products + grads, launches=4)
 
     def gradients(self, values: SiteValues) -> Tensor:
         kind = kind_of(values.site)

@@ -19,14 +19,13 @@ from torch import Tensor
 from fxperex import kernels
 from fxperex.config import LOW_PRECISION
 from fxperex.contract import Factored, Strategy
-from fxperex.cost_model.sites import (
+from fxperex.cost_model.sites import per_example_product, weight_gradient
+from fxperex.cost_model.sizes import (
     convolves,
     grads_bytes,
     inputs_bytes,
     outputs_bytes,
-    per_example_product,
     scaling_bytes,
-    weight_gradient,
 )
 from fxperex.costs import Cost, Work
 from fxperex.kernels.device import interpreting

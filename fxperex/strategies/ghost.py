@@ -15,16 +15,14 @@ from torch import Tensor
 
 from fxperex import kernels
 from fxperex.contract import Factored, HasGram, Lookup, Strategy
-from fxperex.cost_model.sites import (
+from fxperex.cost_model.sites import patches, scatter, weight_gradient
+from fxperex.cost_model.sizes import (
     convolves,
     inputs_bytes,
     outputs_bytes,
-    patches,
     patches_bytes,
     scaling_bytes,
-    scatter,
     spreading_bytes,
-    weight_gradient,
 )
 from fxperex.costs import Cost, Work
 from fxperex.kernels.device import DTYPES

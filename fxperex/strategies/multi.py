@@ -7,14 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fxperex.cost_model.sites import (
-    convolutions,
-    convolves,
-    grads_bytes,
-    name_of,
-    outputs_bytes,
-    whole,
-)
+from fxperex.cost_model.sites import convolutions, dtype_name
+from fxperex.cost_model.sizes import convolves, grads_bytes, outputs_bytes, with_all_taps
 from fxperex.costs import Cost, Work
 from fxperex.layers.differentiate import in_a_loop
 from fxperex.registry import kinds, strategy
@@ -33,9 +27,9 @@ class Multi(Stored):
         if d is None or kinds()[site.kind].sparse:
             return Cost((), 8 * outputs_bytes(site) + 4 * grads, transient=peak, launches=launches)
         if convolves(site):
-            work = convolutions(site, whole(d, site), "conv_weight", 1, site.rows * d.G)
+            work = convolutions(site, with_all_taps(d, site), "conv_weight", 1, site.rows * d.G)
         else:
-            work = Work("mm", (d.P, d.T, d.D), 2.0 * d.T * d.D * d.P, site.rows, name_of(site))
+            work = Work("mm", (d.P, d.T, d.D), 2.0 * d.T * d.D * d.P, site.rows, dtype_name(site))
         # All examples' results are held at once, and stacked: none is written where another was.
         return Cost((work, Work("fresh", (int(grads), ), 2 * grads)), 2 * grads, transient=peak,
                     launches=launches)

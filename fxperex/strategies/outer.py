@@ -7,14 +7,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from fxperex.contract import Factored, Strategy
-from fxperex.cost_model.sites import (
+from fxperex.cost_model.sites import patches, weight_gradient
+from fxperex.cost_model.sizes import (
     inputs_bytes,
     outputs_bytes,
-    patches,
     patches_bytes,
     scaling_bytes,
     spreading_bytes,
-    weight_gradient,
 )
 from fxperex.costs import Cost
 from fxperex.layers.joined import every_use, factored

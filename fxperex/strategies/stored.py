@@ -9,7 +9,8 @@ from torch import Tensor
 from fxperex import kernels
 from fxperex.config import LOW_PRECISION
 from fxperex.contract import Strategy
-from fxperex.cost_model.sites import grads_bytes, joining_bytes, read_stored
+from fxperex.cost_model.sites import read_stored
+from fxperex.cost_model.sizes import grads_bytes, joining_bytes
 from fxperex.costs import Cost
 from fxperex.layers.joined import over_parts
 from fxperex.numerics.norms import sq_norm

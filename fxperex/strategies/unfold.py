@@ -12,17 +12,15 @@ import torch
 from torch import Tensor
 
 from fxperex.contract import Factored
-from fxperex.cost_model.sites import (
-    at_once,
-    folding_bytes,
-    folds,
-    fresh,
+from fxperex.cost_model.sites import first_touch, patches, per_example_product
+from fxperex.cost_model.sizes import (
+    dead_taps_bytes,
     grads_bytes,
+    has_dead_taps,
+    images_per_chunk,
     inputs_bytes,
     outputs_bytes,
-    patches,
     patches_bytes,
-    per_example_product,
 )
 from fxperex.costs import Cost
 from fxperex.layers.joined import every_use, factored
@@ -45,21 +43,21 @@ class Unfold(Stored):
         d = site.dims
         assert d is not None
         joined = 2 * (inputs_bytes(site) + outputs_bytes(site)) if site.parts else 0.0
-        moved = d.B * folding_bytes(site) + joined
-        spread = fresh(grads_bytes(site)) if folds(site) else ()
-        part = at_rows(site, at_once(site))
+        moved = d.B * dead_taps_bytes(site) + joined
+        spread = first_touch(grads_bytes(site)) if has_dead_taps(site) else ()
+        part = at_rows(site, images_per_chunk(site))
         pieces = -(-d.B // part.rows)
         assert part.dims is not None
         work = tuple(
             replace(w, calls=pieces)
             for w in (*patches(part), per_example_product(part, part.dims)))
         # The results of the pieces lie in one tensor.
-        spread += fresh(grads_bytes(site)) if pieces > 1 else ()
+        spread += first_touch(grads_bytes(site)) if pieces > 1 else ()
         return Cost((*work, *spread), moved, transient=patches_bytes(part) + grads_bytes(site),
                     launches=20 + 6 * len(site.parts) + 6 * pieces)
 
     def gradients(self, values: SiteValues) -> Tensor:
-        kind, images = factored(values.site), at_once(values.site)
+        kind, images = factored(values.site), images_per_chunk(values.site)
         if images < values.site.rows and isinstance(kind, Windowed):
             return kind.fold(values, kind.products(values, images))
         a, g = kind.factors(values)

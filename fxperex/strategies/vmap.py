@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fxperex.cost_model.sites import (
+from fxperex.cost_model.sites import each_by_convolution, first_touch, per_example_product
+from fxperex.cost_model.sizes import (
     convolves,
-    each_by_convolution,
-    fresh,
     grads_bytes,
     grouped_scratch,
+    output_passes,
     outputs_bytes,
-    passes,
-    per_example_product,
-    whole,
+    with_all_taps,
 )
 from fxperex.costs import Cost
 from fxperex.layers.differentiate import by_vmap
@@ -31,13 +29,14 @@ class Vmap(Stored):
     def forming(self, site: Site) -> Cost:
         d, grads, out = site.dims, grads_bytes(site), outputs_bytes(site)
         if d is None or kinds()[site.kind].sparse:
-            return Cost(fresh(grads), (2 + passes(site)) * out + 4 * grads,
+            return Cost(first_touch(grads), (2 + output_passes(site)) * out + 4 * grads,
                         transient=2 * out + grads, launches=8)
-        conv = convolves(site)
-        work = each_by_convolution(site, whole(d, site), "vmap") if conv else per_example_product(
-            site, d)
-        own = grads + (grouped_scratch(site, d) if conv else 0.0)
-        return Cost((work,), 4 * grads, transient=grads + own, launches=30)
+        if convolves(site):
+            work = each_by_convolution(site, with_all_taps(d, site), "vmap")
+            scratch = grouped_scratch(site, d)
+        else:
+            work, scratch = per_example_product(site, d), 0.0
+        return Cost((work,), 4 * grads, transient=2 * grads + scratch, launches=30)
 
     def gradients(self, values: SiteValues) -> Tensor:
         return by_vmap(values)

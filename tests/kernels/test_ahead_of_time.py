@@ -136,6 +136,7 @@ AGAIN = {"gram-bf16", "gram-odd-fp16", "linear-fp32-tf32", "linear-odd-bf16-ieee
 
 
 def _check(launch: Launch, sm: int, cores: bool, folder: Path) -> None:
+    assert launch.options["enable_fp_fusion"], "Triton's default differs between its versions"
     kernel = compiled(launch, sm)
     assert kernel.metadata.shared <= SHARED[sm] * 1024, (launch.options, launch.arguments)
     used = resources(kernel.asm["cubin"], folder)

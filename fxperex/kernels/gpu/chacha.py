@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fxperex.kernels.chacha_rounds import CONSTANTS, PER_BLOCK, ROUNDS
 from fxperex.kernels.device import on_its_device
+from fxperex.kernels.gpu.tuning import OPTIONS
 
 BLOCK = 128
 C0, C1, C2, C3 = (tl.constexpr(c) for c in CONSTANTS)
@@ -56,14 +57,13 @@ def chacha_kernel(words, stream, counter, blocks, BLOCK: tl.constexpr, ROUNDS: t
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     none = tl.zeros((BLOCK,), tl.uint32)
     s0, s1, s2, s3 = none + C0, none + C1, none + C2, none + C3
-    s4, s5, s6, s7 = _word(words, 0, BLOCK), _word(words, 1,
-                                                   BLOCK), _word(words, 2,
-                                                                 BLOCK), _word(words, 3, BLOCK)
-    s8, s9, s10, s11 = _word(words, 4, BLOCK), _word(words, 5,
-                                                     BLOCK), _word(words, 6,
-                                                                   BLOCK), _word(words, 7, BLOCK)
+    s4, s5 = _word(words, 0, BLOCK), _word(words, 1, BLOCK)
+    s6, s7 = _word(words, 2, BLOCK), _word(words, 3, BLOCK)
+    s8, s9 = _word(words, 4, BLOCK), _word(words, 5, BLOCK)
+    s10, s11 = _word(words, 6, BLOCK), _word(words, 7, BLOCK)
     s12 = (place + counter).to(tl.uint32)
-    s13, s14, s15 = _word(words, 8, BLOCK), _word(words, 9, BLOCK), _word(words, 10, BLOCK)
+    s13, s14 = _word(words, 8, BLOCK), _word(words, 9, BLOCK)
+    s15 = _word(words, 10, BLOCK)
     x0, x1, x2, x3, x4, x5, x6, x7 = s0, s1, s2, s3, s4, s5, s6, s7
     x8, x9, x10, x11, x12, x13, x14, x15 = s8, s9, s10, s11, s12, s13, s14, s15
     for _ in range(ROUNDS):
@@ -92,6 +92,6 @@ def launch(words: Tensor, count: int, counter: int) -> Tensor:
     blocks = triton.cdiv(count, PER_BLOCK)
     stream = torch.empty(blocks * PER_BLOCK, dtype=torch.int64, device=words.device)
     if blocks:
-        chacha_kernel[(triton.cdiv(blocks, BLOCK), )](words, stream, counter, blocks, BLOCK=BLOCK,
-                                                      ROUNDS=ROUNDS)
+        grid = (triton.cdiv(blocks, BLOCK),)
+        chacha_kernel[grid](words, stream, counter, blocks, BLOCK=BLOCK, ROUNDS=ROUNDS, **OPTIONS)
     return stream[:count]

@@ -66,10 +66,12 @@ def candidates(configs: list[Any], arguments: dict[str, Any], **constants: Any) 
     longest = 32 if not cores or values.get("CHANNELS_LAST") is False else 128
     shortest = 32 if cores else 16
     line = (rows + columns) * operand.element_size()
-    fitting = [
-        c for c in configs if c.num_warps == warps and c.num_stages * _step(c) *
-        line <= shared(operand.device) and shortest <= _step(c) <= longest
-    ]
+    # Positions in flight: what shared memory holds. Pointers into 32-bit operands of odd strides
+    # spill if more than 128 are.
+    flight = shared(operand.device) // line
+    flight = min(flight, 128) if cores and operand.element_size() == 4 else flight
+    fitting = [c for c in configs if c.num_warps == warps and c.num_stages * _step(c) <= flight
+               and shortest <= _step(c) <= longest]
     # Steps longer than what there is to step over multiply zeros; a loop of one step has nothing to
     # fetch ahead.
     useful = [c for c in fitting if _step(c) <= power(length, shortest, 2**30)]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxperex.capture.structure import leaves
 from fxperex.privacy.run import PrivateRun
 from fxperex.privacy.sampling.rows import Rows
 from fxperex.privacy.settings import Settings
@@ -40,9 +41,9 @@ def fingerprint(rows: Rows, key: bytes) -> Facts:
     chosen = torch.tensor(sorted({0, highest // 3, 2 * highest // 3, highest}))
     digest = hmac.new(key, digestmod="sha256")
     for _, batch in rows.readable(chosen, 1):
-        for x in batch or ():
+        for x in leaves(batch or ()):
             digest.update(raw(x))
-    shapes = [[list(x.shape[1:]), str(x.dtype)] for x in rows.nothing]
+    shapes = [[list(x.shape[1:]), str(x.dtype)] for x in leaves(rows.nothing)]
     return {"examples": rows.size, "shapes": shapes, "values of four rows": digest.hexdigest()}
 
 

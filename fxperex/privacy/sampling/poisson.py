@@ -79,6 +79,11 @@ class Sampler(ABC):
         """Returns the neighbouring relations under which `event` holds."""
         return ("add-or-remove", "zero-out", "replace")
 
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
+                          for k, v in self.describe().items() if k != "sampler")
+        return f"{type(self).__name__}({self.steps} steps, {facts})"
+
     def __len__(self) -> int:
         return self.steps
 

@@ -1,9 +1,9 @@
-"""The examples by number: a tuple of tensors or a map-style data set, read here or by workers."""
+"""The examples by number: columns held whole, or a map-style data set, read here or by workers."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +15,18 @@ from torch.utils.data import (
     Dataset,
     IterableDataset,
     Sampler,
-    default_collate,
     get_worker_info,
 )
 
-from fxperex.errors import PrivacyError, SamplingError, ShapeError
+from fxperex.capture.structure import mapped
+from fxperex.errors import ConfigError, PrivacyError, SamplingError, ShapeError
 from fxperex.privacy.checks import whole_number
+from fxperex.privacy.sampling.items import collated, columns, length, rows_of
 
 OURS = "the account holds for the engine's own sampler alone. Pass the map-style data set itself"
 STANDS = ("The step's sum is cleared and its debit stands; step() takes the same step with the "
           "same rows again, after leave_out() without those that fail")
-Batch = tuple[Tensor, ...]
+Batch = Any  # a tuple or mapping of tensors, examples first
 
 
 class Rows:
@@ -34,21 +35,26 @@ class Rows:
     Raises SamplingError for anything that draws by itself, ShapeError if there are no rows.
     """
 
-    def __init__(self, dataset: Any, workers: int = 0) -> None:
-        self._tensors = dataset if isinstance(dataset, tuple) else None
+    def __init__(self, dataset: Any, workers: int = 0,
+                 collate_fn: Callable[[list[Any]], Any] | None = None) -> None:
         self.dataset, self._workers = dataset, whole_number(workers, "workers")
+        self._columns = columns(dataset) if isinstance(dataset, tuple | Mapping) else None
+        self._collate_fn = collate_fn
+        if collate_fn is not None and (self._columns is not None or not callable(collate_fn)):
+            raise ConfigError("collate_fn must be a function that makes a batch of the items of a "
+                              f"map-style Dataset; got {collate_fn!r} for a "
+                              f"{type(dataset).__name__}")
         if isinstance(dataset, DataLoader | Sampler | BatchSampler):
             kind = type(dataset).__name__
             raise SamplingError(f"dataset is a {kind}, which draws its own batches; {OURS}")
         if isinstance(dataset, IterableDataset):
             raise SamplingError("dataset is an IterableDataset: no example has a number to be "
                                 f"drawn by; {OURS}")
-        if self._tensors is not None:
-            _check_tensors(self._tensors)
-        elif not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        if self._columns is None and not (hasattr(dataset, "__len__")
+                                          and hasattr(dataset, "__getitem__")):
             raise ShapeError("dataset must be a tuple of tensors, or have __len__ and __getitem__; "
                              f"got {type(dataset).__name__}")
-        self.size = len(dataset[0]) if self._tensors is not None else len(dataset)
+        self.size = len(dataset) if self._columns is None else length(self._columns)
         if self.size == 0:
             raise ShapeError("dataset has no examples")
 
@@ -61,7 +67,7 @@ class Rows:
         batch = next(self._batches([torch.tensor([0])]))
         if isinstance(batch, Unread):
             raise PrivacyError(f"{batch.text}. It was read for its shapes; nothing was spent")
-        return tuple(x[:0] for x in batch)
+        return mapped(lambda x: x[:0], batch)
 
     def parts(self, rows: Tensor, most: int) -> Iterator[Batch]:
         """Yields the batches of `rows`, at most `most` at a time; one empty batch for no rows.
@@ -104,24 +110,18 @@ class Rows:
 
     def _batches(self, pieces: Sequence[Tensor]) -> Iterator[Batch | Unread]:
         """Yields the batch of each of `pieces`. Raises ShapeError, and what workers raise."""
-        if self._tensors is not None:
+        if self._columns is not None:
             for piece in pieces:
-                yield tuple(x[piece.to(x.device)] for x in self._tensors)
+                yield rows_of(self._columns, piece)
             return
         source, numbers = _Numbered(self.dataset), [piece.tolist() for piece in pieces]
-        batches: Any = (_collated([source[i] for i in piece]) for piece in numbers)
+        together = functools.partial(_collated, collate_fn=self._collate_fn)
+        batches: Any = (together([source[i] for i in piece]) for piece in numbers)
         if self._workers:
             count = min(self._workers, len(pieces))
             batches = DataLoader(source, batch_sampler=numbers, num_workers=count,
-                                 collate_fn=_collated)
-        for batch in batches:
-            yield batch if isinstance(batch, Unread) else self._item(batch)
-
-    def _item(self, batch: Any) -> Batch:
-        if isinstance(batch, tuple | list) and all(isinstance(x, Tensor) for x in batch):
-            return tuple(batch)
-        raise ShapeError("an item of the dataset must be a tuple of tensors; got "
-                         f"{type(self.dataset[0]).__name__}")
+                                 collate_fn=together)
+        yield from batches
 
 
 @dataclass
@@ -156,24 +156,17 @@ class _Numbered(Dataset[Any]):
             return Unread(f"the data could not be read: row {row}: {_text(e)}", cause)
 
 
-def _collated(items: Sequence[Any]) -> Any:
+def _collated(items: list[Any], collate_fn: Callable[[list[Any]], Any] | None) -> Any:
     unread = next((i for i in items if isinstance(i, Unread)), None)
     if unread is not None:
         return unread
     try:
-        return default_collate(items)
+        return collated(items, collate_fn)
+    except ShapeError:
+        raise
     except Exception as e:  # rows of several shapes, values that no tensor holds
         return Unread(f"the rows of one batch could not be put together: {_text(e)}")
 
 
 def _text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _check_tensors(dataset: tuple[Any, ...]) -> None:
-    if not dataset or not all(isinstance(x, Tensor) and x.dim() for x in dataset):
-        raise ShapeError("dataset must be a tuple of tensors with the examples first, or a "
-                         "map-style Dataset")
-    if len({len(x) for x in dataset}) != 1:
-        raise ShapeError("dataset tensors have different numbers of examples: "
-                         f"{[len(x) for x in dataset]}")

@@ -47,6 +47,9 @@ class Units(Dataset[tuple[Tensor, ...]]):
         # The padding is a row of the unit itself: a row that the model takes.
         places = torch.tensor([*rows, *rows[:1] * (self.most - len(rows))])
         (batch,) = self._rows.parts(places, self.most)
+        if not isinstance(batch, tuple):
+            raise ShapeError("Units takes rows that are tuples of tensors; these are "
+                             f"{type(batch).__name__}s. Give tuple(row.values()) and forward=")
         mask = torch.arange(self.most, device=batch[0].device) < len(rows)
         return (*batch, mask)
 

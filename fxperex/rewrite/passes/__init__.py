@@ -23,6 +23,7 @@ from fxperex.rewrite.passes.recompute import recompute, recompute_forward
 from fxperex.rewrite.passes.remove_redundant import remove_redundant
 from fxperex.rewrite.passes.schedule import Schedule, raise_norms, schedule, schedule_norms
 from fxperex.rewrite.passes.stack_slices import stack_slices
+from fxperex.rewrite.passes.users import graph_pass, user_passes
 
 
 def keeps_all(orders: Orders) -> bool:
@@ -53,6 +54,7 @@ IN_PLACE = tuple(p for p in PASSES if not p.moves)
 
 __all__ = [
     "IN_PLACE", "NORMS_EARLY", "NO_ORDERS", "NO_VIEWS", "ORDER", "PASSES", "TRACED", "VALUES",
-    "Orders", "Pass", "Schedule", "apply", "channels_last", "inline_custom_ops", "join_views",
-    "raise_norms", "recompute", "remove_redundant", "schedule", "stack_slices"
+    "Orders", "Pass", "Schedule", "apply", "channels_last", "graph_pass", "inline_custom_ops",
+    "join_views", "raise_norms", "recompute", "remove_redundant", "schedule", "stack_slices",
+    "user_passes"
 ]

@@ -48,7 +48,7 @@ class Pass:
 
     needs: what must be true before; promises: what is true after, beside what was.
     when: the orders that it is for. moves: it orders the whole step; all others change operations
-    where they stand, also in a graph of one site.
+    where they stand, also in a graph of one site. checked: the graph is always verified after it.
     """
 
     name: str
@@ -57,12 +57,15 @@ class Pass:
     promises: frozenset[str] = frozenset()
     when: Callable[[Orders], bool] = always
     moves: bool = False
+    checked: bool = False
 
 
 def apply(graph: fx.GraphModule, passes: Sequence[Pass], orders: Orders = NO_ORDERS,
           verify: Callable[[fx.GraphModule], None] | None = None) -> None:
-    """Applies `passes` to `graph` in their order. When graphs are shown, and under FXPEREX_VERIFY,
-    `verify` and every fact that can be seen hold the graph after each; they raise CoverageError.
+    """Applies `passes` to `graph` in their order.
+
+    After a checked pass `verify` and every fact that can be seen hold the graph; they raise
+    CoverageError. Under FXPEREX_VERIFY, and when graphs are shown, every pass is checked.
     """
     checked = level() > 0 or os.environ.get("FXPEREX_VERIFY", "0") not in ("", "0")
     facts = set(TRACED)
@@ -73,7 +76,7 @@ def apply(graph: fx.GraphModule, passes: Sequence[Pass], orders: Orders = NO_ORD
             each.run(graph, orders)
             facts |= each.promises
             show(4, f"step after {each.name}", graph)
-            if checked:
+            if checked or each.checked:
                 check_facts(graph, facts, each.name)
                 if verify is not None:
                     verify(graph)

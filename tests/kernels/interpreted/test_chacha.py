@@ -50,5 +50,6 @@ def test_noise_is_drawn_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [6, 4]
     monkeypatch.setattr(kernels, "unavailable", lambda _: "not here")
     for a, b in zip(found, Noise(mechanism, secret).release(sums, 7, 1), strict=True):
-        assert torch.equal(a, b)
+        # The same words. The device's formula and the host's may round the last bit differently.
+        torch.testing.assert_close(a, b, rtol=1e-15, atol=1e-15)
     assert len(calls) == 2
