@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -62,6 +62,18 @@ class Request:
     def capture_rows(self) -> int:
         """Examples that the program is captured with."""
         return self.logical if self.rows is None else self.rows
+
+    @property
+    def described(self) -> dict[str, object]:
+        """What ranks that train together must have been asked for alike."""
+        strategy = self.strategy.to_json() if isinstance(self.strategy, Plan) else self.strategy
+        return {"strategy": strategy, "memory": self.memory, "physical_batch": self.rows,
+                "the device": self.device.type, "trained": sorted(self.trainable),
+                "the rows of a captured batch": self.capture_rows}
+
+    def with_plan(self, plan: Plan) -> Request:
+        """Returns the Request that asks for `plan` as it is."""
+        return replace(self, strategy=plan, rows=plan.rows, memory=None)
 
     @property
     def measures(self) -> bool:

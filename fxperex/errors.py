@@ -65,6 +65,12 @@ class PackageError(FxperexError):
     """
 
 
+class RankError(FxperexError, RuntimeError):
+    """Another process of the run has failed, ended, or does something else; the message says what
+    stands and how to go on.
+    """
+
+
 class PrivacyError(FxperexError):
     """A step, a sampler or an account was used in a way the privacy claim does not cover."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,16 +15,29 @@ import fxperex.layers
 import fxperex.strategies  # noqa: F401  (both register the library's own)
 from fxperex.analysis import Analysis, find_sites, prove
 from fxperex.arguments import Request, check_backend, check_dtypes, check_trains, request
+from fxperex.capture.distributed import sharded
+from fxperex.capture.plain import plain
 from fxperex.capture.program import Capture, capture
 from fxperex.clipping import Clip, as_rule
 from fxperex.devices import profile
 from fxperex.graph.show import show
+from fxperex.graph.step_graph import StepGraph
 from fxperex.planner import Plan, make_plan
 from fxperex.planner.trial import Trial
+from fxperex.ranks import Ranks, ranks_of
+from fxperex.ranks.mesh import check_device
+from fxperex.ranks.shards import Shards
 from fxperex.rewrite.frame import trace_frames
 from fxperex.rewrite.rewriter import rewrite
-from fxperex.runtime.compiled import compile_checked
+from fxperex.runtime.compiled import CompiledStep, compile_checked
 from fxperex.runtime.module import PerExampleModule
+from fxperex.runtime.on_ranks import (
+    backend_of,
+    check_alike,
+    decided_plan,
+    decided_step,
+    over_shards,
+)
 from fxperex.runtime.signature import StepSignature
 
 
@@ -32,7 +46,8 @@ def transform(model: nn.Module, batch: tuple[Tensor, ...],
               forward: Callable[..., Tensor] | None = None, clip: float | Clip = 1.0,
               strategy: str | Mapping[str, str] | Plan = "auto",
               memory: int | str | None = None, physical_batch: int | str | None = None,
-              autocast: torch.dtype | None = None, backend: str = "auto") -> PerExampleModule:
+              autocast: torch.dtype | None = None, backend: str = "auto",
+              mesh: Any = None) -> PerExampleModule:
     """Returns the private step of `model`: per-example gradients, clipped and summed, as one
     compiled graph.
 
@@ -53,26 +68,46 @@ def transform(model: nn.Module, batch: tuple[Tensor, ...],
     within `memory`.
     autocast: forward and backward under `torch.autocast` of this dtype.
     backend: "auto" (measured once), "inductor" or "eager".
+    mesh: the torch DeviceMesh over whose dimensions rows are split; default all processes of
+    torch.distributed, if it is initialised. False: this process alone.
 
     Raises an FxperexError, leaving everything as it was: ConfigError, ShapeError, CaptureError,
-    BatchMixingError, MutationError, CoverageError.
+    BatchMixingError, MutationError, CoverageError. On several ranks all raise, or none.
     """
-    rule = as_rule(clip)
-    check_backend(backend)
-    asked = request(model, batch, loss, forward, strategy, memory, physical_batch, autocast)
-    with asked.same_random_state():
-        captured = capture(model, asked.forward, batch, asked.capture_rows)
-        check_dtypes(captured)
-        analysis = find_sites(captured, prove(captured), asked.trainable)
-        check_trains(analysis)
-        plan = _plan(asked, captured, analysis)
+    ranks = ranks_of(mesh)
+    with ranks.every("transform"):
+        shards = sharded(model, ranks)
+    with plain(model) if shards else nullcontext():
+        with ranks.every("transform"):
+            rule = as_rule(clip)
+            check_backend(backend)
+            backend = backend_of(backend, shards)
+            asked = request(model, batch, loss, forward, strategy, memory, physical_batch, autocast)
+            check_device(ranks, asked.batch_device)
+        with asked.same_random_state():
+            stages = _stages(ranks, asked, model, batch, rule, backend, shards)
+    return PerExampleModule(model, batch, *stages, ranks, shards)
+
+
+def _stages(ranks: Ranks, asked: Request, model: nn.Module, batch: tuple[Tensor, ...], rule: Clip,
+            backend: str, shards: Shards | None
+            ) -> tuple[Capture, Analysis, Plan, StepGraph, CompiledStep]:
+    """What each stage makes, from the capture to the step that runs."""
+    with ranks.every("transform"):
+        captured, analysis = _proved(asked, model, batch)
+    check_alike(ranks, model, captured, rule, asked.described | {"backend": backend}, shards)
+    plan = decided_plan(ranks, lambda: _plan(asked, captured, analysis),
+                        lambda plan: _plan(asked.with_plan(plan), captured, analysis))
+    with ranks.every("transform"):
         show(1, "plan", plan)
         show(2, "captured graph", captured.main.graph)
         step_graph = rewrite(captured, analysis, plan, rule)
-        show(3, "step graph", step_graph)
         signature = StepSignature.of(batch, captured, analysis, plan, rule)
-        compiled = compile_checked(step_graph, signature, model, batch, plan, backend)
-        return PerExampleModule(model, batch, captured, analysis, plan, step_graph, compiled)
+        over_shards(step_graph, signature, shards)
+        show(3, "step graph", step_graph)
+    compiled = decided_step(
+        ranks, lambda by: compile_checked(step_graph, signature, model, batch, plan, by), backend)
+    return captured, analysis, plan, step_graph, compiled
 
 
 @dataclass(frozen=True)
@@ -103,12 +138,19 @@ def outline(
     """
     asked = request(model, batch, loss, forward, strategy, memory, physical_batch, autocast, device)
     with asked.same_random_state():
-        captured = capture(model, asked.forward, batch, asked.capture_rows, asked.elsewhere)
-        check_dtypes(captured)
-        analysis = find_sites(captured, prove(captured), asked.trainable)
+        captured, analysis = _proved(asked, model, batch)
         analysis = analysis if device is None else analysis.on(device)
-        check_trains(analysis)
         return Outline(captured, analysis, _plan(asked, captured, analysis))
+
+
+def _proved(asked: Request, model: nn.Module, batch: tuple[Tensor, ...]
+            ) -> tuple[Capture, Analysis]:
+    """The captured program, and its sites: no example sees another."""
+    captured = capture(model, asked.forward, batch, asked.capture_rows, asked.elsewhere)
+    check_dtypes(captured)
+    analysis = find_sites(captured, prove(captured), asked.trainable)
+    check_trains(analysis)
+    return captured, analysis
 
 
 def _plan(asked: Request, captured: Capture, analysis: Analysis) -> Plan:

@@ -16,7 +16,7 @@ import networkx
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "config", "files"),
     ("sites", "costs", "numerics.norms", "numerics.factors", "graph", "clipping", "fixes",
-     "testing"),
+     "testing", "ranks"),
     ("contract",),
     ("registry",),
     ("layers.shapes", "kernels", "capture", "plan"),

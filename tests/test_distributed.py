@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, distribute_module, init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, distribute_module, init_device_mesh
 
 import fxperex
 from fxperex.errors import ConfigError
+from fxperex.privacy import PrivacyEngine
 
 X, Y = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 3
 
@@ -56,15 +57,18 @@ def test_ddp_is_named_and_its_module_is_the_way_out() -> None:
 
 
 @pytest.mark.usefixtures("world")
-@pytest.mark.parametrize("ran", [False, True])
-def test_a_sharded_model_is_named_and_left_whole(ran: bool) -> None:
+def test_a_sharded_model_is_served_once_its_parameters_are_dtensors() -> None:
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
     mesh = init_device_mesh("cpu", (1,))
     fully_shard(model[2], mesh=mesh)
     fully_shard(model, mesh=mesh)
-    if ran:  # a root that has run holds whole and plain parameters
-        model(X)
-    _refused(model, "is sharded.*before it is given to fully_shard")
+    model(X)  # from now on the root holds whole and plain parameters
+    _refused(model, r"shard all parameters or none.*call model\.reshard\(\)")
+    model.reshard()
+    private = fxperex.transform(model, (X, Y), nn.functional.cross_entropy, backend="eager")
+    private.step(X, Y)
+    assert all(type(p.grad) is type(p) is DTensor for p in model.parameters())
+    model.zero_grad()
     _trains(model)
 
 
@@ -73,17 +77,22 @@ def test_a_dtensor_is_named() -> None:
     mesh = init_device_mesh("cpu", (1,))
     model = distribute_module(nn.Linear(6, 3), mesh)
     assert model.weight.placements == (Replicate(),)
-    _refused(model, "'weight' is a DTensor placed as .*plain tensors")
+    _refused(model, "'weight' is a DTensor placed as .*give it plain tensors")
 
 
-def test_one_process_of_several_is_refused_unless_transformed_before() -> None:
+def test_one_process_of_several_trains_alone_only_if_it_says_so() -> None:
     model = nn.Linear(6, 3)
     private = fxperex.transform(model, (X, Y), nn.functional.cross_entropy, backend="eager")
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     try:
-        _refused(model, "has 2 processes.*or transform before init_process_group")
+        with pytest.raises(ConfigError, match=r"step is for one process.*init_process_group"):
+            PrivacyEngine(private, torch.optim.SGD(model.parameters(), lr=1.0), (X, Y),
+                          expected_batch=2, epochs=1, delta=1e-3, noise_multiplier=1.0)
+        alone = fxperex.transform(model, (X, Y), nn.functional.cross_entropy, backend="eager",
+                                  mesh=False)
+        assert alone.ranks.size == 1 and len(alone.step(X, Y).norms) == 4
         sums = private.sums(X, Y)[1]
         for total in sums:
             distributed.all_reduce(total)

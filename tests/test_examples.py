@@ -22,6 +22,7 @@ SAYS = {
     "training": {
         "resume_after_a_kill": r"starts at step 5 of 20, 7 debited\nfinished: 20 steps taken, 20 d",
         "train_privately": r"accuracy [6-9]\d\.\d% on held-out digits, epsilon (2\.9|3\.0)",
+        "several_processes": r"process 0 of 1 ran \d+ rows in 12 steps\nepsilon \d\.\d\d, param",
         "protect_users": r"epsilon \d\.\d\d for a whole user",
     },
     "graphs": {
@@ -50,6 +51,22 @@ def test_examples_run_and_say_what_they_promise(group: str) -> None:
     printed = dict(re.findall(r"^=== (\w+)\n((?:(?!^===).*\n)*)", ran.stdout, re.MULTILINE))
     for name, words in SAYS[group].items():
         assert re.search(words, printed[name]), printed[name][-2000:]
+
+
+def test_an_example_on_two_processes_is_that_on_one() -> None:
+    paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    printed = []
+    for start in ((), ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")):
+        ran = subprocess.run([sys.executable, *start, "examples/several_processes.py"], cwd=ROOT,
+                             text=True, capture_output=True,
+                             env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"})
+        assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-4000:]
+        printed.append(ran.stdout)
+    alone, ours = printed
+    rows = [sum(map(int, re.findall(r"ran (\d+) rows in 12 steps", text))) for text in printed]
+    assert rows[0] == rows[1] and "process 1 of 2" in ours
+    (expected, ), (found, ) = (re.findall(r"epsilon .*", text) for text in (alone, ours))
+    assert found == expected
 
 
 def test_every_example_is_run_and_listed() -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from fxperex.errors import ConfigError
+from fxperex.ranks import Ranks
+from fxperex.ranks.shards import Shards, shards_of
 
 RANKS = "one rank's rows and parameters are all that a step sees"
 
@@ -23,7 +25,7 @@ def world_size() -> int:
 
 
 def refuse_distributed(model: nn.Module) -> None:
-    """Raises ConfigError for a model that is wrapped, sharded, or in one process of several.
+    """Raises ConfigError for a model that is wrapped or sharded.
 
     Reads types and placements alone: the model is as it was.
     """
@@ -37,10 +39,30 @@ def refuse_distributed(model: nn.Module) -> None:
         if tensors is not None and isinstance(p, tensors.DTensor):
             raise ConfigError(f"{name!r} is a DTensor placed as {p.placements}: {RANKS}. Transform "
                               "a model with plain tensors")
-    if world_size() > 1:
-        raise ConfigError(f"torch.distributed has {world_size()} processes, and {RANKS}: no sum "
-                          "would be reduced over them. Train in one process; or transform before "
-                          "init_process_group and add up what private.sums returns yourself")
+
+
+def sharded(model: object, ranks: Ranks) -> Shards | None:
+    """Returns how the parameters of `model` lie over `ranks`; None if they are plain tensors.
+
+    Raises ConfigError for a placement or a setting of fully_shard that a step cannot serve.
+    """
+    if not isinstance(model, nn.Module):
+        return None
+    held = shards_of(dict(model.named_parameters()), ranks)
+    if held is not None:
+        _refuse_precision(model)
+    return held
+
+
+def _refuse_precision(model: nn.Module) -> None:
+    """Raises ConfigError if fully_shard was asked to compute in another dtype: a step would not."""
+    for name, module in model.named_modules():
+        state = getattr(module, "_get_fsdp_state", lambda: None)()
+        dtype = getattr(getattr(state, "_mp_policy", None), "param_dtype", None)
+        if dtype is not None:
+            raise ConfigError(f"{name or 'the model'} is under fully_shard with {dtype} parameters "
+                              "in its mp_policy, which a private step does not read. Leave it out, "
+                              "and give transform autocast=")
 
 
 def _refuse_wrapped(name: str, module: nn.Module) -> None:
@@ -50,6 +72,7 @@ def _refuse_wrapped(name: str, module: nn.Module) -> None:
     sharding = sys.modules.get("torch.distributed.fsdp")
     if sharding is not None and isinstance(
             module, sharding.FSDPModule | sharding.FullyShardedDataParallel):
-        raise ConfigError(f"{name} is sharded ({type(module).__name__}): {RANKS}. Transform the "
-                          "model before it is given to fully_shard or FullyShardedDataParallel, "
-                          "and train the model that was not sharded")
+        raise ConfigError(f"{name} is sharded ({type(module).__name__}): {RANKS}. Give transform a "
+                          "model under fully_shard whose parameters are DTensors, for which "
+                          "model.reshard() has to follow a forward; or the model before it is "
+                          "sharded")

@@ -57,7 +57,7 @@ def compile_step(graph: fx.GraphModule, inputs: list[Tensor], backend: str,
     tries: (kind of rows, inputs like `inputs`) on which `check` compares what is not eager with the
     eager graph; what differs is not used, and a BackendWarning says how.
     """
-    if backend not in BACKENDS:
+    if backend not in (*BACKENDS, CHANNELS_LAST):
         raise ConfigError(f"unknown backend {backend!r}; valid: {', '.join(BACKENDS)}")
     runs = {"eager": _no_grad(graph)}
     if backend == "eager":
@@ -65,11 +65,15 @@ def compile_step(graph: fx.GraphModule, inputs: list[Tensor], backend: str,
     check, tries = check or Check(graph), tries if tries is not None else [("the inputs at "
                                                                             "hand", inputs)]
     makers: dict[str, Callable[[], Sequence[Step]]] = {}
-    may_lay_out = backend == "auto" and not _on_gpu(inputs) and not _draws_images(graph)
+    may_lay_out = backend not in ("inductor", "eager") and not _on_gpu(inputs)
+    may_lay_out = may_lay_out and not _draws_images(graph)
     if may_lay_out and (laid_out := channels_last(graph, fixed)) is not None:
         makers[CHANNELS_LAST] = lambda: [_no_grad(laid_out)]
     makers["inductor"] = lambda: _ways(graph, inputs, fixed, tries)
-    remembered = backend_cache.recall(graph, inputs) if backend == "auto" else None
+    # What another rank found fastest is as good as remembered.
+    remembered = CHANNELS_LAST if backend == CHANNELS_LAST else None
+    if backend == "auto":
+        remembered = backend_cache.recall(graph, inputs)
     for name in makers if remembered not in runs | makers else [remembered]:
         if name in makers and (step := _trusted(name, makers[name], check, tries)) is not None:
             runs[name] = step

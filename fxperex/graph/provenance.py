@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Any
@@ -62,6 +63,19 @@ def made_for(node: fx.Node) -> Made | None:
     return node.meta.get(MADE)
 
 
+_GRAPH: ContextVar[fx.Graph | None] = ContextVar("graph", default=None)
+
+
+@contextlib.contextmanager
+def into(graph: fx.Graph) -> Iterator[None]:
+    """Within it `tagged` marks the nodes that are added to `graph`."""
+    token = _GRAPH.set(graph)
+    try:
+        yield
+    finally:
+        _GRAPH.reset(token)
+
+
 @contextlib.contextmanager
 def tagged(key: str, value: Any) -> Iterator[None]:
     """Nodes traced inside carry `meta[key] = value`, unless they have one from further inside.
@@ -69,7 +83,7 @@ def tagged(key: str, value: Any) -> Iterator[None]:
     Outside of a trace it does nothing.
     """
     mode = get_proxy_mode()
-    graph = mode.tracer.graph if mode is not None else None  # type: ignore[union-attr]
+    graph = mode.tracer.graph if mode is not None else _GRAPH.get()  # type: ignore[union-attr]
     final = next(iter(reversed(graph.nodes)), None) if graph else None
     yield
     if graph is None:

@@ -137,12 +137,20 @@ def listing(graph: fx.Graph, results: Iterable[fx.Node] | None = None) \
         if node.op in {"placeholder", "get_attr"}:
             inputs += sum(fresh.values())
         elif node.op == "call_function":
-            reads = tuple(dict.fromkeys(b for n in node.all_input_nodes for b in buffers[n]))
+            sources = [*node.all_input_nodes, *_under_way(node)]
+            reads = tuple(dict.fromkeys(b for n in sources for b in buffers[n]))
             instructions.append(Instruction(node.name, fresh, reads, workspace(node)))
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
     results = output.all_input_nodes if results is None else results
     outputs = frozenset(buffer for node in results for buffer in buffers[node])
     return Listing(tuple(instructions), inputs, outputs), buffers
+
+
+def _under_way(node: fx.Node) -> list[fx.Node]:
+    """What a collective still reads when `node` waits for it; nothing for any other node."""
+    if not str(node.target).startswith("_c10d_functional.wait_tensor"):
+        return []
+    return node.all_input_nodes[0].all_input_nodes
 
 
 def _tensors(node: fx.Node) -> list[torch.Tensor]:

@@ -14,20 +14,21 @@ from typing import Any
 import torch
 
 from fxperex.errors import BudgetError, LedgerError, PrivacyError
-from fxperex.privacy import accountant, settings
+from fxperex.privacy import accountant, on_ranks, settings
 from fxperex.privacy.checks import whole_number
 from fxperex.privacy.gate import Gate
 from fxperex.privacy.guarantee import Guarantee, guarantee
 from fxperex.privacy.logical_step import LogicalStep
 from fxperex.privacy.noise.gaussian import Noise
-from fxperex.privacy.noise.streams import Secret
 from fxperex.privacy.records import facts, interrupts, training_state
 from fxperex.privacy.records.folder import Folder
 from fxperex.privacy.records.ledger import Counter, Ledger
+from fxperex.privacy.records.shared import open_folder, open_secret
 from fxperex.privacy.records.spending import Books
 from fxperex.privacy.release import Release, ReplayDiffers
 from fxperex.privacy.sampling.poisson import Sampler
 from fxperex.privacy.sampling.rows import Rows
+from fxperex.ranks import ALONE
 from fxperex.runtime.module import PerExampleModule, StepResult
 
 
@@ -67,39 +68,53 @@ class PrivacyEngine:
                  account: str = "smaller", secure: bool | None = None, seed: int | None = None,
                  folder: str | Path | None = None, checkpoint_every: int = 50, workers: int = 0,
                  counter: Counter | None = None, same_data: bool = False) -> None:
-        settings.check_private(private)
-        settings.check_files(folder, secure, counter, same_data)
-        asked = settings.Settings(expected_batch, epochs, delta, noise_multiplier, epsilon, budget,
-                                  relation, sampling, noise, account)
-        self.private, self.delta, self.account = private, asked.delta, account
-        self._settings, self._same_data = asked, same_data
-        self.rows = Rows(dataset, workers)
-        settings.check_data(private, self.rows)
-        self._every = whole_number(checkpoint_every, "checkpoint_every", 1)
         self.steps_done = self.generation = 0
         self._open: LogicalStep | None = None
         self._failed: tuple[int, int] | None = None
-        self._gate = Gate(optimizer, private.parameters)
         self._folder: Folder | None = None
+        ranks = getattr(private, "ranks", ALONE)
         try:
-            self.folder = None if folder is None else Path(folder)
-            if self.folder is not None:
-                self._folder = Folder(self.folder, seed, secure, counter)
-            self.randomness = self._folder.secret if self._folder else Secret(seed, secure)
-            self.sampler = settings.make_sampler(asked, self.rows.size, self.randomness)
-            self.mechanism = settings.make_mechanism(asked, private, self.sampler)
-            self._resume()
-            key = self.randomness.key("ledger")
-            ledger = self._folder.ledger if self._folder else Ledger(key)
-            limit = settings.most_units(asked, self.mechanism, self.sampler)
-            self.books = Books(ledger, self.sampler, limit)
-            drawn, on_disk = Noise(self.mechanism, self.randomness), self._folder is not None
-            self._releases = Release(drawn, self.books, on_disk)
-            if self._folder is not None and not any(ledger.of("checkpoint")):
-                self.checkpoint()
+            with ranks.every("the engine"):
+                settings.check_private(private)
+                settings.check_files(folder, secure, counter, same_data)
+                asked = settings.Settings(expected_batch, epochs, delta, noise_multiplier, epsilon,
+                                          budget, relation, sampling, noise, account)
+                self.private, self.delta, self.account = private, asked.delta, account
+                self._settings, self._same_data = asked, same_data
+                self.rows = Rows(dataset, workers)
+                settings.check_data(private, self.rows)
+                self._every = whole_number(checkpoint_every, "checkpoint_every", 1)
+                self._gate = Gate(optimizer, private.parameters)
+                self.folder = None if folder is None else Path(folder)
+            on_ranks.check_alike(self, asked.described | {
+                "folder": self.folder, "seed": seed, "secure": secure, "same_data": same_data,
+                "checkpoint_every": checkpoint_every, "counter": counter is not None})
+            self._make(seed, secure, counter)
         except BaseException:
             self.close()
             raise
+
+    def _make(self, seed: int | None, secure: bool | None, counter: Counter | None) -> None:
+        """Opens the folder, resumes its run if there is one, and makes the parts of a step."""
+        ranks, asked = self.private.ranks, self._settings
+        if self.folder is not None:
+            self._folder = open_folder(ranks, self.folder, seed, secure, counter)
+            self.randomness = self._folder.secret
+        else:
+            self.randomness = open_secret(ranks, seed, secure)
+        with ranks.every("the engine"):
+            self.sampler = settings.make_sampler(asked, self.rows.size, self.randomness)
+            self.mechanism = settings.make_mechanism(asked, self.private, self.sampler)
+        on_ranks.check_draws(self)
+        self._resume()
+        ledger = self._folder.ledger if self._folder else Ledger(self.randomness.key("ledger"))
+        limit = settings.most_units(asked, self.mechanism, self.sampler)
+        self.books = Books(ledger, self.sampler, limit)
+        dtypes = [p.dtype for p in self.private.parameters.values()]
+        self._releases = Release(Noise(self.mechanism, self.randomness), self.books,
+                                 self._folder is not None, dtypes, ranks)
+        if self._folder is not None and not any(ledger.of("checkpoint")):
+            self.checkpoint()
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -124,7 +139,7 @@ class PrivacyEngine:
         With a folder, SIGTERM and Ctrl-C end the run after the current step, with a checkpoint.
         """
         with interrupts.held(self._folder is not None) as waiting:
-            while self._left() and not waiting.signal:
+            while self._left() and not self._stopped(waiting):
                 yield self.step()
             if self._folder is not None and self.steps_done % self._every:
                 self.checkpoint()
@@ -149,9 +164,10 @@ class PrivacyEngine:
         The ledger records it, and a replay after a crash does the same. Rows are tried once more,
         then each by itself. Raises LedgerError unless a step has just failed over its rows.
         """
-        if self._failed != (self.steps_done, self.generation):
-            raise LedgerError("leave_out() is for a step that has just raised while its rows were "
-                              "read or run; no such step waits. Call step()")
+        with self.private.ranks.every("leave_out"):
+            if self._failed != (self.steps_done, self.generation):
+                raise LedgerError("leave_out() is for a step that has just raised while its rows "
+                                  "were read or run; no such step waits. Call step()")
         self.books.leave_out(self.steps_done, self.generation)
 
     def logical_step(self) -> LogicalStep:
@@ -183,7 +199,8 @@ class PrivacyEngine:
 
     def close(self) -> None:
         """Lets go of the folder and of the optimizer, which then steps unguarded."""
-        self._gate.close()
+        if hasattr(self, "_gate"):
+            self._gate.close()
         if self._folder is not None:
             self._folder.ledger.close()
 
@@ -203,17 +220,19 @@ class PrivacyEngine:
         """Debits `step`; for LogicalStep. Raises an FxperexError if the step cannot be taken:
         then nothing is read or spent.
         """
-        if self._open is not None or step.step != self.steps_done:
-            raise LedgerError("another logical step is open or was taken since; steps are taken "
-                              "one at a time")
-        if self.steps_done >= self.sampler.steps:
-            raise BudgetError(f"all {self.sampler.steps} steps that the noise was planned for are "
-                              "taken; more would spend more than asked. Make an engine with more "
-                              "epochs")
-        self._gate.check()
-        self.private.check_model()
-        self.mechanism.check(self.private.clip)
-        self._gate.clear()
+        with self.private.ranks.every(f"the beginning of step {step.step}"):
+            if self._open is not None or step.step != self.steps_done:
+                raise LedgerError("another logical step is open or was taken since; steps are "
+                                  "taken one at a time")
+            if self.steps_done >= self.sampler.steps:
+                raise BudgetError(f"all {self.sampler.steps} steps that the noise was planned for "
+                                  "are taken; more would spend more than asked. Make an engine "
+                                  "with more epochs")
+            self._gate.check()
+            self.private.check_model()
+            self.mechanism.check(self.private.clip)
+            self._gate.clear()
+        # On several ranks: on rank 0's disk before any of them reads a row.
         self.books.begin(step.step, step.generation)
         self._open = step
 
@@ -234,21 +253,31 @@ class PrivacyEngine:
 
     def _release(self, step: LogicalStep) -> None:
         """Records the sum, draws the noise, updates the parameters, and records that."""
-        self._releases.record(step)
+        totals = self._releases.record(step)
         # Counted before anything is released: a failure from here on is paid for, and its noise
         # is never used again.
         self.steps_done += 1
-        self._gate.update(self._releases.means(step))
+        means = self._releases.means(step, totals)
+        with self.private.ranks.every(f"the update of step {step.step}"):
+            self._gate.update(means)
         self.books.ledger.append("commit", sync=False, step=step.step, generation=step.generation)
 
     def _resume(self) -> None:
         if self._folder is None:
             return
         loaded = self._folder.load()
-        self._folder.claim(facts.facts(self, self._settings, self._same_data))
+        with self.private.ranks.every("the engine"):
+            bound = facts.facts(self, self._settings, self._same_data)
+        self._folder.claim(bound)
         if loaded is not None:
-            training_state.restore_run(self, *loaded)
+            with self.private.ranks.every("the resumed run"):
+                training_state.restore_run(self, *loaded)
             self._folder.ledger.append("resume", step=self.steps_done)
+
+    def _stopped(self, waiting: interrupts.Waiting) -> bool:
+        """Whether a signal came to any rank: all end before the same step."""
+        waiting.signal = self.private.ranks.highest(waiting.signal)
+        return bool(waiting.signal)
 
     def _left(self) -> bool:
         return self.steps_done < self.sampler.steps and self.books.fits(

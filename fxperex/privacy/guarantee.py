@@ -26,6 +26,8 @@ RESTS_ON = (
 )
 ROWS = ("one row of the data set is one unit: a unit of several rows is not bounded "
         "(fxperex.privacy.Units bounds it)")
+RANKS = ("{count} processes shared every step: the network between them is trusted, as sums "
+         "without noise and the secret pass through it")
 UNITS = ("one unit is all rows under one id, and the ids are right: {count} units, of each at "
          "most {most} rows take part")
 CUT = ("no records were cut off the ledger's end: a cut before the last checkpoint, which was at "
@@ -111,7 +113,7 @@ def guarantee(run: PrivateRun) -> Guarantee:
             "examples", "graph": hashlib.sha256(graph.encode()).hexdigest()
         }, "strategies": {c.site.name: c.strategy
                           for c in private.plan.choices}, "backend": private.backend,
-        "versions": versions(), "rests on": [_unit(run), *RESTS_ON,
+        "versions": versions(), "rests on": [_unit(run), *RESTS_ON, *_ranks(run),
                                              *_cut(run)], "not covered": _not_covered(run)
     })
 
@@ -128,6 +130,12 @@ def _not_covered(run: PrivateRun) -> list[str]:
     left_out = [LEFT_OUT.format(count=count)] if count else []
     drawn = COINS if run.mechanism.grid else FLOATING_POINT
     return [*randomness, *left_out, drawn, SUMS, *NOT_COVERED]
+
+
+def _ranks(run: PrivateRun) -> list[str]:
+    """Returns what a run of several processes rests on besides."""
+    count = run.private.ranks.size
+    return [RANKS.format(count=count)] if count > 1 else []
 
 
 def _cut(run: PrivateRun) -> list[str]:

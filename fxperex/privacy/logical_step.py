@@ -6,6 +6,7 @@ clears the sum.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Protocol
@@ -51,6 +52,8 @@ class LogicalStep:
         self._results: list[StepResult] = []
         self._parts = Parts()
         self._expected: int | None = None
+        self._size = engine.private.plan.rows  # rows of a part
+        self._token = 0  # of the rows that all ranks together run
         self._count = 0  # rows added or left out
         self._yielded = 0
         self._state = "new"
@@ -69,15 +72,27 @@ class LogicalStep:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         try:
+            self._agree(error)
             if kind is None:
-                self._check("commit")
-                if self._count != self._expected or self.sums is None:
-                    raise LedgerError(f"the logical step was left with {self._count} of "
-                                      f"{self._expected} sampled rows added; its sum is cleared. "
-                                      "Add every part that parts() yields")
                 self._release(self)
         finally:
             self._close()
+
+    def _agree(self, error: BaseException | None) -> None:
+        """Raises unless this step is whole on all ranks; `error`: what this one has raised."""
+        ranks = self._engine.private.ranks
+        try:
+            with ranks.every(f"step {self.step}", error, self._token):
+                if error is None:
+                    self._check("commit")
+                    if self._count != self._expected or self.sums is None:
+                        raise LedgerError(f"the logical step was left with {self._count} of "
+                                          f"{self._expected} sampled rows added; its sum is "
+                                          "cleared. Add every part that parts() yields")
+        except FxperexError:
+            # Of another rank, perhaps: leave_out() is called on all ranks or on none.
+            self.failed = self.failed or ranks.size > 1
+            raise
 
     def _close(self) -> None:
         self._state, self.sums = "closed", None
@@ -95,8 +110,11 @@ class LogicalStep:
         if self._expected is not None:
             raise LedgerError("parts() of a logical step is gone through once: every sampled row "
                               "is added once")
-        size = self._engine.private.plan.rows if most is None else whole_number(most, "most", 1)
-        rows = self._engine.sampler.rows(self.step, self.generation)
+        if most is not None:
+            self._size = whole_number(most, "most", 1)
+        drawn = self._engine.sampler.rows(self.step, self.generation)
+        self._token = _token(drawn, self._size)
+        rows, size = self._engine.private.ranks.share(drawn, self._size), self._size
         self._expected = len(rows)
         batches = self._readable(rows, size) if self._shortened else self._read(rows, size)
         empty = True
@@ -195,10 +213,13 @@ class LogicalStep:
 
     def _join(self, sums: list[Tensor]) -> None:
         with torch.no_grad():
+            # In float64 the sum of float32 parts does not depend on their order.
             self.sums = list(sums) if self.sums is None else [
-                s.add_(f) for s, f in zip(self.sums, sums, strict=True)]
+                s.double().add_(f) for s, f in zip(self.sums, sums, strict=True)]
 
-    def _seed(self, purpose: str, row: int) -> int:
+    def _seed(self, purpose: str, count: int) -> int:
+        """A seed for the row after `count` of this rank's: that of its place in the draw."""
+        row = self._engine.private.ranks.place(count, self._size)
         streams = self._engine.randomness.streams(purpose, self.generation)
         return int(streams.bits(1, self.step, row)[0] >> 1)
 
@@ -206,6 +227,12 @@ class LogicalStep:
         if self._state != "open":
             raise LedgerError(f"{what} outside its logical step, which is {self._state}; use it as "
                               "`with engine.logical_step()`")
+
+
+def _token(drawn: Tensor, size: int) -> int:
+    """A number for the rows of a step and the size of its parts, below 2^62."""
+    digest = hashlib.sha256(drawn.cpu().numpy().tobytes() + str(size).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 2
 
 
 def _joined(results: list[StepResult]) -> StepResult:

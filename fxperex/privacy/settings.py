@@ -53,10 +53,12 @@ class Settings:
         probability(self.delta, "delta")
         one_of(self.relation, "relation", accountant.RELATIONS)
         one_of(self.account, "account", accountant.METHODS)
-        if world_size() > 1:
-            raise ConfigError(f"this engine is for one process, and torch.distributed has "
-                              f"{world_size()}: each would add noise and draw rows of its own, and "
-                              "no account would hold. Train in one process")
+
+    @property
+    def described(self) -> dict[str, object]:
+        """The settings by name; a sampler of the user's own by its kind."""
+        kind = self.sampling if isinstance(self.sampling, str) else type(self.sampling).__name__
+        return vars(self) | {"sampling": kind}
 
 
 def check_private(private: object) -> None:
@@ -64,10 +66,18 @@ def check_private(private: object) -> None:
     if not isinstance(private, PerExampleModule | LoadedStep):
         raise ConfigError("the engine's first argument must be what fxperex.transform returned; "
                           f"got {type(private).__name__}")
-    if not private.proved:
+    if isinstance(private, LoadedStep) or not private.proved:
         raise ConfigError("a loaded step holds no proof that examples do not mix, and its bound is "
                           "the file's word: no guarantee could be stated for what the engine "
                           "spends. Make the step here with fxperex.transform")
+    if private.shards is not None:
+        raise ConfigError("the engine serves several processes that hold whole parameters, and "
+                          "these are sharded. Transform the model without fully_shard")
+    if private.ranks.size == 1 and world_size() > 1:
+        raise ConfigError(f"this step is for one process, and torch.distributed has "
+                          f"{world_size()}: each would add noise and draw rows of its own, and "
+                          "no account would hold. Transform after init_process_group, with mesh= "
+                          "of all processes that train")
 
 
 def check_data(private: PerExampleModule, rows: Rows) -> None:

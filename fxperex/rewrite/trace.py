@@ -11,6 +11,8 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fxperex.rewrite.record import record
+
 # vmap says so if torch loops over examples inside; the plan knows what the strategy costs.
 EXPECTED = ("There is a performance drop", "TF32 acceleration on top of oneDNN")
 
@@ -27,4 +29,7 @@ def trace(function: Callable[..., Any], inputs: Sequence[Tensor], fakes: FakeTen
         # Fused CPU recurrent layers have no traceable backward; without mkldnn they come apart into
         # cells. Setting it may warn, so the filters come first.
         with torch.backends.mkldnn.flags(enabled=False):
+            recorded = record(function, inputs)
+            if recorded is not None:
+                return recorded
             return make_fx(function, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)

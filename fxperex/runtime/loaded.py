@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from fxperex.capture.distributed import world_size
 from fxperex.compiler import Forecast, Step, guarded
 from fxperex.compiler import recorded as recorded_graph
 from fxperex.devices import hold_heap
@@ -107,6 +108,9 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> LoadedStep:
         if not isinstance(path, str | os.PathLike) or not isinstance(model, nn.Module):
             raise ConfigError("load takes a path and a torch.nn.Module; got "
                               f"{type(path).__name__} and {type(model).__name__}")
+        if world_size() > 1:
+            raise ConfigError(f"torch.distributed has {world_size()} processes, and a loaded step "
+                              "adds nothing up over them. Make the step with fxperex.transform")
         source = Path(path)
         manifest, constants, recorded, code = read(source)
         check_manifest(manifest, model, source)

@@ -24,7 +24,10 @@ from fxperex.numerics import rounding
 from fxperex.plan.alternative import Alternative
 from fxperex.plan.plan import Plan
 from fxperex.planner.alternatives import explained
+from fxperex.ranks import ALONE, Ranks
+from fxperex.ranks.shards import Shards
 from fxperex.rewrite.frame import trace_frames
+from fxperex.rewrite.passes.gather import gather
 from fxperex.rewrite.rewriter import rewrite
 from fxperex.runtime import batches
 from fxperex.runtime.compiled import CompiledStep, example_inputs, graph_peak
@@ -38,13 +41,15 @@ __all__ = ["PerExampleModule", "StepResult"]
 class PerExampleModule:
     """A model's private step. Made by `fxperex.transform`; see there.
 
-    captured, analysis, plan, step_graph, compiled: what each stage of the flow returned.
+    captured, analysis, plan, step_graph, compiled: what each stage of the flow returned. ranks:
+    the processes that rows are split over; shards: how parameters lie on them, None if whole.
     """
 
     def __init__(self, model: nn.Module, batch: tuple[Tensor, ...], captured: Capture,
                  analysis: Analysis, plan: Plan, step_graph: StepGraph,
-                 compiled: CompiledStep) -> None:
-        self.model, self.plan = model, plan
+                 compiled: CompiledStep, ranks: Ranks = ALONE,
+                 shards: Shards | None = None) -> None:
+        self.model, self.plan, self.ranks, self.shards = model, plan, ranks, shards
         self.captured, self.analysis = captured, analysis
         self.step_graph, self.compiled = step_graph, compiled
         self.signature, self.clip = compiled.signature, compiled.signature.clip
@@ -52,7 +57,7 @@ class PerExampleModule:
         self._ranges = batches.ranges(batch)
         self._runner = StepRunner(model, self.signature, compiled, compiled.filler,
                                   rounding.operands(self._device),
-                                  lambda: captured.at(plan.frame_rows).graph)
+                                  lambda: captured.at(plan.frame_rows).graph, ranks)
         self.parameters: dict[str, nn.Parameter] = self._runner.parameters
         self._steps_by_row: dict[str, Step] = {}  # for norms and gradients, once asked for
 
@@ -152,8 +157,9 @@ class PerExampleModule:
         """Returns StepResult of `batch`; adds the clipped SUM of its per-example gradients to each
         `.grad`.
 
-        Any number of rows, zero included. Raises ShapeError, DataError or StateError; then nothing
-        is written.
+        Any number of rows, zero included. On several ranks each hands over its own rows, and the
+        sum is that of all of them. Raises ShapeError, DataError or StateError; then nothing is
+        written, on any rank.
         """
         return self._runner.step(batch)
 
@@ -162,7 +168,8 @@ class PerExampleModule:
         it was formed in.
 
         Does not write `.grad`. Use this when noise must be added before the sum is rounded to the
-        parameters' dtype. Raises as `step`.
+        parameters' dtype. On several ranks it is the sum of this rank's rows, and nothing is
+        exchanged. Raises as `step`.
         """
         return self._runner.sums(batch)
 
@@ -178,6 +185,8 @@ class PerExampleModule:
     def _step_for(self, want: str) -> Step:
         if want not in self._steps_by_row:
             graph = rewrite(self.captured, self.analysis, self.plan, self.clip, want)
+            if self.shards is not None:
+                gather(graph, self.signature.parameters, self.shards)
             self._steps_by_row[want] = compile_step(graph, [], "eager")[0]
         return self._steps_by_row[want]
 
@@ -202,6 +211,9 @@ class PerExampleModule:
 
         Raises ConfigError or PackageError; an older file is then left as it was.
         """
+        if self.shards is not None:
+            raise ConfigError("a step with sharded parameters belongs to its processes and cannot "
+                              "be saved; transform again where it is to run")
         facts = Facts(str(self.plan), self.plan.peak or self.peak, self._runner.operands,
                       self._ranges)
         return save(path, self.step_graph, self.signature, self.model, self.example_inputs(), facts)

@@ -12,6 +12,7 @@ from fxperex.analysis.sites import Analysis
 from fxperex.capture.program import Capture
 from fxperex.clipping import Clip
 from fxperex.plan.plan import Plan
+from fxperex.ranks.shards import local
 from fxperex.rewrite.rewriter import parameter_order
 from fxperex.runtime.batches import Rows, Spec
 
@@ -54,6 +55,11 @@ class StepSignature:
         ]
 
     @property
+    def parameters(self) -> list[int]:
+        """Which inputs are parameters, trained or frozen, by number."""
+        return [i for i, (kind, _) in enumerate(self.inputs.values()) if kind == "parameter"]
+
+    @property
     def stays(self) -> list[bool]:
         """For each input, whether it stays where it is from step to step (parameters, buffers)."""
         anew = len(self.clip.inputs()) + 1  # and the mask
@@ -64,7 +70,7 @@ class StepSignature:
         values = []
         for kind, key in self.inputs.values():
             holder: Any = {"batch": rows, "constant": self.constants}.get(kind, named)
-            values.append(holder[key].detach())
+            values.append(local(holder[key]))
         return [*values, *(x.to(rows[0].device) for x in self.clip.inputs()), *mask]
 
     def of_model(self, model: nn.Module, rows: Rows, *mask: Tensor) -> list[Tensor]:

@@ -16,6 +16,8 @@ from torch import Tensor, fx, nn
 from fxperex.compiler import Step
 from fxperex.errors import FxperexError
 from fxperex.numerics import rounding
+from fxperex.ranks import ALONE, Ranks
+from fxperex.ranks.shards import is_sharded, like
 from fxperex.runtime import batches
 from fxperex.runtime.batches import Rows
 from fxperex.runtime.blame import blamed
@@ -33,23 +35,35 @@ class StepRunner:
     filler: one legal row of each tensor, for empty batches.
     operands: how products of float32 rounded their operands when the step was made.
     program: gives the captured program, which an error message looks into; None without one.
+    ranks: the processes whose sums a step adds up.
     """
 
     def __init__(self, model: nn.Module, signature: StepSignature, step: Step, filler: Rows,
                  operands: tuple[float, float],
-                 program: Callable[[], fx.GraphModule] | None = None) -> None:
+                 program: Callable[[], fx.GraphModule] | None = None,
+                 ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         self.model, self.signature, self.filler = model, signature, filler
         self._step, self._program = step, program
         named = dict(model.named_parameters(remove_duplicate=False))
         self.parameters: dict[str, nn.Parameter] = {n: named[n] for n in signature.trained}
         self.operands, self._state = operands, state(model)
+        self.sharded = any(map(is_sharded, self.parameters.values()))
 
     def step(self, batch: Rows) -> StepResult:
-        """Returns StepResult of `batch`; adds the clipped sums to each `.grad`.
+        """Returns StepResult of `batch`; adds the clipped sums of all ranks to each `.grad`.
 
-        Raises ShapeError, DataError or StateError; then nothing is written.
+        Raises ShapeError, DataError or StateError; then nothing is written, on any rank.
         """
-        result, sums, buffers = self._summed(batch)
+        with self.ranks.every("step"):
+            self.check(batch)
+        with self.ranks.every("step"):
+            result, sums, buffers = self._summed(batch)
+        if self.sharded:
+            sums = [like(p, s) for p, s in zip(self.parameters.values(), sums, strict=True)]
+        elif self.ranks.size > 1:
+            totals = self.ranks.totals(sums, [s.dtype for s in sums])
+            sums = totals.gathered([part.values for part in totals.parts])
         pairs = zip(self.parameters.items(), sums, strict=True)
         write([(n, p, s) for (n, p), s in pairs], buffers)
         return result
@@ -84,7 +98,11 @@ class StepRunner:
         rounding.refuse_coarser(self.operands, self.signature.spec[0][2])
 
     def _physical(self, batch: Rows) -> list[tuple[Rows, Tensor, int]]:
-        return batches.physical(batch, self.signature.rows, self.filler)
+        pieces = batches.physical(batch, self.signature.rows, self.filler)
+        if self.sharded:  # every piece is collective: all ranks run as many
+            empty = batches.physical(tuple(x[:0] for x in batch), self.signature.rows, self.filler)
+            pieces += empty * (self.ranks.highest(len(pieces)) - len(pieces))
+        return pieces
 
     def _summed(self, batch: Rows) -> tuple[StepResult, list[Tensor], BufferValues]:
         """Result, sums and new values of buffers; writes nothing."""

@@ -39,13 +39,14 @@ MUTANTS = [
            "(centred + 0 * float(z))", (NOISE + "test_the_count_query_has_its_noise", )),
     Mutant(
         "no noise on the last "
-        "tensor", "privacy/noise/gaussian.py", "= self._noised(draw(item, a, b), total[a:b])",
-        "= self._noised(draw(item, a, b), total[a:b]) if item + 1 < len(flat) else "
+        "tensor", "privacy/noise/gaussian.py", "= self._noised(draw(item, start + a, start + b), "
+        "total[a:b])", "= self._noised(draw(item, start + a, start + b), total[a:b]) "
+        "if item + 1 < len(flat) else "
         "total[a:b].double() / self.mechanism.divisor", (SPREAD, )),
     Mutant("one stream for all "
-           "tensors", "privacy/noise/gaussian.py", "self._noised(draw(item, a, b), ",
-           "self._noised(draw(0, a, "
-           "b), ", (PROMISE + "test_tensors_and_generations_have_noise_of_their_own", )),
+           "tensors", "privacy/noise/gaussian.py", "self._noised(draw(item, start + a, ",
+           "self._noised(draw(0, start + a, ",
+           (PROMISE + "test_tensors_and_generations_have_noise_of_their_own", )),
     Mutant("one stream for all "
            "steps", "privacy/noise/gaussian.py", "draw = self._drawer(streams, step, ",
            "draw = self._drawer(streams, 0, ", (NOISE + "test_steps_differ_pairwise", )),
@@ -88,20 +89,21 @@ MUTANTS = [
            (SPREAD, )),
     Mutant(
         "the actual batch size divides", "privacy/release.py",
-        "means = self.noise.release(step.sums, step.step, step.generation)",
+        "means = self.noise.release_parts(totals.parts, step.step, step.generation)",
         "means = [m * self.noise.mechanism.divisor / max(len(step.result.norms), 1)"
-        " for m in self.noise.release(step.sums, step.step, step.generation)]", (RUN, )),
+        " for m in self.noise.release_parts(totals.parts, step.step, step.generation)]", (RUN, )),
     Mutant(
-        "an empty batch is skipped", "privacy/engine.py", "self._releases.record(step)",
+        "an empty batch is skipped", "privacy/engine.py", "totals = self._releases.record(step)",
         "if not len(step.result.norms):\n            self.steps_done += 1\n            "
-        "return\n        self._releases.record(step)",
+        "return\n        totals = self._releases.record(step)",
         (ENGINE + "test_empty_batches_are_steps_with_noise", )),
     Mutant("a replayed sum may "
            "differ", "privacy/release.py", "elif not hmac.compare_digest(recorded, "
            "digest):", "elif False:",
            (FAULTS + "test_a_sum_that_differs_is_drawn_afresh_and_paid_again", )),
     Mutant("the sum's hash has "
-           "no key", "privacy/release.py", "blake2b(key=key, ", "blake2b(",
+           "no key", "privacy/release.py", 'key = self.noise.secret.key("sum", step.generation)',
+           'key = b""',
            (PROMISE + "test_the_ledger_does_not_give_the_sum_away", )),
     Mutant("a changed clip bound is not seen", "privacy/noise/mechanism.py",
            "if clip is not self.clip or not self.holds:", "if False:",
@@ -222,7 +224,8 @@ MUTANTS = [
            '"target": {', (FOLDER + "test_another_run_is_named", )),
     Mutant("a secret for all to read", "privacy/records/folder.py", "if mode & 0o077:", "if False:",
            (FOLDER + "test_a_secret_that_others_can_read_is_refused", )),
-    Mutant("a loaded step feeds an engine", "privacy/settings.py", "if not private.proved:",
+    Mutant("a loaded step feeds an engine", "privacy/settings.py",
+           "if isinstance(private, LoadedStep) or not private.proved:",
            "if False:", ("privacy/test_refusals.py::test_is_refused_before_anything_is_spent", )),
     Mutant("the coarse grid's noise is returned", "privacy/calibration.py",
            "return _root(excess, low, high) if low < high and excess(low) > 0 else low",

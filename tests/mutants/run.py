@@ -29,13 +29,15 @@ from pathlib import Path
 import of_analysis
 import of_clipping
 import of_privacy
+import of_ranks
 import pytest
 import torch
 from mutant import Mutant
 
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "fxperex" / "docs" / "mutants.md"
-MUTANTS = [*of_clipping.MUTANTS, *of_analysis.MUTANTS, *of_privacy.MUTANTS]
+MUTANTS = [*of_clipping.MUTANTS, *of_analysis.MUTANTS, *of_privacy.MUTANTS,
+           *of_ranks.MUTANTS]
 LIMIT = 300.0  # seconds for one mutant's tests
 KILLED, SURVIVED, BROKEN = "killed", "SURVIVED", "BROKEN"
 COPIED = ("fxperex", "tests", "pyproject.toml")

@@ -11,10 +11,12 @@ from pathlib import Path
 import of_analysis
 import of_clipping
 import of_privacy
+import of_ranks
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MUTANTS = [*of_clipping.MUTANTS, *of_analysis.MUTANTS, *of_privacy.MUTANTS]
+MUTANTS = [*of_clipping.MUTANTS, *of_analysis.MUTANTS, *of_privacy.MUTANTS,
+           *of_ranks.MUTANTS]
 
 
 def test_every_mutant_fits_the_library_and_names_tests_that_are_there() -> None:

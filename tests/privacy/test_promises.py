@@ -40,6 +40,7 @@ from fxperex.privacy import (
     TruncatedPoissonSampler,
     epsilon,
 )
+from fxperex.ranks import ALONE
 from fxperex.testing import clipped, error, loop
 
 Make = Callable[..., PrivacyEngine]
@@ -189,18 +190,19 @@ def test_the_ledger_does_not_give_the_sum_away(engine: Make, tmp_path: Path,
 
     step.sums = watched
     try:
-        engine(step, folder=tmp_path).step()
+        run = engine(step, folder=tmp_path)
+        run.step()
     finally:
         del step.sums
     recorded = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_bytes().splitlines()]
     (digest,) = [r["hash"] for r in recorded if r["kind"] == "sum"]
-    bare = hashlib.blake2b(digest_size=32)
-    for parts in zip(*found, strict=True):
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        bare.update(total.numpy().tobytes())
-    assert digest != bare.hexdigest()
+    sums = [torch.stack(parts).double().sum(0) for parts in zip(*found, strict=True)]
+    totals = ALONE.totals(sums, [torch.float32] * len(sums))
+
+    def hashed(key: bytes) -> str:
+        return hashlib.blake2b(totals.digest(key) + b"0.0", key=key, digest_size=32).hexdigest()
+
+    assert digest == hashed(run.randomness.key("sum", 0)) and digest != hashed(b"")
 
 
 def test_lines_of_another_history_do_not_fit(engine: Make, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from fxperex.privacy.noise.mechanism import Mechanism
 from fxperex.privacy.noise.normal import CHUNK, Normals, cut, gaussian, on_host
 from fxperex.privacy.noise.streams import Secret, Streams
 from fxperex.privacy.noise.workers import share
+from fxperex.ranks.totals import Part
 
 # Stream number of the adaptive rule's count; tensors are numbered from 0.
 COUNT = 2**32 - 1
@@ -39,29 +40,37 @@ class Noise:
         Raises PrivacyError unless (generation, step) is above every earlier one: noise that is used
         twice can be subtracted.
         """
+        parts = [Part(item, 0, total) for item, total in enumerate(sums)]
+        return self.release_parts(parts, step, generation)
+
+    def release_parts(self, held: Sequence[Part], step: int, generation: int = 0) -> list[Tensor]:
+        """Returns the same for parts of the sums: bit for bit what `release` has at their places.
+
+        Raises as `release`.
+        """
         streams = self._streams("sum", step, generation)
-        means = [torch.empty(total.shape, dtype=torch.float64, device=total.device)
-                 for total in sums]
-        flat = [(mean.view(-1), total.detach().reshape(-1))
-                for mean, total in zip(means, sums, strict=True)]
+        means = [torch.empty(part.values.shape, dtype=torch.float64, device=part.values.device)
+                 for part in held]
+        flat = [(item, start, mean.view(-1), total.detach().reshape(-1))
+                for mean, (item, start, total) in zip(means, held, strict=True)]
         size = BLOCK if self.mechanism.grid else CHUNK
-        parts = [(item, *part) for item, (_, total) in enumerate(flat) if on_host(total.device)
+        parts = [(i, *part) for i, (_, _, _, total) in enumerate(flat) if on_host(total.device)
                  for part in cut(total.numel(), size)]
 
         def worker() -> Callable[[tuple[int, int, int]], None]:
             draw = self._drawer(streams, step, max(b - a for _, a, b in parts))
 
             def release(part: tuple[int, int, int]) -> None:
-                item, a, b = part
-                mean, total = flat[item]
-                mean[a:b] = self._noised(draw(item, a, b), total[a:b])
+                i, a, b = part
+                item, start, mean, total = flat[i]
+                mean[a:b] = self._noised(draw(item, start + a, start + b), total[a:b])
 
             return release
 
         share(parts, worker)
-        for item, (mean, total) in enumerate(flat):
+        for item, start, mean, total in flat:
             if not on_host(total.device):
-                mean.copy_(self._noised(self._drawn(total, streams, step, item), total))
+                mean.copy_(self._noised(self._drawn(total, streams, step, item, start), total))
         return means
 
     def count(self, centred: float, step: int, generation: int = 0) -> float:
@@ -79,12 +88,13 @@ class Noise:
             return Integers(self.mechanism.std / self.mechanism.grid, streams, step).draw
         return Normals(streams, step, size).draw
 
-    def _drawn(self, total: Tensor, streams: Streams, step: int, item: int) -> Tensor:
-        """Returns all numbers of tensor `item`, on the device of `total`."""
+    def _drawn(self, total: Tensor, streams: Streams, step: int, item: int, start: int) -> Tensor:
+        """Returns the numbers of tensor `item` from `start` on, on the device of `total`."""
+        count = total.numel()
         if self.mechanism.grid:
             sigma = self.mechanism.std / self.mechanism.grid
-            return discrete_gaussian(sigma, total.numel(), streams, step, item).to(total.device)
-        return gaussian(streams, total.numel(), step, item, total.device)
+            return discrete_gaussian(sigma, count, streams, step, item, start).to(total.device)
+        return gaussian(streams, count, step, item, total.device, start)
 
     def _noised(self, noise: Tensor, total: Tensor) -> Tensor:
         """Turns standard normals, or integers on the grid, into `(total + noise) / divisor`."""
