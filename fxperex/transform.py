@@ -21,6 +21,7 @@ from fxperex.capture.program import Capture, capture
 from fxperex.clipping import Clip, as_rule
 from fxperex.devices import profile
 from fxperex.graph.show import show
+from fxperex.graph.stages import Stages
 from fxperex.graph.step_graph import StepGraph
 from fxperex.planner import Plan, make_plan
 from fxperex.planner.trial import Trial
@@ -87,21 +88,23 @@ def transform(model: nn.Module, batch: Any,
             backend = backend_of(backend, shards)
             asked = request(model, batch, loss, forward, strategy, memory, physical_batch, autocast)
             check_device(ranks, asked.batch_device)
+        stage = Stages()
         with asked.same_random_state():
-            stages = _stages(ranks, asked, model, rule, backend, shards)
-    return PerExampleModule(model, asked.tensors, *stages, ranks, shards)
+            results = _stages(ranks, asked, model, rule, backend, shards, stage)
+    return PerExampleModule(model, asked.tensors, *results, ranks, shards, stage)
 
 
 def _stages(ranks: Ranks, asked: Request, model: nn.Module, rule: Clip, backend: str,
-            shards: Shards | None
+            shards: Shards | None, stage: Stages
             ) -> tuple[Capture, Analysis, Plan, StepGraph, CompiledStep]:
     """What each stage makes, from the capture to the step that runs."""
     with ranks.every("transform"):
-        captured, analysis = _proved(asked, model)
+        captured, analysis = _proved(asked, model, stage)
     check_alike(ranks, model, captured, rule, asked.described | {"backend": backend}, shards)
-    plan = decided_plan(ranks, lambda: _plan(asked, captured, analysis),
-                        lambda plan: _plan(asked.with_plan(plan), captured, analysis))
-    with ranks.every("transform"):
+    with stage("plan"):
+        plan = decided_plan(ranks, lambda: _plan(asked, captured, analysis),
+                            lambda plan: _plan(asked.with_plan(plan), captured, analysis))
+    with ranks.every("transform"), stage("rewrite"):
         show(1, "plan", plan)
         show(2, "captured graph", captured.main.graph)
         step_graph = rewrite(captured, analysis, plan, rule)
@@ -109,9 +112,11 @@ def _stages(ranks: Ranks, asked: Request, model: nn.Module, rule: Clip, backend:
                                      asked.structure)
         over_shards(step_graph, signature, shards)
         show(3, "step graph", step_graph)
-    compiled = decided_step(
-        ranks, lambda by: compile_checked(step_graph, signature, model, asked.tensors, plan, by),
-        backend)
+    with stage("compile"):
+        def by(name: str) -> CompiledStep:
+            return compile_checked(step_graph, signature, model, asked.tensors, plan, name)
+
+        compiled = decided_step(ranks, by, backend)
     return captured, analysis, plan, step_graph, compiled
 
 
@@ -143,17 +148,19 @@ def outline(
     """
     asked = request(model, batch, loss, forward, strategy, memory, physical_batch, autocast, device)
     with asked.same_random_state():
-        captured, analysis = _proved(asked, model)
+        captured, analysis = _proved(asked, model, Stages())
         analysis = analysis if device is None else analysis.on(device)
         return Outline(captured, analysis, _plan(asked, captured, analysis))
 
 
-def _proved(asked: Request, model: nn.Module) -> tuple[Capture, Analysis]:
+def _proved(asked: Request, model: nn.Module, stage: Stages) -> tuple[Capture, Analysis]:
     """The captured program, and its sites: no example sees another."""
-    captured = capture(model, asked.forward, asked.tensors, asked.capture_rows, asked.elsewhere)
-    check_dtypes(captured, asked.structure)
-    analysis = find_sites(captured, prove(captured), asked.trainable)
-    check_trains(analysis)
+    with stage("capture"):
+        captured = capture(model, asked.forward, asked.tensors, asked.capture_rows, asked.elsewhere)
+        check_dtypes(captured, asked.structure)
+    with stage("prove"):
+        analysis = find_sites(captured, prove(captured), asked.trainable)
+        check_trains(analysis)
     return captured, analysis
 
 

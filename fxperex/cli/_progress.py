@@ -6,12 +6,24 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
+from fxperex.graph.stages import HIDDEN
+
 Report = Callable[[int, int, str], None]
 
 
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Report]:
     """Yields report(done, total, what), which moves a bar on stderr."""
+    token = HIDDEN.set(True)  # the stages of each transform would be drawn over it
+    try:
+        with _bar(title) as report:
+            yield report
+    finally:
+        HIDDEN.reset(token)
+
+
+@contextlib.contextmanager
+def _bar(title: str) -> Iterator[Report]:
     try:
         from rich.console import Console
         from rich.progress import Progress

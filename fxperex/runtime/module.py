@@ -20,6 +20,7 @@ from fxperex.capture.structure import BatchStructure, as_arguments
 from fxperex.compiler import Step, compile_step
 from fxperex.devices import profile
 from fxperex.errors import ConfigError
+from fxperex.graph.stages import Stages
 from fxperex.graph.step_graph import StepGraph
 from fxperex.numerics import rounding
 from fxperex.plan.alternative import Alternative
@@ -44,15 +45,16 @@ class PerExampleModule:
 
     captured, analysis, plan, step_graph, compiled: what each stage of the flow returned. ranks:
     the processes that rows are split over; shards: how parameters lie on them, None if whole.
+    stages: the seconds that each stage took.
     """
 
     def __init__(self, model: nn.Module, batch: tuple[Tensor, ...], captured: Capture,
                  analysis: Analysis, plan: Plan, step_graph: StepGraph,
                  compiled: CompiledStep, ranks: Ranks = ALONE,
-                 shards: Shards | None = None) -> None:
+                 shards: Shards | None = None, stages: Stages | None = None) -> None:
         self.model, self.plan, self.ranks, self.shards = model, plan, ranks, shards
         self.captured, self.analysis = captured, analysis
-        self.step_graph, self.compiled = step_graph, compiled
+        self.step_graph, self.compiled, self.stages = step_graph, compiled, stages
         self.signature, self.clip = compiled.signature, compiled.signature.clip
         self._device = batch[0].device
         self._ranges = batches.ranges(batch)
@@ -120,11 +122,11 @@ class PerExampleModule:
         check_top(top)
         plan, rivals = self._explained()
         show(plan, rivals, top)
-        constants = ""
+        notes = [str(self.stages)] if self.stages is not None else []
         if self.structure.constants:
-            constants = f"\nThe batch holds {self.structure}. A constant is the same in every step."
-            print(constants)
-        return full(plan, rivals, top) + constants
+            notes.append(f"The batch holds {self.structure}. A constant is the same in every step.")
+        print(*notes, sep="\n", end="\n" * bool(notes))
+        return "\n".join([full(plan, rivals, top), *notes])
 
     def diff(self, other: PerExampleModule | Plan) -> str:
         """Prints and returns what differs between this private step and `other`: strategies of
