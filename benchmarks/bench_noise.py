@@ -109,6 +109,7 @@ class Private:
     def __init__(self, model: nn.Module, batch: Batch, part: int, backend: str) -> None:
         self.parts = list(zip(*(x.split(part) for x in batch), strict=True))
         self.private = fxperex.transform(model, self.parts[0], LOSS, clip=1.0, backend=backend)
+        self.private.compile()
         self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
         size = sum(p.numel() for p in self.private.parameters.values())
         self.noise, self.discrete = (

@@ -81,6 +81,7 @@ def bench(work: Workload, rounds: int, backend: str) -> dict[str, Any]:
     for name in STRATEGIES:
         private = fxperex.transform(model, batch, LOSS, strategy=name,
                                     backend=backend if name == "auto" else "eager")
+        private.compile()
         errors[name] = gradient_error(model, private, batch, total)
         chosen[name] = {c.site.name: c.strategy for c in private.plan.choices}
         runs[name] = _step(model, private, batch)

@@ -129,6 +129,7 @@ def make(setting: Setting, name: str, truth: Mapping[str, Tensor]) -> tuple[Call
         options = {"auto": {}, "eager": {"backend": "eager"},
                    "inductor": {"backend": "inductor"}}.get(name, setting.single(name))
         private, call = setting.private(**options)
+        private.compile()
         setting.model.zero_grad(set_to_none=True)
         private.step(setting.x[:CHECKED], setting.y[:CHECKED])
         facts = {"error": left_error(setting.model, truth), "ran_on": private.backend,

@@ -68,7 +68,9 @@ def transform(model: nn.Module, batch: Any,
     physical_batch: rows of one compiled step; default those of `batch`; "auto": what is fastest
     within `memory`.
     autocast: forward and backward under `torch.autocast` of this dtype.
-    backend: "auto" (measured once), "inductor" or "eager".
+    backend: "inductor", "eager" or "auto": on a CPU it steps eagerly at once, and changes to a
+    compiled step once another process found it faster and it was checked here. `private.compile()`
+    asks for that now. Several ranks compile before the first step.
     mesh: the torch DeviceMesh over whose dimensions rows are split; default all processes of
     torch.distributed, if it is initialised. False: this process alone.
 

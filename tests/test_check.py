@@ -440,7 +440,7 @@ def test_a_remembered_choice_is_compared_in_every_process(monkeypatch: pytest.Mo
     monkeypatch.setattr(backend_cache, "recall", lambda *_: "inductor")
     _planted(monkeypatch, lambda inputs, o: _with(o, 1, 0.9 * o[1]))
     with pytest.warns(BackendWarning, match="by inductor is not the eager one.*the norms"):
-        assert _go("auto").backend == "eager"
+        assert _go("auto").compile() == "eager"
 
 
 def test_auto_does_not_take_the_fastest_of_what_is_wrong(monkeypatch: pytest.MonkeyPatch,
@@ -453,7 +453,7 @@ def test_auto_does_not_take_the_fastest_of_what_is_wrong(monkeypatch: pytest.Mon
         backends, "_seconds",
         lambda runs, inputs: timed.extend(runs) or dict(zip(runs, (1.0, 0.5), strict=True)))
     with pytest.warns(BackendWarning, match="by inductor is not the eager one"):
-        assert _go("auto").backend == backends.CHANNELS_LAST
+        assert _go("auto").compile() == backends.CHANNELS_LAST
     assert timed == ["eager", backends.CHANNELS_LAST]
 
 

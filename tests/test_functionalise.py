@@ -23,6 +23,7 @@ STEPS = {
     "add": lambda x, y: x + y,
     "view": lambda x, y: x.view(-1, 2, 3).transpose(1, 2).reshape(-1, WIDTH),
     "flatten": lambda x, y: x.flatten(0),
+    "merged": lambda x, y: x.view(-1, 2, 3).flatten(0, 1).reshape(-1, WIDTH),
     "unflatten": lambda x, y: x.reshape(-1, WIDTH),
     "contiguous": lambda x, y: x.contiguous(),
     "to itself": lambda x, y: x.to(torch.float64),

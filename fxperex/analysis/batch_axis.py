@@ -44,8 +44,9 @@ SIZED = {
 # Operations that may see `arange(len(x))`: they move it, or index the batch with it.
 COUNTED = {
     f"aten.{op}"
-    for op in ("index", "_unsafe_index", "view", "reshape", "_unsafe_view", "unsqueeze", "squeeze",
-               "expand", "permute", "transpose", "t", "_to_copy", "to", "clone", "alias", "detach",
+    for op in ("index", "index_put", "_unsafe_index", "view", "reshape", "_unsafe_view",
+               "unsqueeze", "squeeze", "expand", "permute", "transpose", "t", "_to_copy", "to",
+               "clone", "alias", "detach",
                "contiguous", "lift_fresh_copy", "zeros_like", "ones_like", "new_zeros", "new_ones",
                "flatten", "unflatten", "slice")
 }

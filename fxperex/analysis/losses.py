@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxperex.analysis.rules.layers import CLASSIFY, REDUCTION
+from fxperex.analysis.rules.layers import CLASSIFY, MARGINS, REDUCTION
 from fxperex.analysis.state import Reduced, arguments
 from fxperex.capture.program import Capture, Program
 from fxperex.capture.source_lines import source_line
@@ -82,7 +82,7 @@ class _Rewriter:
         name = packet(node)
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        if name in REDUCTION:
+        if name in REDUCTION or name in MARGINS:
             return self._loss(node, name)
         if name in {"sum", "mean"} and not isinstance(self.axes[source.name], Reduced):
             return self._own(self.copies[source], self.axes[source.name], source.meta["val"], name)
@@ -155,6 +155,8 @@ class _Rewriter:
         """A tensor of the shape that the loss would have without its reduction."""
         values = [a.meta["val"] for a in arguments(node).values() if isinstance(a, fx.Node)]
         score, target = values[:2]
+        if name in MARGINS:
+            return score.new_empty(score.shape[:1])
         if name not in CLASSIFY:
             return score.new_empty(torch.broadcast_shapes(*(v.shape for v in values)))
         if not target.dtype.is_floating_point:

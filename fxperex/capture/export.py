@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxperex.capture.attention_masks import ignore_mask_values
 from fxperex.capture.causes import no_ragged
+from fxperex.capture.composites import taken_apart
 from fxperex.capture.cuda_autocast import Elsewhere
 from fxperex.capture.embedding_bags import take_bags_apart
 from fxperex.capture.functionalise import functionalise
@@ -24,6 +25,7 @@ from fxperex.capture.quiet import quiet
 from fxperex.capture.recurrent import DECOMPOSITIONS
 from fxperex.capture.refusals import refuse_input_writes
 from fxperex.capture.source_lines import preserve_source_lines
+from fxperex.capture.writes import WRITES
 from fxperex.errors import CaptureError
 from fxperex.graph.step_graph import CapturedGraph
 from fxperex.graph.strides import forget_strides
@@ -44,9 +46,9 @@ def export(whole: nn.Module, batch: tuple[Tensor, ...], elsewhere: Elsewhere | N
         _detach_no_grad(exported.graph_module)
         no_ragged(exported.graph_module)
         take_bags_apart(exported.graph_module)
-        if not functionalise(exported.graph_module, DECOMPOSITIONS):
-            exported = exported.run_decompositions(DECOMPOSITIONS
-                                                   | {torch.ops.aten.copy.default: _written})
+        apart = DECOMPOSITIONS | WRITES | taken_apart(exported.graph_module)
+        if not functionalise(exported.graph_module, apart):
+            exported = exported.run_decompositions(apart)
         refuse_input_writes(exported)
         forget_strides(exported.graph_module)
         return exported if elsewhere is None else elsewhere.back(exported)
@@ -58,16 +60,6 @@ def _default_device(batch: tuple[Tensor, ...],
     if elsewhere is not None:
         return elsewhere.casting()
     return batch[0].device if batch[0].is_meta else contextlib.nullcontext()
-
-
-def _written(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-    """What a write of `source` leaves in `target`: `aten.copy`, which has no derivative, says no
-    more.
-
-    Contiguous, as what was written into is: later lines may view it.
-    """
-    written = source.to(target.device, target.dtype).expand_as(target)
-    return written.clone(memory_format=torch.contiguous_format)
 
 
 def _detach_no_grad(graph: fx.GraphModule) -> None:

@@ -137,19 +137,23 @@ def _contiguous(node: fx.Node) -> fx.Node | None:
 
 
 def _flatten(node: fx.Node) -> fx.Node | None:
-    """`flatten(x, start)` -> `reshape(x, [*sizes before start, -1])`."""
+    """`flatten(x, start, end)` -> `reshape(x, [*sizes before start, -1, *sizes after end])`."""
     x, *dims = _arguments(node)
     value = x.meta.get("val")
     if value is None or value.dim() == 0:
         return None
     start, end = (d % value.dim() for d in (*dims, *(0, -1)[len(dims):]))
-    if end != value.dim() - 1:
-        return None
     if start == end:
         return x
-    sizes = [size if isinstance(size, int) else _call(node, aten.sym_size.int, x, d, val=size)
-             for d, size in enumerate(value.shape[:start])]
-    return _call(node, aten.reshape.default, x, [*sizes, -1])
+    if any(isinstance(size, int) and size == 0 for size in value.shape):
+        return None  # of no numbers, -1 could be any
+
+    def sizes(dims: range) -> list[Any]:
+        return [value.shape[d] if isinstance(value.shape[d], int)
+                else _call(node, aten.sym_size.int, x, d, val=value.shape[d]) for d in dims]
+
+    kept = [*sizes(range(start)), -1, *sizes(range(end + 1, value.dim()))]
+    return _call(node, aten.reshape.default, x, kept)
 
 
 def _call(node: fx.Node, target: Any, *args: Any, val: Any = None, **kwargs: Any) -> fx.Node:

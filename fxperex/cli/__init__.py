@@ -30,13 +30,20 @@ def commands() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of examples as they are."""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "fxperex", description="Differentially private training of torch models.")
     table = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in commands():
         command = importlib.import_module(f"fxperex.cli.{name}")
-        subparser = table.add_parser(name, help=command.HELP, description=command.HELP)
+        examples = getattr(command, "EXAMPLES", ())
+        shown = "examples:\n  " + "\n  ".join(examples) if examples else None
+        subparser = table.add_parser(name, help=command.HELP, description=command.HELP,
+                                     epilog=shown, formatter_class=_Help)
         command.options(subparser)
         subparser.set_defaults(run=command.run)
     return parser

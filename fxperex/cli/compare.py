@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 import torch
 
 from fxperex.capture.structure import as_arguments
-from fxperex.cli._models import example, model_options
+from fxperex.cli._models import Subject, model_options, subject
 from fxperex.cli._progress import progress
 from fxperex.compiler import BACKENDS
 from fxperex.devices import profile, target
@@ -24,6 +23,7 @@ from fxperex.transform import transform
 
 HELP = "run a model under auto and under every strategy alone; print predicted beside measured"
 HEAD = ("strategy", "sites", "step ms", "measured ms", "measured/predicted", "peak")
+EXAMPLES = ("fxperex compare torchvision:resnet18 --only auto ghost unfold",)
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
     if unknown:
         raise ConfigError(f"unknown strategy {unknown[0]!r}; valid: auto, "
                           f"{', '.join(ways())}")
-    asked = example(options, options.device)
+    asked = subject(options, options.device)
     rows = []
     with progress("comparing") as report:
         for i, name in enumerate(names):
@@ -52,16 +52,16 @@ def run(options: argparse.Namespace) -> None:
     print("\n".join(aligned(HEAD, rows)))
 
 
-def _row(asked: tuple[torch.nn.Module, Any, Any], name: str, backend: str,
-         device: torch.device) -> tuple[str, ...]:
-    model, batch, loss = asked
-    private = transform(model, batch, loss, strategy=name, backend=backend)
+def _row(asked: Subject, name: str, backend: str, device: torch.device) -> tuple[str, ...]:
+    private = transform(asked.model, asked.batch, asked.loss, forward=asked.forward,
+                        strategy=name, backend=backend)
+    private.compile()
     frames = trace_frames(private.captured, private.analysis)
     plan = with_frame(private.plan, frames.at(private.plan.frame_rows), profile(device))
     assert plan.frame_seconds is not None
     predicted = plan.seconds + plan.frame_seconds
-    measured = Timer(device)(lambda: private.step(*as_arguments(batch)), enough=0.2)
-    model.zero_grad()
+    measured = Timer(device)(lambda: private.step(*as_arguments(asked.batch)), enough=0.2)
+    asked.model.zero_grad()
     legal = sum(c.strategy == name for c in plan.choices) if name != "auto" else len(plan.choices)
     return (name, f"{legal} of {len(plan.choices)}", f"{1e3 * predicted:.2f}",
             f"{1e3 * measured:.2f}", f"{measured / predicted:.2f}", size(private.peak))

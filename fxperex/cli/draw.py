@@ -9,16 +9,18 @@ from fxperex.planner.planner import with_frame
 from fxperex.report.draw import draw
 
 HELP = "draw the captured graph and the step graph that the plan makes of it"
+EXAMPLES = ("fxperex draw timm:convnext_tiny --input 3x224x224 --output plan.html",
+            "fxperex draw transformers:gpt2 --output gpt2.json",)
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     plan_options(parser)
     parser.add_argument("--output", default="plan.svg",
-                        help="a file that ends in .svg, .png or .html; default %(default)s")
+                        help="a file that ends in .svg, .png, .html or .json; default %(default)s")
 
 
 def run(options: argparse.Namespace) -> None:
     outlined, frames, rates = planned(options)
     plan = with_frame(outlined.plan, frames.at(outlined.plan.frame_rows), rates)
-    title = f"{options.model}, {options.input}"
+    title = options.model
     print(draw(options.output, outlined.capture.main.graph.graph, plan, title))

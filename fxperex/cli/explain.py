@@ -16,6 +16,9 @@ from fxperex.transform import Outline
 
 HELP = ("print the plan of a model: sites, strategies, predicted time and memory, coverage of "
         "every parameter")
+EXAMPLES = ("fxperex explain torchvision:resnet50 --input 3x224x224 --top 20",
+            "fxperex explain transformers:gpt2 --input 512 --device cuda --memory 40GiB",
+            "fxperex explain package.module:factory --json",)
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +31,7 @@ def options(parser: argparse.ArgumentParser) -> None:
                         help="bandwidth of each one's link, each way; default %(default)s")
     parser.add_argument("--expected-batch", type=float,
                         help="mean rows of a logical step; default one physical batch a rank")
-    parser.add_argument("--draw", metavar="FILE", help="also draw it: .svg, .png or .html")
+    parser.add_argument("--draw", metavar="FILE", help="also draw it: .svg, .png, .html or .json")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -43,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     if wire is not None and not options.json:
         print(_spread(outlined, plan, wire, options.expected_batch))
     if options.draw:
-        title = f"{options.model}, {options.input}"
+        title = options.model
         draw(options.draw, outlined.capture.main.graph.graph, plan, title)
 
 

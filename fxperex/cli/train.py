@@ -8,6 +8,7 @@ from fxperex.compiler import BACKENDS
 from fxperex.demo import train
 
 HELP = "train a small network privately, and the same one without privacy"
+EXAMPLES = ("fxperex train digits --epsilon 3",)
 
 
 def options(parser: argparse.ArgumentParser) -> None:

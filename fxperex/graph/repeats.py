@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-SHORTEST = 6  # lines that folding must save
+SHORTEST = 6  # lines of a text that folding must save
 LONGEST = 600  # lines of one stretch
 
 
@@ -24,19 +24,20 @@ class Stretch:
     inside: tuple[Stretch, ...] = ()
 
 
-def folded(items: Sequence[Hashable], start: int = 0) -> tuple[Stretch, ...]:
+def folded(items: Sequence[Hashable], fewest: int = SHORTEST) -> tuple[Stretch, ...]:
     """Returns the stretches that `items` consist of, in order; a count of 1 means no repetition.
 
     The repetition that saves most is folded before the others, and each stretch is folded inside.
+    fewest: how many items a repetition must save.
     """
     numbers: dict[Hashable, int] = {}
-    return tuple(_folded([numbers.setdefault(item, len(numbers)) for item in items], start))
+    return tuple(_folded([numbers.setdefault(item, len(numbers)) for item in items], 0, fewest))
 
 
-def _folded(items: list[int], start: int) -> list[Stretch]:
+def _folded(items: list[int], start: int, fewest: int) -> list[Stretch]:
     if not items:
         return []
-    begin, length, count = _best(items)
+    begin, length, count = _best(items, fewest)
     if count < 2:
         return [Stretch(start, len(items), 1)]
     end = begin + length * count
@@ -44,15 +45,15 @@ def _folded(items: list[int], start: int) -> list[Stretch]:
     while lead < min(begin, length) and items[begin - 1 - lead] == items[begin + length - 1 - lead]:
         lead += 1
     lead = lead if lead >= SHORTEST else 0
-    inside = _folded(items[begin:begin + length], start + begin)
-    return [*_folded(items[:begin - lead], start),
+    inside = _folded(items[begin:begin + length], start + begin, fewest)
+    return [*_folded(items[:begin - lead], start, fewest),
             Stretch(start + begin, length, count, lead, tuple(inside)),
-            *_folded(items[end:], start + end)]
+            *_folded(items[end:], start + end, fewest)]
 
 
-def _best(items: list[int]) -> tuple[int, int, int]:
+def _best(items: list[int], fewest: int) -> tuple[int, int, int]:
     """Returns (begin, length, count) of the repetition that saves most, count 1 if none does."""
-    best, saved = (0, len(items), 1), SHORTEST - 1
+    best, saved = (0, len(items), 1), fewest - 1
     for length in range(1, min(len(items) // 2, LONGEST) + 1):
         run = 0  # how many items equal the one `length` later, without a break
         for i in range(len(items) - length - 1, -1, -1):

@@ -62,6 +62,23 @@ def overview(graph: fx.Graph, site: str | None = None, depth: int | None = None,
     return "\n".join(_folded(lines, folded([line.token for line in lines]), ""))
 
 
+def lines_by_path(graph: fx.Graph) -> dict[str, list[str]]:
+    """Returns {name of a site or path of a module: the lines of its nodes}."""
+    texts: dict[str, list[str]] = {}
+    for line in _lines(graph, short=True):
+        for name in line.path.split(", ") if line.group != INPUTS else ():
+            of_name, title = texts.setdefault(name, []), f"# {line.group}"
+            if title not in of_name:
+                of_name.append(title)
+            of_name.append(line.text)
+    return texts
+
+
+def described(node: fx.Node) -> str:
+    """Returns the dtype and shape of a node's value, '' if it is no tensor."""
+    return _type(node).removeprefix(": ")
+
+
 def starred(name: str) -> str:
     """Returns `name` with every number between dots or underscores as a star."""
     return re.sub(r"(?<![^._ ])\d+(?![^._ :,])", "*", name)

@@ -22,6 +22,7 @@ class Rect:
     fill: str = "none"
     stroke: str = "#8a8a8a"
     title: str = ""
+    key: str = ""  # what a click on it shows
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,12 @@ def fitted(text: str, width: float, size: float = FONT) -> str:
     return text if len(text) <= room else text[:max(room - 1, 0)] + "…"
 
 
+def fitted_end(text: str, width: float, size: float = FONT) -> str:
+    """Returns `text`, with its start cut off if it is wider: a path's end tells most."""
+    room = int(width / (WIDTH * size))
+    return text if len(text) <= room else "…" + text[len(text) - max(room - 1, 0):]
+
+
 def svg(canvas: Canvas) -> str:
     """Returns the canvas as an SVG document; titles show on hover."""
     w, h = canvas.width + 20, canvas.height + 20
@@ -86,8 +93,9 @@ def svg(canvas: Canvas) -> str:
 def _svg(s: Rect | Text | Arrow) -> str:
     if isinstance(s, Rect):
         title = f"<title>{escape(s.title)}</title>" if s.title else ""
+        key = f' data-key="{escape(s.key)}"' if s.key else ""
         return (f'<rect x="{s.x:.1f}" y="{s.y:.1f}" width="{s.w:.1f}" height="{s.h:.1f}" rx="3" '
-                f'fill="{s.fill}" stroke="{s.stroke}">{title}</rect>')
+                f'fill="{s.fill}" stroke="{s.stroke}"{key}>{title}</rect>')
     if isinstance(s, Text):
         weight = ' font-weight="bold"' if s.bold else ""
         return (f'<text x="{s.x:.1f}" y="{s.y:.1f}" font-size="{s.size:g}" '

@@ -18,46 +18,67 @@ from fxperex.plan.byte_sizes import size
 from fxperex.plan.choice import Choice
 from fxperex.plan.plan import Plan
 from fxperex.plan.table import shape, why_not
-from fxperex.report.canvas import Arrow, Canvas, Rect, Text, fitted, length, png, svg
+from fxperex.report.canvas import (
+    Arrow,
+    Canvas,
+    Rect,
+    Text,
+    fitted,
+    fitted_end,
+    length,
+    png,
+    svg,
+)
 from fxperex.report.colors import color
-from fxperex.report.html import page, plan_html
-from fxperex.report.lanes import Lane, lanes
+from fxperex.report.explorer import explorer
+from fxperex.report.groups import groups
+from fxperex.report.interactive import interactive
+from fxperex.report.lanes import MOST, Lane, folded_lanes, lanes
 
 TOP, HEIGHT, GAP = 128.0, 34.0, 12.0  # of the lanes
 # widths of the columns, from left to right
 LEFT, CAPTURED, PASS, NORMS, SUMS = 34.0, 330.0, 64.0, 460.0, 270.0
 TABLE = 20  # rows of the side table
-SUFFIXES = (".svg", ".png", ".html")
+SUFFIXES = (".svg", ".png", ".html", ".json")
 
 
 def draw(path: str | Path, captured: fx.Graph, plan: Plan, title: str = "",
          step: fx.Graph | None = None) -> Path:
-    """Returns the path of the picture written: .svg, .png or .html. Raises ConfigError for another
-    ending, or if it cannot be written.
+    """Returns the path of the picture written: .svg, .png, .html (to zoom, search and click) or
+    .json (for Model Explorer). Raises ConfigError for another ending, or if it cannot be written.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"a picture ends in {', '.join(SUFFIXES)}; got {str(path)!r}")
     canvas = picture(captured, plan, title, step)
     try:
-        if path.suffix == ".png":
+        if path.suffix == ".json":
+            path.write_text(explorer(captured, plan, title or "private step", step))
+        elif path.suffix == ".png":
             png(canvas, path)
         elif path.suffix == ".svg":
             path.write_text(svg(canvas))
         else:
-            path.write_text(page(plan_html(plan, svg(canvas)), title or "plan"))
+            unfolded = picture(captured, plan, title, step, most=None)
+            path.write_text(interactive([svg(canvas), svg(unfolded)], captured, plan,
+                                        title or "plan", step))
     except OSError as error:
         raise ConfigError(f"the picture cannot be written to {str(path)!r}: {error}") from error
     return path
 
 
 def picture(captured: fx.Graph, plan: Plan, title: str = "",
-            step: fx.Graph | None = None) -> Canvas:
-    """Returns the Canvas of a captured graph and the step graph that `plan` makes of it."""
-    canvas, rows = Canvas(), lanes(captured, plan)
+            step: fx.Graph | None = None, most: int | None = MOST) -> Canvas:
+    """Returns the Canvas of a captured graph and the step graph that `plan` makes of it.
+
+    Equal blocks are one, in at most `most` lanes; with None every block has lanes of its own.
+    """
+    canvas = Canvas()
+    rows = lanes(captured, plan, 10**6) if most is None else folded_lanes(captured, plan, most)
     columns = _Columns.start(rows)
     _heading(canvas, plan, title, captured, step, columns)
     places = {lane.name: i for i, lane in enumerate(rows)}
+    _blocks(canvas, rows)
     for i, lane in enumerate(rows):
         y = TOP + i * (HEIGHT + GAP)
         _captured(canvas, lane, i, y, places)
@@ -85,12 +106,13 @@ class _Columns:
     @staticmethod
     def start(rows: list[Lane]) -> _Columns:
         """Returns the columns in which the widest lane fills the column of norms."""
-        roots = [[math.sqrt(c.seconds) for c in lane.choices] for lane in rows if lane.choices]
+        roots = [[math.sqrt(group.seconds) for group in groups(lane.choices)[0]]
+                 for lane in rows if lane.choices]
         scales = [(NORMS - 10.0 * len(lane)) / max(sum(lane), 1e-12) for lane in roots]
         return _Columns(max(min(scales, default=0.0), 0.0))
 
-    def width(self, choice: Choice) -> float:
-        return 7.0 + self.scale * math.sqrt(choice.seconds)
+    def width(self, seconds: float) -> float:
+        return 7.0 + self.scale * math.sqrt(seconds)
 
 
 def _heading(canvas: Canvas, plan: Plan, title: str, captured: fx.Graph, step: fx.Graph | None,
@@ -129,11 +151,29 @@ def _calls(graph: fx.Graph) -> int:
     return sum(node.op == "call_function" for node in graph.nodes)
 
 
+def _blocks(canvas: Canvas, rows: list[Lane]) -> None:
+    """Adds a frame around the lanes of blocks that are drawn once, with how many they are."""
+    start = 0
+    for i in range(1, len(rows) + 1):
+        former = rows[start]
+        if i < len(rows) and (rows[i].block, rows[i].times) == (former.block, former.times):
+            continue
+        if former.times > 1:
+            y, height = TOP + start * (HEIGHT + GAP) - 5, (i - start) * (HEIGHT + GAP) - 2
+            canvas.add(Rect(LEFT - 5, y, CAPTURED + 10, height, "#e7eef7", "#7c9cc4",
+                            f"{former.times} equal blocks: {former.block}"),
+                       Text(LEFT + CAPTURED + 10, y + 12, f"{former.times} x", 12, bold=True,
+                            color="#33557f"))
+        start = i
+
+
 def _captured(canvas: Canvas, lane: Lane, i: int, y: float, places: dict[str, int]) -> None:
     result = ",".join(map(str, lane.result)) or "scalar"
     canvas.add(
-        Rect(LEFT, y, CAPTURED, HEIGHT, "#fafafa", title=f"{lane.name}: {lane.summary}"),
-        Text(LEFT + 8, y + 14, fitted(lane.name, CAPTURED - 16 - length(result, 10)), bold=True),
+        Rect(LEFT, y, CAPTURED, HEIGHT, "#fafafa", title=f"{lane.name}: {lane.summary}",
+             key=f"module {lane.name}"),
+        Text(LEFT + 8, y + 14, fitted_end(lane.name, CAPTURED - 16 - length(result, 10)),
+             bold=True),
         Text(LEFT + CAPTURED - 8, y + 14, result, 10, "end", "#777777"),
         Text(LEFT + 8, y + 28, fitted(lane.summary, CAPTURED - 16, 10), 10, color="#555555"))
     for name in lane.reads:
@@ -164,9 +204,12 @@ def _chips(canvas: Canvas, at: _Columns, lane: Lane, y: float) -> None:
     x, share, middle = at.norms, (SUMS - 10) / NORMS, y + HEIGHT / 2
     if lane.choices:
         canvas.add(Arrow(((at.backward + PASS, middle), (at.norms, middle)), "#d0d0d0"))
-    for choice in sorted(lane.choices, key=lambda c: -c.seconds):
-        w, fill = at.width(choice), color(choice.strategy)
-        canvas.add(Rect(x, y + 2, w, HEIGHT - 4, fill, "#555555", _title(choice)))
+    for group in sorted(groups(lane.choices)[0], key=lambda g: -g.seconds):
+        choice, count = group.choices[0], len(group.choices)
+        w, fill = at.width(group.seconds), color(choice.strategy)
+        for k, c in enumerate(group.choices):  # a slice for each block
+            canvas.add(Rect(x + k * w / count, y + 2, w / count, HEIGHT - 4, fill, "#555555",
+                            _title(c), f"site {c.site.name}"))
         name = fitted(_short(choice, lane.name), w - 4, 10)
         if len(name) > 2:
             canvas.add(Text(x + w / 2, middle + 4, name, 10, "middle", _ink(fill)))
@@ -180,7 +223,8 @@ def _chips(canvas: Canvas, at: _Columns, lane: Lane, y: float) -> None:
 
 def _short(choice: Choice, lane: str) -> str:
     """Returns the parameter's name inside its lane, without the word "weight"."""
-    name = choice.site.name.removeprefix(lane + ".") if lane else choice.site.name
+    name = ".".join(choice.site.name.split(".")[lane.count(".") + 1 - 2 * lane.count(".."):])
+    name = name or choice.site.name
     return name.removesuffix(".weight")
 
 
@@ -198,14 +242,15 @@ def _ink(fill: str) -> str:
 
 def _side_table(canvas: Canvas, at: _Columns, plan: Plan) -> None:
     x, y = at.table, TOP + 10
-    chosen = sorted(plan.choices, key=lambda c: -c.seconds)
-    for c in chosen[:TABLE]:
+    chosen = sorted(groups(plan.choices)[0], key=lambda group: -group.seconds)
+    for group in chosen[:TABLE]:
+        c = group.choices[0]
         canvas.add(Rect(x, y - 9, 10, 10, color(c.strategy)),
-                   Text(x + 16, y, fitted(c.site.name, 210, 11), 11),
+                   Text(x + 16, y, fitted_end(group.name, 210, 11), 11),
                    Text(x + 232, y, shape(c), 10, color="#777777"),
                    Text(x + 400, y, c.strategy, 11),
-                   Text(x + 505, y, f"{1e3 * c.seconds:.3f} ms", 11, "end"),
-                   Text(x + 590, y, size(c.cost.held), 11, "end"))
+                   Text(x + 505, y, f"{1e3 * group.seconds:.3f} ms", 11, "end"),
+                   Text(x + 590, y, size(sum(c.cost.held for c in group.choices)), 11, "end"))
         y += 17
     if len(chosen) > TABLE:
         remaining = 1e3 * sum(c.seconds for c in chosen[TABLE:])

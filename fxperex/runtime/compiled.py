@@ -22,7 +22,10 @@ from fxperex.memory.liveness import listing, peak
 from fxperex.plan.plan import Plan
 from fxperex.runtime import batches
 from fxperex.runtime.batches import Rows
+from fxperex.runtime.later import Later
 from fxperex.runtime.signature import BY_ROW, StepSignature
+
+KEPT = 8  # rows of the batch that compiled steps are tried on
 
 
 class CompiledStep:
@@ -32,9 +35,10 @@ class CompiledStep:
     """
 
     def __init__(self, step: Step, backend: str, signature: StepSignature, filler: Rows,
-                 check: Check | None, expected: Forecast, heap: Tensor | None) -> None:
+                 check: Check | None, expected: Forecast, heap: Tensor | None,
+                 later: Later | None = None) -> None:
         self.backend, self.signature, self.filler = backend, signature, filler
-        self._step, self._check = step, check
+        self._step, self._check, self._later = step, check, later
         self._heap = heap  # while it is alive, the step's working memory stays with the process
         self._guarded = guarded(self._run, expected)
 
@@ -42,8 +46,21 @@ class CompiledStep:
         """Returns the outputs. Raises MemoryLimitError if memory runs out."""
         return self._guarded(*inputs)
 
+    def compile(self) -> str:
+        """Compiles now, if it was not done; returns what runs the step from then on."""
+        if self._later is not None:
+            later, self._later = self._later, None
+            self._step, self.backend = later.settled()
+            self._check = None if self.backend == "eager" else later.check
+        return self.backend
+
     def _run(self, *inputs: Tensor) -> Sequence[Any]:
         mask = inputs[-1]
+        if self._later is not None and self._check is None:
+            if self._later.due():
+                self.compile()
+            else:
+                return self._later.timed(self._step, inputs)
         if self._check is None or not bool(mask.any()):
             return self._step(*inputs)
         return self._first_batch(self._check, inputs)
@@ -73,12 +90,19 @@ def compile_checked(graph: StepGraph, signature: StepSignature, model: nn.Module
     check = Check(graph, signature.names, len(BY_ROW))
     shown = batch if len(batch[0]) else filler
 
-    def compiled() -> tuple[Step, str]:
-        return _compared(check, signature, model, shown, filler, backend)
+    # Rows are kept for later trials, and not the user's own batch.
+    kept = tuple(x[:KEPT].detach().clone() for x in shown) if backend == "auto" else shown
 
-    step, name = guarded(compiled, expected)()
+    def compiled(name: str = backend) -> tuple[Step, str]:
+        return _compared(check, signature, model, kept, filler, name)
+
+    later = None
+    # On a GPU a second process would take memory that the step was promised.
+    if backend == "auto" and not batch[0].is_cuda:
+        later = Later(check, example_inputs(signature, model, filler), signature.stays, compiled)
+    step, name = guarded(compiled, expected)("eager" if later else backend)
     return CompiledStep(step, name, signature, filler, None if name == "eager" else check, expected,
-                        heap)
+                        heap, later)
 
 
 def _compared(check: Check, signature: StepSignature, model: nn.Module, shown: Rows, filler: Rows,

@@ -74,6 +74,12 @@ class PerExampleModule:
         """What runs the step: "inductor", "eager" or "eager, channels last"."""
         return self.compiled.backend
 
+    def compile(self) -> str:
+        """Compiles a step of `backend="auto"` now, and times it; returns what runs the step from
+        then on.
+        """
+        return self.compiled.compile()
+
     @property
     def structure(self) -> BatchStructure:
         """Where a batch holds its tensors, and the constants that the step holds beside them."""

@@ -100,7 +100,7 @@ def decided_step(ranks: Ranks, compiled_by: Callable[[str], CompiledStep],
 
     def fastest() -> str:
         steps.append(compiled_by(backend))
-        return steps[0].backend
+        return steps[0].compile()  # now: ranks that change at different steps would round apart
 
     name = ranks.decided(fastest)
     with ranks.every("compile"):

@@ -40,6 +40,8 @@ class Slot:
         ]
         if self.kind == "float":
             return torch.rand(shape, dtype=torch.float64) + 0.1
+        if self.kind == "complex":
+            return torch.rand(shape, dtype=torch.complex128)
         values = torch.randint(0, self.top, shape)
         return values.bool() if self.kind == "bool" else values
 
@@ -129,7 +131,7 @@ def replaced(case: Case, values: list[Any], keep: int, how: str) -> list[Any]:
 def _instead(leaf: Slot, parts: Tensor, row: int, how: str) -> Any:
     if how == "copy":
         return parts[(row + 1) % ROWS].clone()
-    if leaf.kind == "float":
+    if leaf.kind in {"float", "complex"}:
         return {"nan": float("nan"), "huge": LARGE, "zero": 0.0}[how]
     return {"nan": leaf.top - 1, "huge": leaf.top // 2, "zero": 0}[how]
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import rule_cases_layers  # noqa: F401  (adds its cases)
+import rule_cases_parts  # noqa: F401
 import torch
 from perturb import Case, Draw, meets, verdict
 from rule_cases import CASES

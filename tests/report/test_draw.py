@@ -4,6 +4,8 @@ is not blank.
 
 from __future__ import annotations
 
+import json
+import re
 import xml.etree.ElementTree as ET
 from html import escape
 from pathlib import Path
@@ -18,7 +20,7 @@ from fxperex.registry import ways
 from fxperex.report.canvas import fitted, length
 from fxperex.report.colors import color
 from fxperex.report.draw import picture
-from fxperex.report.lanes import MOST, lanes
+from fxperex.report.lanes import MOST, folded_lanes, lanes
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -95,3 +97,34 @@ def test_a_picture_that_cannot_be_is_refused(private: fxperex.PerExampleModule, 
                                              tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="picture"):
         private.draw(tmp_path / name)
+
+
+def test_equal_blocks_are_drawn_once_with_a_slice_for_each(
+        private: fxperex.PerExampleModule, tmp_path: Path) -> None:
+    rows = folded_lanes(private.capture.graph, private.plan)
+    assert ("{1..14}.up", 14) in [(lane.name, lane.times) for lane in rows]
+    assert len(rows) < 8 and sum(len(lane.choices) for lane in rows) == len(private.plan.choices)
+    text = private.draw(tmp_path / "plan.svg").read_text()
+    assert "14 x" in text and text.count('data-key="site ') == len(private.plan.choices)
+
+
+def test_a_page_has_the_facts_of_every_site_and_no_address(
+        private: fxperex.PerExampleModule, tmp_path: Path) -> None:
+    page = private.draw(tmp_path / "plan.html").read_text()
+    facts = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    choice = next(c for c in private.plan.choices if c.site.name == "7.up.weight")
+    fact = facts["site 7.up.weight"]
+    assert ["strategy", choice.strategy] in fact["rows"] and "7.up.weight" in fact["text"]
+    assert "linear" in facts["module 7.up"]["text"] and page.count("<svg") == 2
+    assert not re.findall(r"(?:src|href)=|https?://(?!www\.w3\.org/2000/svg)", page)
+
+
+def test_json_has_both_graphs_with_edges_that_end_at_nodes(
+        private: fxperex.PerExampleModule, tmp_path: Path) -> None:
+    body = json.loads(private.draw(tmp_path / "plan.json").read_text())
+    assert [graph["id"] for graph in body["graphs"]] == ["captured graph", "step graph"]
+    for graph in body["graphs"]:
+        names = {node["id"] for node in graph["nodes"]}
+        edges = [e["sourceNodeId"] for node in graph["nodes"] for e in node["incomingEdges"]]
+        assert edges and set(edges) <= names
+    assert any(node["namespace"] == "7/up" for node in body["graphs"][0]["nodes"])

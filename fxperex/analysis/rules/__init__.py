@@ -5,10 +5,13 @@ from fxperex.analysis.rules import (  # noqa: F401
     contract,
     index,
     layers,
+    matrices,
+    pieces,
     pointwise,
     random,
     reduce,
     view,
+    write,
 )
 
 __all__ = ["RULES", "rule"]

@@ -62,15 +62,31 @@ def _by_row(base: BatchAxis, rows: BatchAxis | None, chosen: BatchAxis | None,
 @rule("aten.gather", "aten.take_along_dim", reads="self dim index|indices")
 def gather(context: Context) -> State:
     base, chosen = context.axis("self"), context.axis("index|indices")
+    shapes = [context.shape(context.arg(name)) for name in ("self", "index|indices")]
     if context.arg("dim") is None:
+        if base is None and len(shapes[1]) <= 1:  # a table, flattened, and one index an example
+            return chosen
         raise Mixes("it gathers from the flattened batch; give dim")
     along = dim(context.arg("dim"), len(context.out))
+    if base is None and chosen is not None and chosen.dim == along:
+        return chosen  # every example reads entries of its own from a table
     if any(a is not None and a.dim == along for a in (base, chosen)):
         raise Mixes("it gathers along the batch dimension")
+    spread = "take_along_dim" in str(context.node.target)
+    axis, beside = (base, shapes[1]) if chosen is None else (chosen, shapes[0])
+    if spread and axis is not None and None in (base, chosen) and beside[axis.dim] == 1:
+        return axis  # torch spreads what is one for all
     if base is None or chosen is None:
         raise Mixes("it pairs rows of a batch with rows of something that is no batch; expand "
                     "both to the batch")
     return join([base, chosen])
+
+
+@rule("aten.take", reads="self index")
+def take(context: Context) -> State:
+    if context.axis("self") is not None:
+        raise Mixes("it takes from the flattened batch; use gather, with dim")
+    return context.axis("index")
 
 
 @rule("aten.scatter", "aten.scatter_add", "aten.scatter_reduce", reads="self dim index src?")
@@ -130,6 +146,16 @@ def diagonal(context: Context) -> State:
 
 @rule("aten.bucketize", "aten.searchsorted", reads="self boundaries|sorted_sequence sorter?")
 def bucketize(context: Context) -> State:
-    if any(context.axis(name) is not None for name in ("boundaries|sorted_sequence", "sorter?")):
-        raise Mixes("its boundaries depend on the batch")
-    return context.axis("self")
+    bounds = [context.axis(name) for name in ("boundaries|sorted_sequence", "sorter?")]
+    if all(axis is None for axis in bounds):
+        rank = len(context.shape(context.arg("boundaries|sorted_sequence")))
+        axis = context.axis("self")
+        if axis is not None and axis.dim < rank - 1:
+            raise Mixes("its boundaries are a table with a row for each place in the batch")
+        return axis
+    # Own boundaries: all have the same leading dimensions, and search along the last.
+    ends = len(context.shape(context.arg("boundaries|sorted_sequence"))) - 1
+    joined = join([context.axis("self"), *bounds])
+    if context.axis("self") is None or bounds[0] is None or joined is None or joined.dim >= ends:
+        raise Mixes("its boundaries depend on the batch, and its input is not each example's own")
+    return joined

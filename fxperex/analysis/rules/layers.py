@@ -87,9 +87,21 @@ rule("aten._adaptive_avg_pool2d", reads=INPUT)(_spatial(2))
 rule("aten._adaptive_avg_pool3d", reads=INPUT)(_spatial(3))
 rule("aten.upsample_nearest1d", "aten.upsample_linear1d", reads=INPUT)(_spatial(2))
 rule("aten.upsample_nearest2d", "aten.upsample_bilinear2d", "aten.upsample_bicubic2d",
-     "aten._upsample_nearest_exact2d", "aten._upsample_bilinear2d_aa", "aten.pixel_shuffle",
-     "aten.pixel_unshuffle", "aten.im2col", reads=INPUT)(_spatial(3))
+     "aten._upsample_nearest_exact2d", "aten._upsample_bilinear2d_aa",
+     "aten._upsample_bicubic2d_aa", "aten.pixel_shuffle", "aten.pixel_unshuffle", "aten.im2col",
+     reads=INPUT)(_spatial(3))
 rule("aten.upsample_nearest3d", "aten.upsample_trilinear3d", reads=INPUT)(_spatial(4))
+rule("aten.col2im", reads=INPUT)(_spatial(2))
+
+
+@rule("aten.max_unpool2d", "aten.max_unpool3d", reads="self indices")
+def unpool(context: Context) -> State:
+    axis = join([context.axis("self"), context.axis("indices")])
+    below = 3 if "2d" in str(context.node.target) else 4
+    if axis is not None and (axis.dim >= len(context.out) - below or None in
+                             (context.axis("self"), context.axis("indices"))):
+        raise Mixes("images and indices must both have the batch first")
+    return axis
 
 
 @rule("aten.scaled_dot_product_attention", reads="query key value attn_mask")
@@ -173,3 +185,32 @@ def _classified(context: Context) -> BatchAxis | None:
 
 def _without(axis: BatchAxis | None, classes: int) -> BatchAxis | None:
     return axis and axis.moved(axis.dim - (axis.dim > classes))
+
+
+MARGINS = {"multi_margin_loss", "multilabel_margin_loss"}
+
+
+@rule(*(f"aten.{name}" for name in MARGINS), reads="self target reduction weight?")
+def margin(context: Context) -> State:
+    """Losses of scores `[B, classes]` with one number per example."""
+    reduction = context.arg("reduction")
+    if context.axis("weight?") is not None:
+        raise Mixes("its class weights depend on the batch")
+    scores, target = context.axis("self"), context.axis("target")
+    rank = len(context.shape(context.arg("self")))
+    if scores is None and target is None:
+        return None
+    if rank != 2 or scores is None or target is None or scores.dim or target.dim:
+        raise Mixes("its scores must be [B, classes], and its targets have the batch first")
+    axis = join([scores, target])
+    return Reduced("mean" if reduction == 1 else "sum", axis) if reduction else axis
+
+
+@rule("aten.grid_sampler", "aten.grid_sampler_2d", "aten.grid_sampler_3d", reads="input grid")
+def grid_sampler(context: Context) -> State:
+    axes = [context.axis(name) for name in ("input", "grid")]
+    if any(axis is None or axis.dim for axis in axes):
+        raise Mixes("images and grids must both have the batch first; expand what is one for all "
+                    "to the batch")
+    return join(axes)
+

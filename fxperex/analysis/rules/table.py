@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from fxperex.analysis.state import Context, State
 from fxperex.errors import ConfigError
+from fxperex.graph.whole import leave_whole
 from fxperex.registry import same_definition
 
 Rule = Callable[[Context], State]
@@ -28,6 +29,7 @@ def rule(*ops: str, reads: str = "") -> Callable[[Rule], Rule]:
                                   f"{RULES[op].__module__}.{RULES[op].__qualname__}")
         for op in ops:
             RULES[op], READS[op] = function, frozenset(reads.split())
+        leave_whole(*ops)
         return function
 
     return enter

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import fx
 
 from fxperex.analysis.rules.pointwise import created, meet, written
 from fxperex.analysis.rules.table import rule
@@ -149,20 +148,6 @@ def repeat_interleave(context: Context) -> State:
                      and not inside)
 
 
-@rule("aten.slice", "aten.narrow", reads="self dim start")
-def slice_(context: Context) -> State:
-    axis = context.axis("self")
-    if axis is None or isinstance(context.arg("start"), fx.Node):
-        raise Mixes("it takes as many rows as there are examples, so an example's row depends on "
-                    "its place in the batch")
-    along = dim(context.arg("dim"), len(context.out))
-    if along != axis.dim:
-        context.refuse_batch_numbers()
-    if along == axis.dim and context.out != context.shape(context.arg("self")):
-        raise Mixes("it keeps some examples of the batch and drops others")
-    return axis
-
-
 @rule("aten.select", reads="self dim index")
 def select(context: Context) -> State:
     axis, rank = context.axis("self"), len(context.shape(context.arg("self")))
@@ -173,17 +158,6 @@ def select(context: Context) -> State:
         raise Mixes(f"it picks entry {context.arg('index')} of the batch dimension: one example "
                     "for all")
     return axis.moved(axis.dim - (along < axis.dim))
-
-
-@rule("aten.split", "aten.chunk", "aten.split_with_sizes", "aten.tensor_split", reads="self dim")
-def split(context: Context) -> State:
-    axis, value = context.axis("self"), context.node.meta["val"]
-    along = dim(context.arg("dim"), len(value[0].shape))
-    if axis is None or along != axis.dim:
-        context.refuse_batch_numbers()
-    if axis is not None and along == axis.dim and len(value) > 1:
-        raise Mixes("it splits the batch into groups of examples")
-    return tuple(axis for _ in value)
 
 
 @rule("aten.unbind", reads="self dim")
@@ -212,15 +186,6 @@ def scatter_view(context: Context) -> State:
     return joined
 
 
-@rule("aten.cat", "aten.concat", reads="tensors dim")
-def cat(context: Context) -> State:
-    tensors, rank = list(context.arg("tensors")), len(context.out)
-    axis = meet(context, [t for t in tensors if len(context.shape(t)) == rank], rank)
-    if axis is not None and dim(context.arg("dim"), rank) == axis.dim and len(tensors) > 1:
-        raise Mixes("it joins tensors along the batch dimension")
-    return axis
-
-
 @rule("aten.broadcast_tensors", reads="tensors")
 def broadcast(context: Context) -> State:
     tensors, rank = list(context.arg("tensors")), len(context.out)
@@ -236,6 +201,14 @@ def stack(context: Context) -> State:
     along = dim(context.arg("dim"), rank)
     axis = meet(context, tensors, rank - 1)
     return axis and axis.moved(axis.dim + (along <= axis.dim))
+
+
+@rule("aten.rot90", reads="self dims")
+def rotate(context: Context) -> State:
+    axis, rank = context.axis("self"), len(context.out)
+    if axis is not None and axis.dim in [dim(d, rank) for d in context.arg("dims")]:
+        raise Mixes("it turns the batch dimension")
+    return axis
 
 
 @rule("aten.flip", "aten.roll", reads="self dims")
