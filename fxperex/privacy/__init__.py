@@ -14,12 +14,13 @@ from fxperex.privacy.guarantee import Guarantee
 from fxperex.privacy.noise.gaussian import Noise
 from fxperex.privacy.noise.mechanism import Mechanism
 from fxperex.privacy.noise.streams import Secret
+from fxperex.privacy.records.weights import load_weights
 from fxperex.privacy.sampling.poisson import PoissonSampler, Sampler, TruncatedPoissonSampler
 from fxperex.privacy.sampling.shuffled import ShuffledSampler
 from fxperex.privacy.sampling.units import Units, per_unit
 
 __all__ = [
     "Guarantee", "Mechanism", "Noise", "PoissonSampler", "PrivacyEngine", "Sampler", "Secret",
-    "ShuffledSampler", "TruncatedPoissonSampler", "Units", "epsilon", "noise_multiplier_for",
-    "per_unit"
+    "ShuffledSampler", "TruncatedPoissonSampler", "Units", "epsilon", "load_weights",
+    "noise_multiplier_for", "per_unit"
 ]

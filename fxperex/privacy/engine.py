@@ -6,7 +6,7 @@ records each of these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,10 +20,12 @@ from fxperex.privacy.checks import whole_number
 from fxperex.privacy.gate import Gate
 from fxperex.privacy.guarantee import Guarantee, guarantee
 from fxperex.privacy.logical_step import LogicalStep
+from fxperex.privacy.loop import Loop, logger
 from fxperex.privacy.noise.gaussian import Noise
-from fxperex.privacy.records import facts, interrupts, training_state
+from fxperex.privacy.records import facts, training_state
 from fxperex.privacy.records.folder import Folder
 from fxperex.privacy.records.ledger import Counter, Ledger
+from fxperex.privacy.records.registered import Registered
 from fxperex.privacy.records.shared import open_folder, open_secret
 from fxperex.privacy.records.spending import Books
 from fxperex.privacy.release import Release, ReplayDiffers
@@ -33,7 +35,7 @@ from fxperex.ranks import ALONE
 from fxperex.runtime.module import PerExampleModule, StepResult
 
 
-class PrivacyEngine:
+class PrivacyEngine(Loop):
     """Trains a model privately: iterating it takes one logical step of DP-SGD per item, and yields
     that step's StepResult (not private).
 
@@ -73,6 +75,7 @@ class PrivacyEngine:
                  counter: Counter | None = None, same_data: bool = False,
                  collate_fn: Callable[[list[Any]], Any] | None = None) -> None:
         self.steps_done = self.generation = 0
+        self.registered, self._due = Registered(), False
         self._open: LogicalStep | None = None
         self._failed: tuple[int, int] | None = None
         self._folder: Folder | None = None
@@ -133,21 +136,6 @@ class PrivacyEngine:
                 f"multiplier {self.noise_multiplier:.4g}, delta {self.delta:g}, folder "
                 f"{self.folder})")
 
-    def __len__(self) -> int:
-        """Returns the number of steps of the whole run."""
-        return self.sampler.steps
-
-    def __iter__(self) -> Iterator[StepResult]:
-        """Yields the StepResult of each remaining step, as far as the budget goes.
-
-        With a folder, SIGTERM and Ctrl-C end the run after the current step, with a checkpoint.
-        """
-        with interrupts.held(self._folder is not None) as waiting:
-            while self._left() and not self._stopped(waiting):
-                yield self.step()
-            if self._folder is not None and self.steps_done % self._every:
-                self.checkpoint()
-
     def step(self) -> StepResult:
         """Returns the StepResult of one logical step, taken.
 
@@ -200,6 +188,8 @@ class PrivacyEngine:
             raise LedgerError("a checkpoint inside a logical step would hold half of it; leave "
                               "the step first")
         self._folder.save(*training_state.capture_run(self))
+        self._due = False
+        logger.info("checkpoint of step %d of %d in %s", self.steps_done, len(self), self.folder)
 
     def close(self) -> None:
         """Lets go of the folder and of the optimizer, which then steps unguarded."""
@@ -232,10 +222,12 @@ class PrivacyEngine:
                 raise BudgetError(f"all {self.sampler.steps} steps that the noise was planned for "
                                   "are taken; more would spend more than asked. Make an engine "
                                   "with more epochs")
+            self.registered.check()
             self._gate.check()
             self.private.check_model()
             self.mechanism.check(self.private.clip)
             self._gate.clear()
+        self._save_if_due()
         # On several ranks: on rank 0's disk before any of them reads a row.
         self.books.begin(step.step, step.generation)
         self._open = step
@@ -251,8 +243,7 @@ class PrivacyEngine:
         with self.logical_step() as step:
             for part in step.parts():
                 step.add(*as_arguments(part))
-        if self._folder is not None and self.steps_done % self._every == 0:
-            self.checkpoint()
+        self._stepped()
         return step.result
 
     def _release(self, step: LogicalStep) -> None:
@@ -277,12 +268,3 @@ class PrivacyEngine:
             with self.private.ranks.every("the resumed run"):
                 training_state.restore_run(self, *loaded)
             self._folder.ledger.append("resume", step=self.steps_done)
-
-    def _stopped(self, waiting: interrupts.Waiting) -> bool:
-        """Whether a signal came to any rank: all end before the same step."""
-        waiting.signal = self.private.ranks.highest(waiting.signal)
-        return bool(waiting.signal)
-
-    def _left(self) -> bool:
-        return self.steps_done < self.sampler.steps and self.books.fits(
-            self.steps_done, self.generation)

@@ -12,6 +12,7 @@ import torch
 
 from fxperex.privacy.noise.mechanism import Mechanism
 from fxperex.privacy.noise.streams import Secret
+from fxperex.privacy.records.registered import Registered
 from fxperex.privacy.records.spending import Books
 from fxperex.privacy.sampling.poisson import Sampler
 from fxperex.privacy.sampling.rows import Rows
@@ -32,6 +33,7 @@ class PrivateRun(Protocol):
     account: str
     steps_done: int
     generation: int
+    registered: Registered
 
     @property
     def optimizer(self) -> torch.optim.Optimizer: ...

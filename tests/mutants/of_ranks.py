@@ -59,7 +59,7 @@ MUTANTS = [
     Mutant("a part is filled with rows of its neighbour", "ranks/shards.py",
            "ours = part[:len(sharded.to_local())].contiguous()",
            "ours = part.roll(1, 0)[:len(sharded.to_local())].contiguous()", (SHARDED + STEP, )),
-    Mutant("a signal stays with its rank", "privacy/engine.py",
+    Mutant("a signal stays with its rank", "privacy/loop.py",
            "waiting.signal = self.private.ranks.highest(waiting.signal)", "pass",
            (DEATHS + "test_a_signal_to_one_rank_ends_all_after_the_same_step", )),
 ]

@@ -80,12 +80,7 @@ class Folder:
     def _secret(self, seed: int | None, secure: bool | None) -> Secret:
         path = self.path / SECRET
         if path.exists():
-            value = path.read_bytes()
-            _check_mode(path)
-            if len(value) != SECRET_BYTES:
-                raise LedgerError(f"{path} is damaged: a secret has {SECRET_BYTES} bytes, this "
-                                  f"has {len(value)}")
-            return Secret(seed, secure, value)
+            return Secret(seed, secure, read_secret(path))
         if (self.path / LEDGER).exists():
             raise LedgerError(f"{path} is missing beside a ledger: nothing here can be checked "
                               "without it. Put it back")
@@ -102,6 +97,16 @@ class Folder:
         finally:
             draft.unlink(missing_ok=True)
         return secret
+
+
+def read_secret(path: Path) -> bytes:
+    """Returns the secret in a file. Raises LedgerError if it is damaged or others may read it."""
+    value = path.read_bytes()
+    _check_mode(path)
+    if len(value) != SECRET_BYTES:
+        raise LedgerError(f"{path} is damaged: a secret has {SECRET_BYTES} bytes, this has "
+                          f"{len(value)}")
+    return value
 
 
 def _check_mode(secret: Path) -> None:

@@ -56,6 +56,9 @@ class Ledger:
             raise LedgerError("this process is a copy (fork) of the one that began the run; two "
                               "that go on with it would draw the same noise. Make the engine in "
                               "the process that trains")
+        if self.path is not None and self._file is None:
+            raise LedgerError(f"the ledger {self.path} is closed: what is spent from here on would "
+                              "be in no file. Make an engine on the folder again")
         record = {"n": len(self.records), "kind": kind, **facts}
         record["mac"] = self._mac(record)
         if self._file is not None:

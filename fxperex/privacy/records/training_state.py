@@ -17,10 +17,12 @@ Tensors = dict[str, Tensor]
 def capture_run(run: PrivateRun) -> tuple[Tensors, dict[str, Any]]:
     """Returns (tensors by name, values for JSON) of a run between two of its steps."""
     tensors, plain = capture(run.private.model, run.optimizer)
+    more, states = run.registered.capture()
     adaptive = run.mechanism.adaptive
-    return tensors, {"step": run.steps_done, "generation": run.generation, "optimizer": plain,
-                     "clip bound": adaptive and adaptive.bound, "plan": str(run.private.plan),
-                     "versions": versions()}
+    return tensors | more, {"step": run.steps_done, "generation": run.generation,
+                            "optimizer": plain, "clip bound": adaptive and adaptive.bound,
+                            "plan": str(run.private.plan), "registered": states,
+                            "versions": versions()}
 
 
 def restore_run(run: PrivateRun, tensors: Tensors, plain: dict[str, Any]) -> None:
@@ -28,6 +30,8 @@ def restore_run(run: PrivateRun, tensors: Tensors, plain: dict[str, Any]) -> Non
     """
     restore(run.private.model, run.optimizer, tensors, plain["optimizer"])
     run.steps_done, run.generation = plain["step"], plain["generation"]
+    run.registered.resume(run.steps_done, tensors, plain.get("registered", {}),
+                          lambda: restore_settings(run.optimizer, plain["optimizer"]))
     if run.mechanism.adaptive is not None:
         run.mechanism.adaptive.bound = plain["clip bound"]
 
@@ -67,9 +71,23 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors
             _, index, entry = name.split(".", 2)
             state.setdefault(int(index), {})[entry] = value
     fresh = optimizer.state_dict()["param_groups"]
-    groups = [{k: tuple(v) if isinstance(current.get(k), tuple) else v for k, v in g.items()}
-              for g, current in zip(plain["groups"], fresh, strict=True)]
+    groups = [_like(g, current) for g, current in zip(plain["groups"], fresh, strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def restore_settings(optimizer: torch.optim.Optimizer, plain: dict[str, Any]) -> None:
+    """Puts learning rates and the like of each group to those of a checkpoint, in place."""
+    for group, held in zip(optimizer.param_groups, plain["groups"], strict=True):
+        for name, value in _like(held, group).items():
+            if isinstance(group.get(name), Tensor):
+                group[name].fill_(value)
+            elif name != "params":
+                group[name] = value
+
+
+def _like(group: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
+    """`group` with a tuple where `current` has one: JSON has none."""
+    return {k: tuple(v) if isinstance(current.get(k), tuple) else v for k, v in group.items()}
 
 
 def _model(model: nn.Module) -> Tensors:
