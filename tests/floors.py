@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("arguments",),
     ("transform",),
     ("fxperex", "privacy", "extend"),
-    ("demo",),
+    ("demo", "integrations"),
     ("cli",),
     ("__main__",),
 )

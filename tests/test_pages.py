@@ -18,8 +18,10 @@ except ImportError:
 DOCS = Path(fxperex.__file__).parent / "docs"
 
 
-@pytest.mark.parametrize("page", ["index", "looking"])
-def test_every_block_of_a_page_runs(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("page", ["index", "looking", "migrating"])
+def test_every_block_of_a_page_runs(page: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / f"{page}.md").read_text(), re.DOTALL)
     names: dict[str, object] = {"__name__": page}
     for block in blocks:

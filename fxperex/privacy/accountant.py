@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -93,6 +93,36 @@ def bound(sampler: Sampler, noise_multiplier: float, delta: float, units: int,
     if method == "rdp" or (method == "smaller" and _has_orders(event, relation)):
         bounds.append(Bound(_epsilon(_maker("rdp", relation), event, units, delta), "rdp"))
     return min(bounds, key=lambda b: b.epsilon)
+
+
+def epsilon_of_runs(runs: Sequence[tuple[Sampler, float, int]], delta: float, *,
+                    method: str = "smaller", relation: str = "add-or-remove") -> float:
+    """Returns an upper bound of epsilon of several runs on the same data together.
+
+    runs: (sampler, noise multiplier, units spent) of each. Raises ConfigError.
+    """
+    probability(delta, "delta")
+    spent = [run for run in runs if run[2]]
+    if len(spent) < 2:
+        return max((epsilon_of(sampler, sigma, delta, units, method=method, relation=relation)
+                    for sampler, sigma, units in spent), default=0.0)
+    one_of(method, "accounting method", METHODS)
+    for sampler, _, _ in spent:
+        check_relation(sampler, relation)
+    events = [(sampler.event(sigma), units) for sampler, sigma, units in spent]
+    orders = all(_has_orders(event, relation) for event, _ in events)
+    makers = [_maker("pld", relation)] if method != "rdp" else []
+    makers += [_maker("rdp", relation)] if method == "rdp" or (method == "smaller" and orders) \
+        else []
+    return min(_epsilon_of_events(make, events, delta) for make in makers)
+
+
+def _epsilon_of_events(make: Callable[[], Any], events: Sequence[tuple[DpEvent, int]],
+                       delta: float) -> float:
+    account = make()
+    for event, units in events:
+        account.compose(event, units)
+    return max(0.0, float(account.get_epsilon(delta)))
 
 
 def _grid(sampler: Sampler, sigma: float, units: int, relation: str) -> float:
