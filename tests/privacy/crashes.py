@@ -79,7 +79,7 @@ POINTS = {
     "debit on disk, before data": Point(LogicalStep, "parts"),
     "during the sum": Point(PerExampleModule, "sums", "after"),
     "sum known, not recorded": Point(Books, "summed"),
-    "sum recorded, before noise": Point(Noise, "release"),
+    "sum recorded, before noise": Point(Noise, "release_parts"),
     "after noise": Point(Gate, "update"),
     "during the update": Point(import_module("torch.optim.adam"), "adam", "half"),
     "after the update": Point(Ledger, "append", only=_commits),
