@@ -8,15 +8,22 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data import (
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
 
 from fxperex.capture.distributed import world_size
 from fxperex.clipping import Clip, Flat, PerLayer
 from fxperex.errors import ConfigError, SamplingError
 from fxperex.integrations.opacus.account import METHODS, Account
 from fxperex.integrations.opacus.objects import PrivateLoader, PrivateModule, PrivateOptimizer
-from fxperex.integrations.opacus.run import Run, Settings
+from fxperex.integrations.opacus.run import Run
 from fxperex.integrations.opacus.schedulers import Scheduler
+from fxperex.integrations.opacus.settings import Settings
 from fxperex.integrations.opacus.validator import ModuleValidator
 from fxperex.privacy import calibration
 from fxperex.privacy.checks import one_of, positive, probability, whole_number
@@ -176,10 +183,13 @@ class PrivacyEngine:
         expected = size / per_epoch if poisson else float(batch or 1)
         steps = None if epochs is None else epochs * per_epoch
         seed = None if generator is None else generator.initial_seed()
-        asked = Settings(module, optimizer, loader.dataset, expected, per_epoch, poisson, rule,
+        collate = None if loader.collate_fn is default_collate else loader.collate_fn
+        data: Any = loader.dataset
+        if type(data) is TensorDataset and collate is None:
+            data = data.tensors  # rows are read all at once
+        asked = Settings(module, optimizer, data, expected, per_epoch, poisson, rule,
                          steps, METHODS[self.accountant.mechanism()], seed, loader.num_workers,
-                         None if loader.collate_fn is default_collate else loader.collate_fn,
-                         options)
+                         collate, options)
         run = Run(asked, noise_multiplier, bound, self.accountant)
         self.dataset = loader.dataset
         return run

@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import fxperex
-from fxperex.clipping import Clip
 from fxperex.errors import BudgetError, ConfigError, LedgerError, ShapeError, StateError
 from fxperex.integrations.opacus.account import Account, Spent
 from fxperex.integrations.opacus.formula import Formula
 from fxperex.integrations.opacus.rows import History, plain
+from fxperex.integrations.opacus.settings import Settings
 from fxperex.integrations.opacus.values import Value
-from fxperex.privacy import PoissonSampler, PrivacyEngine, Sampler, Secret, ShuffledSampler
+from fxperex.privacy import PrivacyEngine, Sampler
 from fxperex.privacy.logical_step import LogicalStep
 from fxperex.privacy.sampling.rows import Rows
 from fxperex.runtime.module import PerExampleModule
@@ -35,41 +35,6 @@ Batch = tuple[Tensor, ...]
 ENDLESS = 2**40
 # An engine reports epsilon at a delta of its own; here delta is asked for in `get_epsilon`.
 UNUSED_DELTA = 1e-5
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What was asked of a run.
-
-    rule: from a bound to a clipping rule. per_epoch: steps of an epoch. steps: how many were
-    planned, None for any number. collate_fn: is called for one item at a time.
-    """
-
-    module: nn.Module
-    optimizer: torch.optim.Optimizer
-    dataset: Any
-    expected_batch: float
-    per_epoch: int
-    poisson: bool
-    rule: Callable[[Any], Clip]
-    steps: int | None
-    method: str
-    seed: int | None
-    workers: int = 0
-    collate_fn: Callable[[list[Any]], Any] | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def relation(self) -> str:
-        """The neighbouring relation that the sampling has a guarantee under."""
-        return "add-or-remove" if self.poisson else "zero-out"
-
-    def sampler(self, size: int, steps: int, seed: int | None) -> Sampler:
-        """Returns who takes part in `steps` steps. Raises ConfigError."""
-        secret = Secret(seed)
-        if self.poisson:
-            return PoissonSampler(size, self.expected_batch, steps, secret=secret)
-        return ShuffledSampler(size, int(self.expected_batch), steps, secret=secret)
 
 
 @dataclass
