@@ -73,7 +73,8 @@ class Request:
         strategy = self.strategy.to_json() if isinstance(self.strategy, Plan) else self.strategy
         return {"the structure of a batch": str(self.structure), "strategy": strategy,
                 "memory": self.memory, "physical_batch": self.rows, "the device": self.device.type,
-                "trained": sorted(self.trainable), "the rows of a captured batch": self.capture_rows}
+                "trained": sorted(self.trainable),
+                "the rows of a captured batch": self.capture_rows}
 
     def with_plan(self, plan: Plan) -> Request:
         """Returns the Request that asks for `plan` as it is."""
