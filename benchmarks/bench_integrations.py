@@ -51,8 +51,8 @@ def train(engine: Any, seed: int, epochs: int) -> tuple[float, float, float]:
     data = load("digits")
     (x, y), (test_x, test_y) = data.train, data.test
     model: Any = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.Tanh(), nn.Flatten(),
-        nn.Linear(512, 10))
+        nn.Conv2d(1, 16, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(512, 10))
     optimizer: Any = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.5)
     criterion = nn.CrossEntropyLoss()
     model, optimizer, loader = engine.make_private(

@@ -157,9 +157,8 @@ MUTANTS = [
         'return needed("dp_accounting").TruncatedSubsampledGaussianDpEvent(self.size, '
         'self.rate, self.max_batch, sigma)', "return super().event(sigma)",
         (PROMISE + "test_cutting_batches_down_costs_more", )),
-    Mutant("epsilon at another "
-           "delta", "privacy/accountant.py", ".get_epsilon(delta)",
-           ".get_epsilon(math.sqrt(delta))",
+    Mutant("epsilon at another delta", "privacy/accountant.py", "count).get_epsilon(delta)",
+           "count).get_epsilon(math.sqrt(delta))",
            (ACCOUNT + "test_without_sampling_it_is_the_gaussian_mechanism", )),
     Mutant("one step is accounted for", "privacy/accountant.py", "account.compose(event, "
            "count)", "account.compose(event, 1)",
