@@ -139,7 +139,9 @@ def test_inductor(name: str) -> None:
     assert private.backend == "inductor"
 
 
-@pytest.mark.parametrize("strategy", ["naive", "multi", "crb", "unfold", "ghost"])
+@pytest.mark.parametrize("strategy", [
+    "crb", "ghost", *(pytest.param(name, marks=pytest.mark.nightly)
+                      for name in ("naive", "multi", "unfold"))])
 def test_inductor_by_strategy(strategy: str) -> None:
     assert check("toy", strategy, "inductor").backend == "inductor"
 

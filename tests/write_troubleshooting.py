@@ -1,4 +1,4 @@
-"""`python -m tests.write_troubleshooting`: writes the page of errors from the classes themselves."""
+"""`python -m tests.write_troubleshooting` writes the page of errors from the classes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ PAGE = Path(fxperex.errors.__file__).parent / "docs" / "troubleshooting.md"
 HEAD = """# Errors and ways out
 
 Every refusal is an `FxperexError`; its message says what was asked, what was found (the node, the
-parameter, your source line, shapes) and what to do. Nothing was written when one is raised. This page is
-written from the classes by `python -m tests.write_troubleshooting`.
+parameter, your source line, shapes) and what to do. Nothing was written when one is raised. This
+page is written from the classes by `python -m tests.write_troubleshooting`.
 
 | class | it means | it is also | what to try |
 |---|---|---|---|
@@ -24,7 +24,7 @@ TRY = {
     "DataError": "look at labels and ids: one of them is out of range",
     "CaptureError": "rewrite the line that the message names, as it says",
     "BatchMixingError": "`model, changes = fxperex.fix(model)`; else write a batch rule",
-    "MutationError": "put the module into evaluation mode, or use a norm without running statistics",
+    "MutationError": "evaluation mode for that module, or a norm without running statistics",
     "CoverageError": "freeze the parameter, or use it by an operation that has a gradient",
     "StateError": "call `transform` again after the model was changed",
     "MemoryLimitError": "`memory=` with the budget that the message names",
@@ -32,6 +32,7 @@ TRY = {
     "PrivacyError": "follow the message: what was asked for has no account",
     "SamplingError": "hand the data set itself to `PrivacyEngine`, not a loader",
     "LedgerError": "use another folder, or the checkpoint that belongs to it",
+    "RankError": "start every rank with the same model, settings and code",
     "BudgetError": "make an engine with more epochs or a larger epsilon",
     "DivergedError": "lower the learning rate",
     "BackendWarning": "nothing: the step runs eagerly; the message says why",

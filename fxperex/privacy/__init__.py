@@ -7,6 +7,7 @@ Needs the extra `fxperex[accounting]` (numpy, dp-accounting, cryptography, safet
 else of the library does.
 """
 
+from fxperex.privacy import extra  # noqa: F401  (first: it names the extra that is missing)
 from fxperex.privacy.accountant import epsilon
 from fxperex.privacy.calibration import noise_multiplier_for
 from fxperex.privacy.engine import PrivacyEngine

@@ -223,7 +223,7 @@ def _chips(canvas: Canvas, at: _Columns, lane: Lane, y: float) -> None:
 
 def _short(choice: Choice, lane: str) -> str:
     """Returns the parameter's name inside its lane, without the word "weight"."""
-    name = ".".join(choice.site.name.split(".")[lane.count(".") + 1 - lane.count(".."):])
+    name = ".".join(choice.site.name.split(".")[lane.count(".") + 1 - 2 * lane.count(".."):])
     name = name or choice.site.name
     return name.removesuffix(".weight")
 

@@ -81,7 +81,7 @@ MIXING: dict[str, tuple[str, Program, tuple[int, ...]]] = {
     "first three": ("slice", lambda x: x[:3], V),
     "shifted": ("slice", lambda x: x[1:] - x[:-1], V),
     "random order": ("index|randperm", _randperm, V),
-    "cat": ("cat", lambda x: torch.cat([x, x]), V),
+    "cat": ("cat", lambda x: torch.cat([x, x.new_zeros(1, D)]), V),
     "chunk": ("split|chunk", lambda x: torch.cat(x.chunk(2, 0), 1), V),
     "unbind": ("unbind", lambda x: torch.stack(x.unbind(0), 1), V),
     "attention over "

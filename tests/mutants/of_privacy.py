@@ -157,9 +157,8 @@ MUTANTS = [
         'return needed("dp_accounting").TruncatedSubsampledGaussianDpEvent(self.size, '
         'self.rate, self.max_batch, sigma)', "return super().event(sigma)",
         (PROMISE + "test_cutting_batches_down_costs_more", )),
-    Mutant("epsilon at another "
-           "delta", "privacy/accountant.py", ".get_epsilon(delta)",
-           ".get_epsilon(math.sqrt(delta))",
+    Mutant("epsilon at another delta", "privacy/accountant.py", "count).get_epsilon(delta)",
+           "count).get_epsilon(math.sqrt(delta))",
            (ACCOUNT + "test_without_sampling_it_is_the_gaussian_mechanism", )),
     Mutant("one step is accounted for", "privacy/accountant.py", "account.compose(event, "
            "count)", "account.compose(event, 1)",
@@ -223,7 +222,8 @@ MUTANTS = [
            (ON + "test_labels_and_ids_from_one_survive_empty_draws", )),
     Mutant("delta is not bound", "privacy/records/facts.py", '"target": {"delta": settings.delta, ',
            '"target": {', (FOLDER + "test_another_run_is_named", )),
-    Mutant("a secret for all to read", "privacy/records/folder.py", "if mode & 0o077:", "if False:",
+    Mutant("a secret for all to read", "privacy/records/folder.py", "if others_may_read(mode):",
+           "if False:",
            (FOLDER + "test_a_secret_that_others_can_read_is_refused", )),
     Mutant("a loaded step feeds an engine", "privacy/settings.py",
            "if isinstance(private, LoadedStep) or not private.proved:",

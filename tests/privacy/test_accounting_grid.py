@@ -25,7 +25,8 @@ def _epsilon(rate: float, sigma: float, steps: int, delta: float, method: str = 
     return epsilon(PoissonSampler(SIZE, rate * SIZE, steps, seed=0), sigma, delta, method=method)
 
 
-@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("rate", [
+    pytest.param(rate, marks=() if rate == 0.01 else pytest.mark.nightly) for rate in RATES])
 def test_bracketed_and_monotone(rate: float) -> None:
     found = {at: _epsilon(rate, *at) for at in GRID}
     assert len(found) * len(RATES) == 400

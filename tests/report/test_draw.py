@@ -102,7 +102,7 @@ def test_a_picture_that_cannot_be_is_refused(private: fxperex.PerExampleModule, 
 def test_equal_blocks_are_drawn_once_with_a_slice_for_each(
         private: fxperex.PerExampleModule, tmp_path: Path) -> None:
     rows = folded_lanes(private.capture.graph, private.plan)
-    assert [(lane.name, lane.times) for lane in rows if lane.times > 1][0] == ("{1..14}.up", 14)
+    assert ("{1..14}.up", 14) in [(lane.name, lane.times) for lane in rows]
     assert len(rows) < 8 and sum(len(lane.choices) for lane in rows) == len(private.plan.choices)
     text = private.draw(tmp_path / "plan.svg").read_text()
     assert "14 x" in text and text.count('data-key="site ') == len(private.plan.choices)

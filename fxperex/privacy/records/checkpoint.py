@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from fxperex.errors import LedgerError
+from fxperex.files import sync_folder
 from fxperex.privacy.checks import needed
 
 TENSORS, STATE, MAC = "tensors.safetensors", "state.json", "mac"
@@ -42,13 +43,13 @@ def save(folder: Path, number: int, tensors: dict[str, Tensor], state: dict[str,
         writing.mkdir(0o700)
         for name, data in ((TENSORS, held), (STATE, text), (MAC, mac)):
             put(writing / name, data)
-        sync(writing)
+        sync_folder(writing)
         target = numbered(folder, number)
         # There is a set of this number if the ledger could not record it. The ledger names an older
         # set, which stays.
         shutil.rmtree(target, ignore_errors=True)
         writing.rename(target)
-        sync(folder)
+        sync_folder(folder)
     except OSError as e:
         shutil.rmtree(writing, ignore_errors=True)
         raise LedgerError(f"no checkpoint could be written to {folder}: {e.strerror}. The run and "
@@ -114,12 +115,3 @@ def put(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def sync(folder: Path) -> None:
-    """Puts the names in `folder` on disk. Raises OSError."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

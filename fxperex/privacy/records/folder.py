@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fxperex.errors import LedgerError
+from fxperex.files import others_may_read
 from fxperex.privacy.noise.streams import SECRET_BYTES, Secret
 from fxperex.privacy.records import checkpoint
 from fxperex.privacy.records.facts import differences
@@ -112,7 +113,7 @@ def read_secret(path: Path) -> bytes:
 def _check_mode(secret: Path) -> None:
     """Raises LedgerError for a secret that others may read, as ssh does for a key."""
     mode = secret.stat().st_mode & 0o777
-    if mode & 0o077:
+    if others_may_read(mode):
         raise LedgerError(f"{secret} may be read or written by others (mode {mode:04o}): who reads "
                           "it can subtract the noise. If nobody did, `chmod 600` it; if somebody "
                           "may have, start a new run in another folder")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hmac
 import json
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from fxperex.errors import LedgerError
+from fxperex.files import lock, others_may_read
 
 Record = dict[str, Any]
 START = "0" * 64
@@ -93,9 +93,10 @@ class Ledger:
         try:
             self._file = path.open("a+b", buffering=0)
             _opened.add(self)
-            if os.fstat(self._file.fileno()).st_mode & 0o077:  # new, or of an earlier version
+            # New, or of an earlier version.
+            if others_may_read(os.fstat(self._file.fileno()).st_mode):
                 os.fchmod(self._file.fileno(), 0o600)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._file)
             self._read()
         except BlockingIOError as e:
             raise LedgerError(f"the ledger {path} is in use by another process; two runs cannot "
@@ -176,4 +177,5 @@ def _let_go() -> None:
         ledger.close()
 
 
-os.register_at_fork(after_in_child=_let_go)
+if hasattr(os, "register_at_fork"):  # elsewhere a process has no copies
+    os.register_at_fork(after_in_child=_let_go)
