@@ -19,6 +19,7 @@ from fxperex.errors import (
     MutationError,
     PackageError,
     PrivacyError,
+    RankError,
     SamplingError,
     SemanticsWarning,
     ShapeError,
@@ -33,7 +34,7 @@ __all__ = [
     "BackendWarning", "BatchMixingError", "BudgetError", "CaptureError", "ConfigError",
     "CoverageError", "DataError", "DivergedError", "FxperexError", "LedgerError",
     "MemoryLimitError", "MutationError", "PackageError", "PerExampleModule", "PrivacyError",
-    "SamplingError", "SemanticsWarning", "ShapeError", "StateError", "StepResult", "fix", "load",
-    "transform"
+    "RankError", "SamplingError", "SemanticsWarning", "ShapeError", "StateError", "StepResult",
+    "fix", "load", "transform"
 ]
 __version__ = "0.1.0"
