@@ -27,6 +27,12 @@ UNCHECKED: dict[Any, Callable[..., Any]] = {
     aten.linalg_cholesky_ex(x, upper=upper)[0],
     aten.linalg_solve.default: lambda a, b, *, left=True: aten.linalg_solve_ex(a, b, left=left)[0],
 }
+# Torch's own kernels of recurrent cells split so; only views and versions differ.
+SPLIT: dict[Any, Callable[..., Any]] = {
+    aten.unsafe_split.Tensor: lambda x, size, dim=0: aten.split.Tensor(x, size, dim),
+    aten.unsafe_split_with_sizes.default:
+    lambda x, sizes, dim=0: aten.split_with_sizes.default(x, sizes, dim),
+}
 
 
 def taken_apart(graph: fx.GraphModule) -> dict[Any, Callable[..., Any]]:
@@ -40,7 +46,7 @@ def taken_apart(graph: fx.GraphModule) -> dict[Any, Callable[..., Any]]:
     # Not `target.decompose`: that is what a table replaces.
     key = torch._C.DispatchKey.CompositeImplicitAutograd
     apart = {target: partial(target._op_dk, key) for target in _operators() if _unknown(target)}
-    return SIZED | apart | UNCHECKED
+    return SIZED | apart | UNCHECKED | SPLIT
 
 
 def _unknown(target: Any) -> bool:
