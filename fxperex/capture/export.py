@@ -8,6 +8,7 @@ becomes a number, and every node gets its fake value in `meta["val"]`.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -41,7 +42,7 @@ def export(whole: nn.Module, batch: tuple[Tensor, ...], elsewhere: Elsewhere | N
     shapes = (tuple({0: rows} for _ in batch),) if symbolic else None
     batch = batch if elsewhere is None else tuple(map(elsewhere.tensor, batch))
     with quiet(), ignore_mask_values(), _default_device(batch, elsewhere):
-        with preserve_source_lines():
+        with _unchecked_distributions(), preserve_source_lines():
             exported = torch.export.export(whole, batch, dynamic_shapes=shapes, strict=False)
         _detach_no_grad(exported.graph_module)
         no_ragged(exported.graph_module)
@@ -52,6 +53,22 @@ def export(whole: nn.Module, batch: tuple[Tensor, ...], elsewhere: Elsewhere | N
         refuse_input_writes(exported)
         forget_strides(exported.graph_module)
         return exported if elsewhere is None else elsewhere.back(exported)
+
+
+@contextlib.contextmanager
+def _unchecked_distributions() -> Iterator[None]:
+    """Within it `torch.distributions` does not check its arguments by default.
+
+    A check reads values, which a graph does not have. A row that it would have refused is not
+    finite as a rule, and is dropped.
+    """
+    law = torch.distributions.Distribution
+    before = law._validate_args
+    law.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        law.set_default_validate_args(before)
 
 
 def _default_device(batch: tuple[Tensor, ...],
