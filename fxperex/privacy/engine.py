@@ -54,7 +54,8 @@ class PrivacyEngine(Loop):
     secure: ChaCha20 (the default). seed: for repeatable science; without it keys are secret.
     folder: for the ledger, and a checkpoint every `checkpoint_every` steps; an existing run there
     is resumed. same_data: also binds the folder to the data's shapes and a few rows' values.
-    workers: processes that read a Dataset. counter: see `fxperex.privacy.records.ledger`.
+    workers: processes that read a Dataset, the same in every step.
+    counter: see `fxperex.privacy.records.ledger`.
     Raises an FxperexError before anything is trained.
 
     When a step raises, its sum is cleared, its debit stands, and the next call takes it again with
@@ -195,6 +196,8 @@ class PrivacyEngine(Loop):
         """Lets go of the folder and of the optimizer, which then steps unguarded."""
         if hasattr(self, "_gate"):
             self._gate.close()
+        if hasattr(self, "rows"):
+            self.rows.close()
         if self._folder is not None:
             self._folder.ledger.close()
 

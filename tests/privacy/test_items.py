@@ -4,6 +4,7 @@ sees one row at a time.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import UserDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -204,3 +205,18 @@ def test_what_is_no_data_is_refused_before_any_debit(name: str, named: Build,
 def test_units_of_mappings_are_refused_with_a_way_out(named: Build) -> None:
     with pytest.raises(ShapeError, match=r"row\.values"):
         Units({"x": X, "y": Y}, Y)[0]
+
+
+def test_workers_live_on_from_step_to_step(named: Build) -> None:
+    items = Items(lambda i: {"x": X[i], "y": Y[i]})
+    run = named(items, workers=2)
+    run.step()
+    before = set(processes())
+    run.step()
+    assert len(before) == 2 and set(processes()) == before
+    run.close()
+    assert not processes()
+
+
+def processes() -> list[int]:
+    return [p.pid for p in multiprocessing.active_children() if p.pid is not None]

@@ -40,6 +40,8 @@ class Rows:
         self.dataset, self._workers = dataset, whole_number(workers, "workers")
         self._columns = columns(dataset) if isinstance(dataset, tuple | Mapping) else None
         self._collate_fn = collate_fn
+        self._loader: DataLoader[Any] | None = None
+        self._pieces = _Pieces()
         if collate_fn is not None and (self._columns is not None or not callable(collate_fn)):
             raise ConfigError("collate_fn must be a function that makes a batch of the items of a "
                               f"map-style Dataset; got {collate_fn!r} for a "
@@ -114,14 +116,26 @@ class Rows:
             for piece in pieces:
                 yield rows_of(self._columns, piece)
             return
-        source, numbers = _Numbered(self.dataset), [piece.tolist() for piece in pieces]
+        source, self._pieces.numbers = _Numbered(self.dataset), [p.tolist() for p in pieces]
         together = functools.partial(_collated, collate_fn=self._collate_fn)
-        batches: Any = (together([source[i] for i in piece]) for piece in numbers)
-        if self._workers:
-            count = min(self._workers, len(pieces))
-            batches = DataLoader(source, batch_sampler=numbers, num_workers=count,
-                                 collate_fn=together)
-        yield from batches
+        if not self._workers:
+            yield from (together([source[i] for i in piece]) for piece in self._pieces.numbers)
+            return
+        if self._loader is None:
+            self._loader = DataLoader(source, batch_sampler=self._pieces, collate_fn=together,
+                                      num_workers=self._workers, persistent_workers=True)
+        try:
+            for batch in self._loader:
+                # After a failure new workers see the data set as it is then.
+                self._loader = None if isinstance(batch, Unread) else self._loader
+                yield batch
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the workers; later reads start new ones."""
+        self._loader = None
 
 
 @dataclass
@@ -136,6 +150,19 @@ class Unread:
         error = PrivacyError(f"{self.text}. {STANDS}")
         error.__cause__ = self.cause
         return error
+
+
+class _Pieces:
+    """The rows of the batches that workers are to read next: they live on from step to step."""
+
+    def __init__(self) -> None:
+        self.numbers: list[list[int]] = []
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
 
 
 class _Numbered(Dataset[Any]):
