@@ -147,7 +147,7 @@ FULL: dict[str, Callable[[PrivacyEngine, Path], Any]] = {
     "checkpoint file": lambda made, folder: _refusing(checkpoint, "put", errno.ENOSPC),
     "checkpoint folder": lambda made, folder: _refusing(Path, "mkdir", errno.ENOSPC),
     "checkpoint rename": lambda made, folder: _refusing(Path, "rename", errno.ENOSPC),
-    "checkpoint names": lambda made, folder: _refusing(checkpoint, "sync", errno.EIO),
+    "checkpoint names": lambda made, folder: _refusing(checkpoint, "sync_folder", errno.EIO),
     "checkpoint record": lambda made, folder: _disk(made, "write", lambda _, line: b'"set"' in line
                                                     ),
 }
