@@ -52,7 +52,7 @@ def _gradients(loss: Tensor, leaves: list[Tensor],
         return [None] * len(leaves)
     try:
         return torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         raise underivable(error, graph) from error
 
 

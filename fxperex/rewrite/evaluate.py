@@ -142,7 +142,7 @@ def backward(capture: Capture, analysis: Analysis, run: Run, graph: fx.GraphModu
         raise CoverageError("the loss does not depend on any trainable parameter")
     try:
         gradients = torch.autograd.grad(run.loss.sum(), flat, allow_unused=True)
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         raise underivable(error, graph) from error
     grads = {id(t): g for t, g in zip(flat, gradients, strict=True)}
     of_nodes: dict[str, dict[str, Any]] = {}

@@ -20,6 +20,8 @@ from unittest import mock
 import torch
 from torch import distributed
 
+from fxperex.errors import FxperexError
+
 SECONDS = 60  # a collective that waits longer is a failure, and no deadlock
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["warm"])
@@ -67,3 +69,12 @@ class Pool:
         """
         assert self.codes(work, world, *args) == [0] * world
         return [self.result(rank) for rank in range(world)]
+
+
+def raised(call: Any) -> str:
+    """Returns the name and text of the library's error that `call` raises."""
+    try:
+        call()
+    except FxperexError as e:
+        return f"{type(e).__name__}: {e}"
+    return "nothing"

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from gloo import Pool
+from gloo import Pool, raised
 
 from fxperex.errors import ConfigError, FxperexError, LedgerError, RankError
 from fxperex.ranks import ALONE, Ranks, deal, ranks_of, totals
@@ -29,14 +29,6 @@ def test_the_pieces_of_all_ranks_are_the_draw(count: int) -> None:
             assert sorted(rows) == drawn.tolist() and sorted(places) == list(range(count))
 
 
-def _raised(call: Any) -> str:
-    try:
-        call()
-    except FxperexError as e:
-        return f"{type(e).__name__}: {e}"
-    return "nothing"
-
-
 def _fails(ranks: Ranks, failing: bool, error: BaseException, token: int = 0) -> None:
     with ranks.every("the test", token=token):
         if failing:
@@ -54,13 +46,13 @@ def _say(rank: int) -> dict[str, Any]:
     return {
         "numbers": (ranks.size, ranks.highest(rank), ranks.total(rank + 0.5)),
         "decided": ranks.decided(lambda: {"by": rank}),
-        "by 1": _raised(lambda: _fails(ranks, rank == 1, ConfigError("no"))),
-        "by 0": _raised(lambda: _fails(ranks, rank == 0, FxperexError("no"))),
-        "refused": _raised(lambda: ranks.decided(refuses)),
-        "unlike": _raised(lambda: ranks.alike("the test", {"x": 1, "y": rank})),
-        "alike": _raised(lambda: ranks.alike("the test", {"x": 1})),
-        "tokens": _raised(lambda: _fails(ranks, False, ConfigError("no"), token=rank)),
-        "mesh": _raised(lambda: ranks_of("mesh") if rank else _fails(ranks, False, ConfigError())),
+        "by 1": raised(lambda: _fails(ranks, rank == 1, ConfigError("no"))),
+        "by 0": raised(lambda: _fails(ranks, rank == 0, FxperexError("no"))),
+        "refused": raised(lambda: ranks.decided(refuses)),
+        "unlike": raised(lambda: ranks.alike("the test", {"x": 1, "y": rank})),
+        "alike": raised(lambda: ranks.alike("the test", {"x": 1})),
+        "tokens": raised(lambda: _fails(ranks, False, ConfigError("no"), token=rank)),
+        "mesh": raised(lambda: ranks_of("mesh") if rank else _fails(ranks, False, ConfigError())),
         "tensors": ranks.tensors(named if rank == 0 else None)}
 
 

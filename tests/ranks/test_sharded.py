@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from gloo import Pool
+from gloo import Pool, raised
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -17,7 +17,6 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import MODELS, UNEVEN, data, private_of
 
-from fxperex.errors import FxperexError
 from fxperex.privacy import PrivacyEngine
 
 NEAR = 1e-12
@@ -92,14 +91,6 @@ def _counted(rank: int, mesh: DeviceMesh) -> dict[str, Any]:
             "parameters": len(private.parameters), "peak": private.peak, "whole": whole.peak}
 
 
-def _raised(call: Any) -> str:
-    try:
-        call()
-    except FxperexError as e:
-        return f"{type(e).__name__}: {e}"
-    return "nothing"
-
-
 def _refusals(mesh: DeviceMesh) -> dict[str, str]:
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
     columns = nn.Linear(6, 3).double()
@@ -110,13 +101,13 @@ def _refusals(mesh: DeviceMesh) -> dict[str, str]:
     model = _wrapped(MODELS["mlp"](), mesh)
     private = private_of(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    return {"columns": _raised(lambda: private_of(columns)),
-            "mixed": _raised(lambda: private_of(mixed)),
-            "precision": _raised(lambda: private_of(_wrapped(MODELS["mlp"](), mesh,
+    return {"columns": raised(lambda: private_of(columns)),
+            "mixed": raised(lambda: private_of(mixed)),
+            "precision": raised(lambda: private_of(_wrapped(MODELS["mlp"](), mesh,
                                                              mp_policy=half))),
-            "backend": _raised(lambda: private_of(model, backend="inductor")),
-            "save": _raised(lambda: private.save("step.pt2")),
-            "engine": _raised(lambda: PrivacyEngine(
+            "backend": raised(lambda: private_of(model, backend="inductor")),
+            "save": raised(lambda: private.save("step.pt2")),
+            "engine": raised(lambda: PrivacyEngine(
                 private, optimizer, data(), expected_batch=10, epochs=1, delta=1e-3,
                 noise_multiplier=1.0))}
 
